@@ -25,7 +25,7 @@ try:
     import grpc
     import grpc.aio
 except ImportError:
-    grpc = None  # type: ignore[assignment]
+    grpc = None
 
 NAMES = ("one", "two", "three")
 READY_S = 30.0

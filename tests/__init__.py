@@ -23,6 +23,7 @@ First the tests of the rooms, from the lowest up; then what tests the system as 
                          that leaves a prepared transaction.
 :mod:`.servers`          starts the PostgreSQL servers of the tests.
 :mod:`.ports`            gives free TCP ports.
+:mod:`.stand_in`         replaces what a module of the product has imported.
 :mod:`.pgbouncer`        starts PgBouncer in front of a server.
 =======================  =====================================================================================
 """

@@ -269,9 +269,9 @@ def test_the_matrix_has_every_step_and_victim() -> None:
     for step in TwoPhaseStep:
         for victim in (Victim.COORDINATOR, Victim.DATABASE, Victim.DATABASE_DOWN):
             assert (victim, False, str(step)) in seen
-    for step in RecoveryStep:
+    for recovering in RecoveryStep:
         for victim in (Victim.RECOVERY, Victim.DATABASE, Victim.DATABASE_DOWN):
-            assert (victim, True, str(step)) in seen
+            assert (victim, True, str(recovering)) in seen
 
 
 async def test_the_map_of_a_commit_is_true(tmp_path: Path) -> None:

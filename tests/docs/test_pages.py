@@ -68,7 +68,7 @@ def documented() -> dict[str, str]:
 
 
 def fields(prefix: str, kind: type[msgspec.Struct]) -> dict[str, str]:
-    found = {}
+    found: dict[str, str] = {}
     for field in msgspec.structs.fields(kind):
         default: Any = field.default
         if isinstance(default, msgspec.Struct):

@@ -33,6 +33,8 @@ def readers(tree: ast.AST) -> Iterator[int]:
 def imports_within(tree: ast.AST) -> Iterator[int]:
     """The lines that import a module of a core instead of its package."""
     for node in ast.walk(tree):
+        if not isinstance(node, ast.Import | ast.ImportFrom):
+            continue
         names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
         if isinstance(node, ast.Import):
             names = [each.name for each in node.names]

@@ -86,6 +86,8 @@ def bare(text: str) -> list[str]:
                 found.append(f"type {rest[0]}")
             case "word":
                 found += _bare_word(words, at, named)
+            case _:
+                pass
     return found
 
 

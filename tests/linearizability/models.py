@@ -51,7 +51,8 @@ def _transaction(state: Transaction, call: Call) -> Transaction | None:
         case "record":
             known = "not_recorded" if state.session == "dropped" else state.decision or "not_recorded"
             return state if call.result in (None, known) else None
-    return state
+        case _:
+            return state
 
 
 def _keep_alive(state: Transaction, call: Call) -> Transaction | None:
@@ -110,3 +111,5 @@ def lease(state: Lease, call: Call) -> Iterator[Lease]:
                 yield state
         case "cannot":
             yield state if call.seq < state.floor else state._replace(gone=True)
+        case _:
+            pass

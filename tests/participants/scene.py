@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import asyncpg
 
@@ -26,7 +27,7 @@ class Scene:
         """The thief prepares a branch of that name."""
         await self.thief.execute(f"begin; select pg_current_xact_id(); prepare transaction '{gid}'")
 
-    def at(self, user: str, **settings: object) -> PostgresParticipant:
+    def at(self, user: str, **settings: Any) -> PostgresParticipant:
         return participant_at(self.server.dsn(self.database.name, user=user), **settings)
 
     async def forged(self) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 
@@ -19,7 +20,7 @@ from undoubt.participants.settings import ParticipantSettings
 
 
 @asynccontextmanager
-async def checked(dsn: str, **settings: object) -> AsyncIterator[dict[str, Finding]]:
+async def checked(dsn: str, **settings: Any) -> AsyncIterator[dict[str, Finding]]:
     """The findings by check."""
     participant = participant_at(dsn, **settings)
     try:

@@ -391,10 +391,10 @@ def certificate(folder: Path, name: str) -> tuple[Path, Path]:
 
 
 @contextlib.contextmanager
-def tls_server(*paths: Path) -> Iterator[int]:
+def tls_server(certificate: Path, key: Path) -> Iterator[int]:
     """The port of one that begins as PostgreSQL does, shows its certificate, and says no more."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(*paths)
+    context.load_cert_chain(certificate, key)
 
     def answer(listener: socket.socket) -> None:
         while True:

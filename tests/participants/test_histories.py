@@ -69,7 +69,10 @@ async def from_another_timeline(database: Database) -> None:
 @pytest.fixture(params=["direct", "pooled", "pgbouncer"])
 def through(request: pytest.FixtureRequest) -> str | PgBouncer:
     """How the database is reached."""
-    return request.getfixturevalue("pooler") if request.param == "pgbouncer" else request.param
+    if request.param == "pgbouncer":
+        pooler: PgBouncer = request.getfixturevalue("pooler")
+        return pooler
+    return str(request.param)
 
 
 async def test_evidence_has_everything(noted: Database, through: str | PgBouncer) -> None:

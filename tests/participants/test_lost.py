@@ -214,7 +214,7 @@ async def test_cancelled_branch_call(
             "undo": branch.rollback,
         }[call]
         proxy.freeze()
-        task = asyncio.create_task(work())  # type: ignore[arg-type]
+        task = asyncio.create_task(work())
     await proxy.held.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -262,7 +262,7 @@ async def test_cancelled_management_call(
         "rollback prepared": rollback_prepared,
         "waits": remote.waits,
     }[call]
-    task = asyncio.create_task(work())  # type: ignore[operator]
+    task = asyncio.create_task(work())
     await proxy.held.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):

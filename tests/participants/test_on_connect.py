@@ -214,7 +214,7 @@ def test_what_is_no_function_is_refused_at_once(database: Database) -> None:
 async def test_its_errors_are_told_as_its_own(database: Database, kind: str, how: str) -> None:
     """Broken if they look like a refusal of the server's, or the half set up connection is lent."""
     steps: dict[str, Callable[[Any], list[Any]]] = {
-        "raises": lambda _: [lambda: {}["key"]],
+        "raises": lambda _: [lambda: dict[str, int]()["key"]],
         "sql": lambda _: ["select no_such_column"],
         "closes": lambda connection: [connection.close],
     }

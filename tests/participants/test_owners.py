@@ -17,6 +17,7 @@ from tests.pgbouncer import PgBouncer
 from undoubt.participants.contract import Decision, Settled, Vote
 from undoubt.participants.errors import BranchFailed, ParticipantRefused, UsageError
 from undoubt.participants.findings import Severity
+from undoubt.participants.ids import Gid
 from undoubt.participants.postgres import settle
 from undoubt.participants.postgres.branch import end_prepared
 from undoubt.participants.postgres.session import ServerError
@@ -260,14 +261,14 @@ async def test_a_superuser_works_as_the_owner(scene: Scene, order: Decision) -> 
     gid = new_gid()
     evidence = await prepare(participant, gid, "set local role app")
     with_role = participant._settler._with_role
-    came_between = []
+    came_between: list[Gid] = []
 
-    async def too_late(*args: object) -> Settled:
+    async def too_late(*args: Any, **more: Any) -> Settled:
         if not came_between:
             came_between.append(gid)
             await scene.database.admin.execute(f"commit prepared '{gid}'")
             await scene.forge(gid)
-        return await with_role(*args)  # type: ignore[arg-type]
+        return await with_role(*args, **more)
 
     participant._settler._with_role = too_late  # type: ignore[method-assign]
     assert await participant.settle(gid, order, evidence) is Settled.BUSY
@@ -437,12 +438,12 @@ async def test_a_superuser_ends_an_impostor_as_its_owner(scene: Scene) -> None:
     settler = participant._settler
     looked = settler._with_role
 
-    async def meanwhile(*args: Any) -> Settled:
+    async def meanwhile(*args: Any, **more: Any) -> Settled:
         await scene.thief.execute(f"rollback prepared '{gid}'")
         app = scene.at("app")
         await prepare(app, gid)
         await app.close()
-        return await looked(*args)
+        return await looked(*args, **more)
 
     settler._with_role = meanwhile  # type: ignore[method-assign]
     assert await participant.end_impostor(shown) is Settled.ABSENT

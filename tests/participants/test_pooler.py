@@ -30,6 +30,7 @@ from undoubt.participants.contract import (
 )
 from undoubt.participants.errors import ParticipantRefused, ParticipantUnavailable
 from undoubt.participants.findings import Severity
+from undoubt.participants.ids import Gid
 from undoubt.participants.postgres import PostgresParticipant
 
 
@@ -62,7 +63,7 @@ async def crowd(pooler: PgBouncer, database: Database) -> AsyncIterator[None]:
     await asyncio.gather(*tasks)
 
 
-async def prepared(participant: PostgresParticipant, statement: str = WRITE) -> tuple[object, Evidence]:
+async def prepared(participant: PostgresParticipant, statement: str = WRITE) -> tuple[Gid, Evidence]:
     gid = new_gid()
     branch = await participant.begin(gid, timeout_s=30)
     await at(branch).execute(statement)
@@ -129,7 +130,7 @@ async def test_nothing_is_left_in_the_servers(
     other = await asyncpg.connect(pooler.dsn(database.name), statement_cache_size=0)
     seen = set()
     for _ in range(10):
-        row = await other.fetchrow(
+        [row] = await other.fetch(
             "select pg_backend_pid() as pid, current_setting('lock_timeout') as lock,"
             " current_setting('idle_in_transaction_session_timeout') as idle,"
             " coalesce(current_setting('undoubt.tx', true), '') as marker,"
@@ -222,7 +223,11 @@ async def test_one_phase_and_reading(participant: PostgresParticipant, database:
 
 
 async def test_statements_and_cursors_of_the_application(
-    participant: PostgresParticipant, pooler: PgBouncer, database: Database, kind: str
+    participant: PostgresParticipant,
+    pooler: PgBouncer,
+    database: Database,
+    kind: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Named statements live in a server that another process has next, and that counts from one as well."""
     others = await asyncpg.connect(pooler.dsn(database.name), statement_cache_size=0)
@@ -235,7 +240,7 @@ async def test_statements_and_cursors_of_the_application(
                 ):
                     await others.execute(f"prepare {name} as select 'of another process'")
     await others.close()
-    asyncpg.connection._uid = 0
+    monkeypatch.setattr("asyncpg.connection._uid", 0)
     for _ in range(5):
         branch = await participant.begin(new_gid(), timeout_s=30)
         connection = branch.connection

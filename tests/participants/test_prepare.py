@@ -190,8 +190,9 @@ async def test_surely_writes(participant: PostgresParticipant, gid: Gid, stateme
 
 async def test_surely_writes_from_returned_rows(participant: PostgresParticipant, gid: Gid) -> None:
     branch = await participant.begin(gid, timeout_s=30)
-    await at(branch).fetchrow("select 1")
-    assert not branch.surely_writes
-    await at(branch).fetchrow("update account set balance = 0 where id = $1 returning id", 1)
-    assert branch.surely_writes
+    sure = []
+    for statement in ("select 1", "update account set balance = 0 where id = 1 returning id"):
+        await at(branch).fetchrow(statement)
+        sure.append(branch.surely_writes)
+    assert sure == [False, True]
     assert await branch.rollback() is Settled.APPLIED

@@ -325,7 +325,7 @@ async def test_commit_while_a_statement_runs(
     assert await database.balance() == 100
 
 
-def held(how: str, c: Any, inside: Callable[[], None], wait: Callable[[], None]) -> None:
+def held(how: str, c: Any, inside: Callable[[], object], wait: Callable[[], object]) -> None:
     with c.cursor() as cursor:
         match how:
             case "copy":

@@ -82,6 +82,7 @@ async def test_no_evidence(participant: PostgresParticipant, gid: Gid) -> None:
 async def test_evidence_of_elsewhere(participant: PostgresParticipant, database: Database, gid: Gid) -> None:
     """The same number on another system or timeline is another transaction."""
     evidence = await prepared(participant, gid)
+    assert evidence.system is not None
     await database.admin.execute(f"commit prepared '{gid}'")
     for other in (replace(evidence, timeline="00000002"), replace(evidence, system=evidence.system + 1)):
         assert await participant.evidence(other) is XactStatus.UNKNOWN

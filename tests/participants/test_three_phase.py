@@ -65,7 +65,10 @@ async def _nothing(_call: str, _gid: Gid) -> None:
 @pytest.fixture(params=["memory", "postgresql", "pgbouncer"])
 def behind(request: pytest.FixtureRequest) -> str | PgBouncer:
     """What the rows are in, or the pooler before it."""
-    return request.getfixturevalue("pooler") if request.param == "pgbouncer" else request.param
+    if request.param == "pgbouncer":
+        pooler: PgBouncer = request.getfixturevalue("pooler")
+        return pooler
+    return str(request.param)
 
 
 @pytest.fixture
@@ -190,7 +193,7 @@ async def test_what_is_unfinished_and_what_is_forgotten(rows: Rows) -> None:
     for state, gid in gids.items():
         await bring(rows, state, gid)
     unfinished = dict(await states.unfinished())
-    assert set(unfinished) == {gids[state] for state in "qwp"}
+    assert set(unfinished) == {gids[BranchState(state)] for state in "qwp"}
     assert unfinished[gids[BranchState.PRECOMMIT]] == StateRow(BranchState.PRECOMMIT, 2, 2, CHARTER)
     assert set(await states.stale(0.0, 0.0)) == set(gids.values())
     assert set(await states.stale(0.0, 3600.0)) == set(gids.values()) - {gids[BranchState.ABORT]}

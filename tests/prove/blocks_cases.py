@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import itertools
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,7 +109,7 @@ async def _wrapped(play: Play) -> AsyncIterator[Transaction]:
         yield tx
 
 
-async def _yielded(play: Play) -> AsyncIterator[Transaction]:
+async def _yielded(play: Play) -> AsyncGenerator[Transaction, None]:
     async with begin(play) as tx:
         yield tx
 
@@ -132,11 +132,11 @@ async def generator(play: Play, body: Body) -> None:
 async def fixture(play: Play, body: Body) -> None:
     """Each step in a task of its own, as pytest-asyncio runs them."""
     opened = _yielded(play)
-    tx = await asyncio.create_task(anext(opened))  # type: ignore[arg-type]
+    tx = await asyncio.create_task(opened.__anext__())
     try:
         await body(OwnWork(tx))
     except BaseException:
-        await asyncio.create_task(opened.aclose())  # type: ignore[attr-defined]
+        await asyncio.create_task(opened.aclose())
         raise
     with contextlib.suppress(StopAsyncIteration):
         await asyncio.create_task(_next(opened))

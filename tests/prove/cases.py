@@ -171,11 +171,13 @@ def _of_nodes(protocol: Protocol, recovers: list[enum.StrEnum]) -> list[Case]:
         victims = (*NODES, Victim.FOLLOWERS) if step in BEFORE_SECOND_PHASE[protocol] else NODES
         found += [Case(victim, False, Trap(KILL, step, 0, UNDER_LOAD)) for victim in victims]
     for step in OWN_STEPS_IN_RECOVERY if protocol is Protocol.PAXOS else ():
-        before = _before(RecoveryStep.BEFORE_ROLLBACK, protocol)
-        found += [Case(victim, True, Trap(KILL, step, 0, 1), before) for victim in (*NODES, Victim.FOLLOWERS)]
-    for step in (RecoveryStep.BEFORE_COMMIT, RecoveryStep.BEFORE_ROLLBACK):
-        before = replace(_before(step, protocol), how=PAUSE)
-        found.append(Case(Victim.OVERTAKEN, True, Trap(PAUSE, step, 0, 1), before))
+        recovered = _before(RecoveryStep.BEFORE_ROLLBACK, protocol)
+        found += [
+            Case(victim, True, Trap(KILL, step, 0, 1), recovered) for victim in (*NODES, Victim.FOLLOWERS)
+        ]
+    for ending in (RecoveryStep.BEFORE_COMMIT, RecoveryStep.BEFORE_ROLLBACK):
+        paused = replace(_before(ending, protocol), how=PAUSE)
+        found.append(Case(Victim.OVERTAKEN, True, Trap(PAUSE, ending, 0, 1), paused))
     if protocol is Protocol.PAXOS:
         vote = Trap(PAUSE, PaxosStep.BEFORE_VOTE, 0, UNDER_LOAD)
         found += [Case(victim, False, vote) for victim in (Victim.OUTVOTED, Victim.HEARD)]

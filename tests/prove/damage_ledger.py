@@ -10,7 +10,11 @@ import undoubt.coordinator.ledger.sqlite.owner as owned_module
 from tests.coordinator.ledger.signing import Signing
 from tests.prove.damaging import Change, Heard, copied
 from undoubt.coordinator.errors import LedgerError
-from undoubt.coordinator.ledger.contract import BranchRecord, DecisionRecord, RecordedDecision
+from undoubt.coordinator.ledger.contract import (
+    BranchRecord,
+    RecordedDecision,
+    TransactionInfo,
+)
 from undoubt.coordinator.ledger.sqlite import anchored
 from undoubt.coordinator.ledger.sqlite.owner import OwnedLedger
 from undoubt.coordinator.settings import LedgerSettings
@@ -34,7 +38,7 @@ class LedgerFiles:
         self._before = folder.with_name("ledger-before")
         """One decision earlier."""
         self._acknowledged: list[TxId] = []
-        self._finished: list[DecisionRecord] = []
+        self._finished: list[TransactionInfo] = []
         self._incarnation = 0
 
     async def make(self) -> None:
@@ -63,8 +67,8 @@ class LedgerFiles:
             self._acknowledged.append(txid)
             if not kill and txid == txids[FINISHED - 1]:
                 await ledger.finish(txids[:FINISHED])
-                self._finished = [each for each in await ledger.transactions(limit=1_000) if each]
-                self._finished = [each for each in self._finished if each.txid in txids[:FINISHED]]
+                history = await ledger.transactions(limit=1_000)
+                self._finished = [each for each in history if each.txid in txids[:FINISHED]]
         if kill:
             copied(self._place, self.folder)  # as a process that was killed leaves it
         await ledger.close()

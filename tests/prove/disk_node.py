@@ -23,6 +23,7 @@ from typing import Any, cast
 
 import msgspec
 
+from tests.stand_in import put
 from undoubt.cli import main
 from undoubt.coordinator.ledger import anchor
 from undoubt.coordinator.node.storage import reserve, segment, snapshot_files
@@ -201,6 +202,6 @@ if __name__ == "__main__":
     for module, what in ((segment, SEGMENT), (snapshot_files, SNAPSHOT), (reserve, "reserve")):
         module.os = cast("Any", Calls(made, what))  # type: ignore[attr-defined]
     anchor.os = cast("Any", Calls(made, "anchor"))  # type: ignore[attr-defined]
-    serve.NodeStorage = SmallSegments  # type: ignore[misc]
+    put(serve, "NodeStorage", SmallSegments)
     sys.argv = ["undoubt", *sys.argv[2:]]
     main()

@@ -18,6 +18,7 @@ import json
 import signal
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import asyncpg
 
@@ -159,7 +160,8 @@ class NodeRun(Run):
         numbers = [number for number in self.nodes.addresses if self.nodes.armed(number)]
         over = asyncio.create_task(self._half_told(child) if self._kills_all else self.expect_ended(child))
         dying = asyncio.gather(*(self.nodes.killed(number) for number in numbers))
-        await asyncio.wait({over, dying}, return_when=asyncio.FIRST_COMPLETED)
+        either: list[asyncio.Future[Any]] = [over, dying]
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         if not dying.done() and not self._kills_all:
             dying.cancel()
             self.count("not_killed", f"node {numbers} did not reach {self.case.trap.step}")

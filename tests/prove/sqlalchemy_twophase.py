@@ -86,7 +86,7 @@ def theirs(dsns: list[str], runs: int) -> None:
     for number in range(runs):
         # New engines each time, as new processes have them: a set of objects is ordered by address.
         engines = [sa.create_engine(_url(dsn, "psycopg")) for dsn in dsns]
-        binds = {OrdersBase: engines[0], PaymentsBase: engines[1]}
+        binds: dict[Any, Any] = {OrdersBase: engines[0], PaymentsBase: engines[1]}
         for base, engine in binds.items():
             base.metadata.create_all(engine)
         with contextlib.suppress(sa.exc.DBAPIError), Session(twophase=True, binds=binds) as session:
@@ -128,7 +128,7 @@ async def ours_async(dsns: list[str], config: dict[str, Any], runs: int, driver:
     async with undoubt.connect(config) as coordinator:
         for number in range(runs):
             engines = [create_async_engine(_url(dsn, driver)) for dsn in dsns]
-            binds = {OrdersBase: engines[0], PaymentsBase: engines[1]}
+            binds: dict[Any, Any] = {OrdersBase: engines[0], PaymentsBase: engines[1]}
             participants = dict(zip(engines, NAMES, strict=True))
             async with undoubt_sqlalchemy.AsyncSession(
                 coordinator=coordinator, participants=participants, binds=binds

@@ -58,4 +58,4 @@ async def main(settings: str, tag: str, workers: int, protocols: list[str]) -> N
 
 
 if __name__ == "__main__":
-    asyncio.run(main(*sys.argv[1:3], int(sys.argv[3]), sys.argv[4].split(",")))
+    asyncio.run(main(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4].split(",")))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -178,7 +178,7 @@ async def test_a_bug_in_sweeping_ends_no_worker(world: World, monkeypatch: pytes
     monkeypatch.setattr("undoubt.recovery.worker.SWEEP_INTERVAL_S", 0.0)
     swept: list[float] = []
 
-    async def stale(older_than_s: float, _: float) -> list[Any]:
+    async def stale(older_than_s: float, buried_s: float) -> NoReturn:  # noqa: ARG001
         swept.append(older_than_s)
         raise RuntimeError("a bug")
 

@@ -234,7 +234,7 @@ class TwoPhase:
             await decide(*given, **more)
             raise LedgerUnavailable("connection lost")
 
-        self._ledger.decide = decided  # type: ignore[assignment, method-assign]
+        self._ledger.decide = decided  # type: ignore[method-assign]
 
     async def _reach(self, name: str, error: ParticipantUnavailable | None) -> None:
         self._databases[name].down = error

@@ -13,6 +13,7 @@ import undoubt.coordinator.ledger.sqlite.owner as owned_module
 from tests.simulation.drive import Drive, Writer
 from tests.simulation.network import FakeSocket
 from tests.simulation.scheduler import Process
+from tests.stand_in import put
 from undoubt.coordinator.ledger.anchor import START, Mark, chained
 from undoubt.coordinator.ledger.contract import DecisionRecord
 from undoubt.coordinator.ledger.history import newest
@@ -60,9 +61,9 @@ class FileMachine:
             def create(cls, path: Path) -> SimulatedStore:
                 return cls(machine, path)
 
-        ledger_module.FileLock = Lock  # type: ignore[misc, assignment]
-        ledger_module.holder = lambda ledger: _name(machine.files[ledger].owner)
-        ledger_module.unix_socket = Door  # type: ignore[misc, assignment]
+        put(ledger_module, "FileLock", Lock)
+        put(ledger_module, "holder", lambda ledger: _name(machine.files[ledger].owner))
+        put(ledger_module, "unix_socket", Door)
 
         class Anchored:
             @staticmethod
@@ -74,9 +75,9 @@ class FileMachine:
             def open_anchor(ledger: Path, _loaded: Loaded) -> SimulatedAnchor:
                 return SimulatedAnchor(machine.files[ledger])
 
-        owned_module.SqliteStore = Store  # type: ignore[misc, assignment]
-        owned_module.anchored = Anchored  # type: ignore[assignment]
-        owned_module.WriterThread = lambda _: Writer(machine.drive)  # type: ignore[misc, assignment]
+        put(owned_module, "SqliteStore", Store)
+        put(owned_module, "anchored", Anchored)
+        put(owned_module, "WriterThread", lambda _: Writer(machine.drive))
 
 
 def _name(process: Process | None) -> str:

@@ -11,12 +11,14 @@ import itertools
 import logging
 from collections.abc import Callable, Coroutine
 from contextvars import Context
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVarTuple, Unpack
 
 if TYPE_CHECKING:
     from tests.simulation.scheduler import Process
 
 log = logging.getLogger(__name__)
+
+Ts = TypeVarTuple("Ts")
 
 _numbers = itertools.count(1)
 
@@ -57,21 +59,29 @@ class ProcessLoop(asyncio.AbstractEventLoop):
         return self.process.local_time()
 
     def call_soon(
-        self, callback: Callable[..., object], *args: Any, context: Context | None = None
+        self, callback: Callable[[Unpack[Ts]], object], *args: *Ts, context: Context | None = None
     ) -> asyncio.Handle:
         handle = asyncio.Handle(callback, args, self, context)
         self.process.post(handle)
         return handle
 
-    call_soon_threadsafe = call_soon  # type: ignore[assignment]
+    call_soon_threadsafe = call_soon
 
     def call_later(
-        self, delay: float, callback: Callable[..., object], *args: Any, context: Context | None = None
+        self,
+        delay: float,
+        callback: Callable[[Unpack[Ts]], object],
+        *args: *Ts,
+        context: Context | None = None,
     ) -> asyncio.TimerHandle:
         return self.call_at(self.time() + delay, callback, *args, context=context)
 
     def call_at(
-        self, when: float, callback: Callable[..., object], *args: Any, context: Context | None = None
+        self,
+        when: float,
+        callback: Callable[[Unpack[Ts]], object],
+        *args: *Ts,
+        context: Context | None = None,
     ) -> asyncio.TimerHandle:
         process = self.process
         timer = asyncio.TimerHandle(when, callback, args, self, context)
@@ -137,23 +147,25 @@ class ProcessLoop(asyncio.AbstractEventLoop):
 
     # The outside world.
 
-    def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> asyncio.Future[Any]:  # type: ignore[override]
+    def run_in_executor(
+        self, executor: Any, func: Callable[[Unpack[Ts]], Any], *args: *Ts
+    ) -> asyncio.Future[Any]:
         return asyncio.wrap_future(executor.submit(func, *args), loop=self)
 
     async def create_server(
         self, protocol_factory: Any, host: Any = None, port: Any = None, **more: Any
-    ) -> Any:  # type: ignore[override]
+    ) -> Any:
         return self.network.listen(self.process, protocol_factory, (host, port), more)
 
-    async def create_unix_server(self, protocol_factory: Any, path: Any = None, **more: Any) -> Any:  # type: ignore[override]
+    async def create_unix_server(self, protocol_factory: Any, path: Any = None, **more: Any) -> Any:
         return self.network.listen(self.process, protocol_factory, _unix_address(path, more), more)
 
-    async def create_connection(  # type: ignore[override]
+    async def create_connection(
         self, protocol_factory: Any, host: Any = None, port: Any = None, **more: Any
     ) -> Any:
         return await self.network.connect(self.process, protocol_factory, (host, port), more)
 
-    async def create_unix_connection(self, protocol_factory: Any, path: Any = None, **more: Any) -> Any:  # type: ignore[override]
+    async def create_unix_connection(self, protocol_factory: Any, path: Any = None, **more: Any) -> Any:
         return await self.network.connect(self.process, protocol_factory, _unix_address(path, more), more)
 
 

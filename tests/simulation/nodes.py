@@ -372,5 +372,6 @@ class _Seen:
 
     @property
     def nodes(self) -> dict[object, SimulatedNode]:
-        ghosts: dict[object, SimulatedNode] = {id(ghost): ghost for ghost in self._cluster.ghosts}
-        return {**self._cluster.nodes, **ghosts}
+        found: dict[object, SimulatedNode] = dict(self._cluster.nodes.items())
+        found.update((id(ghost), ghost) for ghost in self._cluster.ghosts)
+        return found

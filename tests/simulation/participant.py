@@ -34,6 +34,7 @@ from undoubt.participants.errors import (
     ParticipantUnavailable,
     UsageError,
 )
+from undoubt.participants.findings import Finding
 from undoubt.participants.ids import NO_KEY, Gid, Protocol, SessionKey
 from undoubt.participants.three_phase import Charter, Event, StateRow
 
@@ -238,6 +239,10 @@ class SimulatedParticipant:
 
     async def cancel_waiter(self, waiting: Waiting) -> bool:
         return bool(await self.manage("cancel", waiting.pid, waiting.xid))
+
+    async def check(self, *, protocol: Protocol = Protocol.TWO_PHASE) -> Sequence[Finding]:  # noqa: ARG002
+        """Nothing is wrong with a simulated database that doctor could find."""
+        return ()
 
     async def close(self) -> None:
         self._closed = True

@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 
 from tests.simulation.judge import Violation
 from tests.simulation.loop import pin_hash
+from tests.stand_in import put
 from undoubt.coordinator.uncancellable import Uncancellable
 from undoubt.coordinator.wire.listener import InboundConnection
 
@@ -40,11 +41,11 @@ def pin(seed: int, now: Callable[[], float]) -> None:
     time.monotonic_ns = time.perf_counter_ns = lambda: int(now() * 1e9)
     os.urandom = random._urandom = rng.randbytes  # type: ignore[attr-defined]
     os.getpid = lambda: 4242
-    secrets.token_bytes = lambda count=32: rng.randbytes(count or 32)
-    secrets.token_hex = lambda count=32: rng.randbytes(count or 32).hex()
+    secrets.token_bytes = lambda nbytes=None: rng.randbytes(nbytes or 32)
+    secrets.token_hex = lambda nbytes=None: rng.randbytes(nbytes or 32).hex()
     secrets.choice = rng.choice
-    secrets.randbits = rng.getrandbits
-    secrets.randbelow = rng.randrange
+    put(secrets, "randbits", rng.getrandbits)
+    put(secrets, "randbelow", rng.randrange)
     uuid.uuid4 = lambda: uuid.UUID(int=rng.getrandbits(128), version=4)
     socket.gethostname = lambda: "simulated"
     _forbid(time, "sleep")

@@ -17,6 +17,7 @@ from undoubt.coordinator.ledger.contract import (
     Settlement,
     Verdict,
 )
+from undoubt.coordinator.node.ledger import NodeLedger
 from undoubt.participants.contract import Decision
 from undoubt.participants.ids import Gid, Protocol, TxId
 
@@ -46,7 +47,8 @@ class RecordedLedger(Recorder):
         recorded before, so the answer stays open."""
         of = {"session": txid.session, "seq": txid.seq, "asked": str(chosen.decision), "protocol": "p"}
         self.history.begin(self.who, "decide", **of)
-        await self.ledger.record_chosen(txid, chosen)  # type: ignore[attr-defined] - a node's has it
+        assert isinstance(self.ledger, NodeLedger)
+        await self.ledger.record_chosen(txid, chosen)
 
     async def outcomes(self, gids: Iterable[Gid]) -> Mapping[Gid, Verdict]:
         verdicts = await super().outcomes(gids)

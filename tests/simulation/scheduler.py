@@ -42,7 +42,7 @@ class Process:
         self.dies_at_step: int | None = None
         self.on_kill: list[Callable[[], None]] = []
         self.after_turn: Callable[[], None] = lambda: None
-        self.loop = ProcessLoop(self)
+        self.loop = ProcessLoop(self)  # type: ignore[abstract] # what it lacks raises NotImplementedError
         self._awake = False
         self._free_at = 0.0
 

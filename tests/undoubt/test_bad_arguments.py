@@ -35,8 +35,8 @@ class Nothing:
 
 
 NOTHING = Nothing()
-PROTOCOLS = ("", 0, False, [], {}, b"2pc", "2PC", NAN, NOTHING)
-NAMES = (None, 5, b"a", ["a"], {}, "a\0", NAN, NOTHING)
+PROTOCOLS: tuple[Any, ...] = ("", 0, False, [], {}, b"2pc", "2PC", NAN, NOTHING)
+NAMES: tuple[Any, ...] = (None, 5, b"a", ["a"], {}, "a\0", NAN, NOTHING)
 BAD: dict[str, tuple[Any, ...]] = {
     "timeout": (0, -1, NAN, float("inf"), 1e300, "5", b"5", True, False, [5], [], NOTHING),
     "protocol": PROTOCOLS,
@@ -160,7 +160,7 @@ async def test_calls_of_a_transaction(
     [one for one in matrix(Coordinator.__init__) if one.values[1] not in {"ledger", "participants"}],
 )
 async def test_a_coordinator_that_is_made_in_code(
-    stage: Stage, call: object, parameter: str, value: object
+    stage: Stage, call: object, parameter: str, value: Any
 ) -> None:
     with refused(parameter):
         Coordinator(stage.coordinator.ledger, stage.coordinator.participants, **{parameter: value})
@@ -191,7 +191,11 @@ PARTICIPANT = BAD | {
     ids=lambda value: f"{value!r:.24}",
 )
 async def test_a_participant_that_is_made_in_code(parameter: str, value: object) -> None:
-    given = {"name": "a", "settings": ParticipantSettings(dsn="postgresql://x"), "ledger_id": "abcdefghij"}
+    given: dict[str, Any] = {
+        "name": "a",
+        "settings": ParticipantSettings(dsn="postgresql://x"),
+        "ledger_id": "abcdefghij",
+    }
     with pytest.raises(UsageError, match=parameter.replace("_", ".")):
         PostgresParticipant(**(given | {parameter: value}))
 
@@ -203,7 +207,7 @@ async def test_connect(
     """Broken if a wrong ``create`` makes a ledger, or anything is opened before all of it is judged."""
     monkeypatch.chdir(tmp_path)
     source = {"ledger": {"url": f"sqlite:///{tmp_path}/l.db"}}
-    given = {"source": source, "create": True} | {parameter: value}
+    given: dict[str, Any] = {"source": source, "create": True, parameter: value}
     with refused(parameter):
         async with undoubt.connect(**given):
             pass
@@ -216,8 +220,9 @@ def test_the_synchronous_connect(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     source = {"ledger": {"url": f"sqlite:///{tmp_path}/l.db"}}
+    given: dict[str, Any] = {"source": source, "create": True, parameter: value}
     with refused(parameter):
-        undoubt.sync.connect(**({"source": source, "create": True} | {parameter: value}))
+        undoubt.sync.connect(**given)
     assert list(tmp_path.iterdir()) == []
 
 

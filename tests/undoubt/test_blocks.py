@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,9 @@ async def coordinator(
         yield connected
 
 
-async def entered_elsewhere(coordinator: undoubt.Coordinator) -> AsyncIterator[undoubt.Transaction]:
+async def entered_elsewhere(
+    coordinator: undoubt.Coordinator,
+) -> AsyncGenerator[undoubt.Transaction, None]:
     async with coordinator.transaction(timeout=0.5) as tx:
         yield tx
 
@@ -45,7 +47,7 @@ async def test_the_timeout_of_a_transaction_that_a_fixture_entered(
 ) -> None:
     """Broken if its row locks outlive its timeout, or the task that works with it is not told the reason."""
     fixture = entered_elsewhere(coordinator)
-    tx = await asyncio.create_task(anext(fixture))
+    tx = await asyncio.create_task(fixture.__anext__())
     orders = await tx.branch("orders")
     await orders.execute("update note set text = 'within' where id = 1")
     if idle:
@@ -61,7 +63,7 @@ async def test_the_timeout_of_a_transaction_that_a_fixture_entered(
     with pytest.raises(TransactionAborted, match="timeout"):
         await orders.execute("select 1")
     with pytest.raises(TransactionAborted, match="timeout"):
-        await asyncio.create_task(anext(fixture))
+        await asyncio.create_task(fixture.__anext__())
     rows = await run(databases["orders"], "select text from note")
     assert [row["text"] for row in rows] == ["after"]
 

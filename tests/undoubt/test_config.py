@@ -339,7 +339,7 @@ def test_every_duration_of_the_settings_is_judged() -> None:
     """Broken if a setting is added without bounds."""
     judged = {f"{section}.{key}" for section, keys in _DURATIONS.items() for key in keys}
     judged |= {f"participants.{key}" for key in _PARTICIPANT_DURATIONS}
-    sections = {
+    sections: dict[str, type[msgspec.Struct]] = {
         "ledger": LedgerSettings,
         "coordinator": CoordinatorSettings,
         "recovery": RecoverySettings,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -44,8 +45,8 @@ async def test_a_named_cursor_hides_no_success(
         async with coordinator.transaction() as tx:
             for name in ("orders", "payments"):
                 await (await tx.branch(name)).execute(INSERT)
-            orders = await tx.branch("orders")
-            cursor = orders.cursor("c")  # type: ignore[call-arg, arg-type]
+            orders: Any = await tx.branch("orders")
+            cursor = orders.cursor("c")
             if within:
                 async with cursor:
                     await cursor.execute("select * from note")

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import asyncpg
@@ -27,7 +27,7 @@ async def server() -> AsyncIterator[EmbeddedServer]:
 
 
 @pytest.fixture
-def fresh_lookup() -> AsyncIterator[None]:
+def fresh_lookup() -> Iterator[None]:
     """The folder of the programs is looked up once a process: forget it before and after."""
     bin_folder.cache_clear()
     yield

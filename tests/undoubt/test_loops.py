@@ -7,6 +7,7 @@ import asyncio
 import sys
 import types
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,7 @@ async def test_every_call_from_another_loop_is_refused(
             orders: Any = await tx.branch("orders")
             for call in CALLS.values():
                 with pytest.raises(WrongLoop, match="event loop"):
-                    await in_another_loop(lambda call=call: call(coordinator, tx))
+                    await in_another_loop(partial(call, coordinator, tx))
             with pytest.raises(WrongLoop, match="event loop"):
                 await in_another_loop(lambda: orders.execute("insert into note values (2)"))
             await orders.execute("insert into note values (1)")

@@ -144,7 +144,7 @@ async def test_every_other_outcome(world: World, told: Told) -> None:
 async def test_the_ledgers_failures(world: World, told: Told) -> None:
     ledger = told.metrics.timed(world.ledger)
     with pytest.raises(LedgerUnavailable):
-        await told.metrics.timed(Broken()).unfinished()  # type: ignore[arg-type]
+        await told.metrics.timed(Broken()).unfinished()
     assert told("undoubt_ledger_request_failures_total", request="unfinished") == 1
     assert ledger.ledger_id == world.ledger.ledger_id
     assert ledger.leads

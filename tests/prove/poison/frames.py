@@ -56,7 +56,7 @@ TEXTS = (
     msgspec.Raw(b"\xa2\xff\xfe"),  # no UTF-8
     msgspec.Raw(b"\xa3\xed\xa0\x80"),  # half of a surrogate pair
 )
-OTHERS = (
+OTHERS: tuple[Any, ...] = (
     *(None, True, 7, -7, 1.5, "text", b"bytes", [], {}, [[]], [None], {"a": 1}, {"": {}}),
     msgspec.Raw(b"\xd6\xff\x00\x00\x00\x00"),  # msgpack's timestamp
     msgspec.Raw(b"\xc7\x01\x7f\x00"),  # an extension that nobody knows
@@ -107,7 +107,8 @@ def _alike(value: Any, long: int) -> tuple[Any, ...]:
             return ([], one, one * 2, value + one, one * long, value[::-1], _deep())
         case None:
             return (0, "", [1, "f" * 16, 1], -1)
-    return ({}, [], {**value, "": 1}, dict(list(value.items())[:-1]))
+        case _:
+            return ({}, [], {**value, "": 1}, dict(list(value.items())[:-1]))
 
 
 def _deep() -> list[Any]:
@@ -121,7 +122,7 @@ def _replaced(plain: Any, path: Path, bad: Any) -> Any:
     if not path:
         return bad
     key, rest = path[0], path[1:]
-    copy = dict(plain) if isinstance(plain, dict) else list(plain)
+    copy: Any = dict(plain) if isinstance(plain, dict) else list(plain)
     copy[key] = _replaced(plain[key], rest, bad)
     return copy
 
@@ -140,11 +141,12 @@ def garbage() -> Iterator[Callable[[], bytes]]:
     """What is no frame of requests, as bytes behind the handshake, each for a connection of its own. Made
     when called: some are as large as a frame may be."""
     one = encode([Request(1, calls.InfoCall())])[1:]
+    numbers: tuple[Any, ...] = (None, -1, 1.5, 2**64 - 1, "1", [], {}, b"1")
     for payload in (
         *(b"", b"\x90", b"\xc0", b"\xc1", b"\x80", b"\x01", b"text", b"\xff" * 100, one, b"\x92" + one),
         *(b"\x91" * 100_000, b"\xdd\xff\xff\xff\xff", b"\xdc\xff\xff" + one, b"\xdf\xff\xff\xff\xff"),
         b"\x91\x92\x01" + b"\x91" * 100_000 + b"\x90",
-        *(_encode([[number, ["info"]]]) for number in (None, -1, 1.5, 2**64 - 1, "1", [], {}, b"1")),
+        *(_encode([[number, ["info"]]]) for number in numbers),
     ):
         yield lambda payload=payload: _sealed(payload)  # type: ignore[misc]
     many = REQUESTS_PER_CONNECTION_MAX + 1
@@ -161,6 +163,6 @@ def _sealed(payload: bytes) -> bytes:
     return header(payload, VERSIONS.highest) + payload
 
 
-def beside(number: int, raw: bytes, honest: Request) -> bytes:
+def beside(number: int, raw: bytes, honest: Request[Any]) -> bytes:
     """A frame with the poisoned call as request ``number``, and a sound request behind it."""
     return b"\x92" + _encode([number, msgspec.Raw(raw)]) + _encode(honest)

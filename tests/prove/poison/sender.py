@@ -8,6 +8,7 @@ import contextlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -77,7 +78,7 @@ class Sender:
     def _answers_in(self, payload: bytes) -> Iterable[Answer]:
         return decode_answers(payload)
 
-    def _frames(self, number: int, raw: bytes, honest: Request) -> Iterable[bytes]:
+    def _frames(self, number: int, raw: bytes, honest: Request[Any]) -> Iterable[bytes]:
         yield beside(number, raw, honest)
 
     def received(self, payload: bytes) -> None:
@@ -133,7 +134,7 @@ class OwnerSender(Sender):
     def _answers_in(self, payload: bytes) -> Iterable[Answer]:
         yield envelope.decode_answer(payload)
 
-    def _frames(self, number: int, raw: bytes, honest: Request) -> Iterable[bytes]:
+    def _frames(self, number: int, raw: bytes, honest: Request[Any]) -> Iterable[bytes]:
         yield envelope.encode([number, msgspec.Raw(raw)])
         yield envelope.encode(honest)
 

@@ -17,6 +17,7 @@ from undoubt.bench.rounds import play
 from undoubt.cli.root import root
 from undoubt.coordinator.ledger import open_ledger
 from undoubt.coordinator.settings import LedgerSettings
+from undoubt.participants.ids import Protocol
 
 
 def run(*arguments: str) -> tuple[int, str, str]:
@@ -81,10 +82,10 @@ async def test_each_protocol_of_the_cluster_is_what_it_says(postgres: Server, ot
         finally:
             await ledger.close()
     counted = Counter(transaction.protocol for transaction in told)
-    assert counted["2"] == transfers["undoubt-raft"]
+    assert counted[Protocol.TWO_PHASE] == transfers["undoubt-raft"]
     # What the participants or the acceptors have decided may still be on its way into the ledger.
-    assert 0 < counted["3"] <= transfers["undoubt-raft-3pc"]
-    assert 0 < counted["p"] <= transfers["undoubt-raft-paxos"]
+    assert 0 < counted[Protocol.THREE_PHASE] <= transfers["undoubt-raft-3pc"]
+    assert 0 < counted[Protocol.PAXOS] <= transfers["undoubt-raft-paxos"]
 
 
 async def test_a_contender_that_dies_fails_the_run(postgres: Server) -> None:

@@ -107,7 +107,7 @@ class StageLedger:
                 info.txid, info.protocol, Decision(str(info.record)), info.branches, 0.0, info.coordinator
             )
             for info in self.decisions.values()
-            if not info.finished
+            if not info.finished and info.protocol is not None
         ]
         return behind(kept, after)
 

@@ -17,8 +17,9 @@ from undoubt import connect
 from undoubt.cli import main
 from undoubt.coordinator.errors import LedgerError
 from undoubt.coordinator.ledger import open_ledger
-from undoubt.coordinator.ledger.contract import BranchRecord, Decision
+from undoubt.coordinator.ledger.contract import BranchRecord
 from undoubt.coordinator.settings import LedgerSettings
+from undoubt.participants.contract import Decision
 from undoubt.participants.ids import TxId
 
 PARTS = ("", "-wal", ".anchor")

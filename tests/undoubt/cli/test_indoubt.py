@@ -234,7 +234,7 @@ def test_rollback_records_abort_first(stage: Stage, verdict: Verdict) -> None:
     """Rolled back before ABORT is recorded, the coordinator could still commit the other branches."""
     gid, other = stage.prepare(1, verdict)
     seen: list[list[str]] = []
-    stage.orders.before = lambda call, _gid: _note(seen, stage)  # type: ignore[assignment, return-value]
+    stage.orders.before = lambda call, _gid: _note(seen, stage)
     assert stage.run("indoubt", "rollback", str(gid), "--yes").status == 0
     assert seen == [["outcomes", "outcomes", "decide abort"]], "shown, looked at again, and recorded"
     assert stage.orders.fate(gid) is XactStatus.ABORTED

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -243,10 +242,8 @@ def test_list_answers_from_the_databases_while_the_ledger_is_down(
 ) -> None:
     gid, _ = stage.prepare(1, Decision.COMMIT)
 
-    @contextlib.asynccontextmanager
-    async def refused(_settings: object) -> AsyncIterator[None]:
+    def refused(_settings: object) -> NoReturn:
         raise LedgerUnavailable("no node answers")
-        yield
 
     async def stays_open() -> None: ...
 

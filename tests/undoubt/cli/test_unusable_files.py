@@ -8,6 +8,7 @@ import os
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -118,12 +119,12 @@ def test_a_file_that_may_not_be_read_is_told(
 
         return asked
 
-    def no_file(path: object, *rest: object, **more: object) -> sqlite3.Connection:
+    def no_file(path: Any, *rest: Any, **more: Any) -> sqlite3.Connection:
         if name in {"", "l.db"}:
             raise sqlite3.OperationalError("unable to open database file")
-        return connected(path, *rest, **more)  # type: ignore[arg-type]
+        return connected(path, *rest, **more)
 
-    connected = sqlite3.connect
+    connected: Callable[..., sqlite3.Connection] = sqlite3.connect
     monkeypatch.setattr(sqlite3, "connect", no_file)
     monkeypatch.setattr(os, "open", refuse(os.open))
     monkeypatch.setattr("io.open", refuse(open))

@@ -139,14 +139,17 @@ async def application(world: World, **engine_options: Any) -> AsyncIterator[App]
         "participants": {engine: name for name, engine in engines.items()},
         "binds": {Order: engines["orders"], Payment: engines["payments"]},
     }
+    coordinator: undoubt.Coordinator | undoubt.sync.Coordinator
     async with AsyncExitStack() as stack:
         if sort == "sync":
-            coordinator = await asyncio.to_thread(undoubt.sync.connect, world.config, observe=world.observe)
-            stack.push_async_callback(asyncio.to_thread, coordinator.close)
+            coordinator = opened = await asyncio.to_thread(
+                undoubt.sync.connect, world.config, observe=world.observe
+            )
+            stack.push_async_callback(asyncio.to_thread, opened.close)
             made: Any = sessionmaker(class_=Session, coordinator=coordinator, **arguments)
         else:
             connected = undoubt.connect(world.config, observe=world.observe)
-            coordinator = await stack.enter_async_context(connected)  # type: ignore[assignment]
+            coordinator = await stack.enter_async_context(connected)
             made = async_sessionmaker(class_=AsyncSession, coordinator=coordinator, **arguments)
         yield App(world, engines, coordinator, made)
     for engine in engines.values():

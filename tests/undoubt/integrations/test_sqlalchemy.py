@@ -107,6 +107,8 @@ async def test_roll_back(app: App, world: World, how: str) -> None:
                 assert session.scalars(sa.select(Order)).all() == []
             case "raise":
                 raise KeyError("mine")
+            case _:
+                pass
 
     expected = {"raise": KeyError, "raise in begin": KeyError, "flush fails": sa.exc.IntegrityError}
     with pytest.raises(expected[how]) if how in expected else contextlib.nullcontext():

@@ -27,6 +27,7 @@ async def test_backend_killed_after_the_decision(app: App, world: World, name: s
     """The trap: a session that did prepare, recorded the decision and committed one by one had its own exit
     roll the other one back. Here both are committed, and the session hears nothing else."""
     killed: list[int] = []
+    pid = 0
 
     async def kill(step: str, _: str) -> None:
         if step == "after_decide":
@@ -43,7 +44,6 @@ async def test_backend_killed_after_the_decision(app: App, world: World, name: s
         session.commit()
         return seen
 
-    pid = 0
     world.at_step = kill
     assert await app.run(program) == ["before_commit", "after_commit"]
     assert killed == [pid]
@@ -58,6 +58,7 @@ async def test_backend_killed_after_the_decision(app: App, world: World, name: s
 async def test_backend_killed_before_the_decision(app: App, world: World, step: str) -> None:
     """A backend that is lost before it has prepared aborts both; afterwards its branch outlives it."""
     killed: list[int] = []
+    pid = 0
 
     async def kill(now: str, subject: str) -> None:
         if now == step and (now == "before_decide" or ":payments:" in f"{subject}:"):
@@ -75,7 +76,6 @@ async def test_backend_killed_before_the_decision(app: App, world: World, step: 
             return "aborted"
         return "committed"
 
-    pid = 0
     world.at_step = kill
     told = await app.run(program)
     await applied(world)

@@ -74,7 +74,7 @@ async def test_unsupported_driver(app: App, monkeypatch: pytest.MonkeyPatch) -> 
 async def test_no_postgresql(app: App) -> None:
     """An engine that cannot prepare."""
     other = sa.create_engine("sqlite://")
-    binds = {Order: app.sync_engine("orders"), Payment: other}
+    binds: dict[Any, Any] = {Order: app.sync_engine("orders"), Payment: other}
     participants = {app.engines["orders"]: "orders", other: "payments"}
 
     def program(session: Session) -> None:

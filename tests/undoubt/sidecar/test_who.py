@@ -8,6 +8,7 @@ import socket
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -33,6 +34,11 @@ def test_tcp_needs_a_token(stage: Stage, path: str) -> None:
     assert answer.json()["name"] in {"TokenNeeded", "NotAllowed"}
 
 
+def answers(stage: Stage, status: int) -> bool:
+    """Whether the client ``shop`` gets this HTTP status for its token."""
+    return stage.tcp("shop").get("/v1/participants").status_code == status
+
+
 @pytest.mark.parametrize("path", ["/livez", "/readyz"])
 def test_health_needs_none(stage: Stage, path: str) -> None:
     assert stage.tcp(None).get(path).status_code == 200
@@ -43,7 +49,7 @@ def test_health_needs_none(stage: Stage, path: str) -> None:
 )
 def test_a_wrong_token_is_refused(stage: Stage, shown: str) -> None:
     answer = stage.tcp(None).http.get(
-        "/v1/participants", headers=[("authorization", shown.encode("latin-1"))]
+        "/v1/participants", headers=[(b"authorization", shown.encode("latin-1"))]
     )
     assert answer.status_code == 401
     assert "www-authenticate" in answer.headers
@@ -158,7 +164,7 @@ def test_tokens_are_read_anew(shops: dict[str, str], tmp_path: Path) -> None:
             expiry = (moment - timedelta(hours=hours)).isoformat()
             stage.config.write_text(text.replace('name = "shop"\n', f'name = "shop"\nexpires = {expiry}\n'))
             stage.process.send_signal(signal.SIGHUP)
-            until(lambda status=status: stage.tcp("shop").get("/v1/participants").status_code == status)
+            until(partial(answers, stage, status))
 
 
 def until(true: Callable[[], bool]) -> None:

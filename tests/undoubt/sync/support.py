@@ -13,7 +13,7 @@ from undoubt.coordinator.coordinator import Coordinator as Engine
 from undoubt.coordinator.ledger.memory import MemoryLedger
 from undoubt.coordinator.settings import CoordinatorSettings
 from undoubt.participants.contract import XactStatus
-from undoubt.participants.ids import Gid
+from undoubt.participants.ids import Gid, TxId
 from undoubt.participants.registry import Registry
 from undoubt.participants.scripted import Script, ScriptedParticipant
 from undoubt.sync import Coordinator
@@ -48,6 +48,8 @@ class Stage:
         }
         self.gates: dict[str, Gate] = {}
         self.engine: Engine | None = None
+        self.txid: TxId | None = None
+        """For a test to keep the transaction that it has begun."""
         self._settings = CoordinatorSettings(**settings)
         self.coordinator = Coordinator(self._opening)
 

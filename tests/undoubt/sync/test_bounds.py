@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.undoubt.sync.test_transactions import Stage, stage, stages, transfer
+from tests.undoubt.sync.support import Stage
+from tests.undoubt.sync.test_transactions import stage, stages, transfer
 from undoubt.participants.contract import XactStatus
 from undoubt.participants.errors import UsageError
 

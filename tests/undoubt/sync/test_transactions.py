@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import psycopg
@@ -33,7 +33,7 @@ def stages() -> Iterator[Any]:
 
 
 @pytest.fixture
-def stage(stages: Any) -> Stage:
+def stage(stages: Callable[..., Stage]) -> Stage:
     return stages()
 
 
@@ -175,6 +175,7 @@ def test_what_a_cancelled_statement_says_is_explained(
         until(lambda: not tx.active)
         raise raised
     if told is TransactionAborted:
+        assert isinstance(caught.value, TransactionAborted)
         assert isinstance(caught.value.cause, TimeoutError)
         assert caught.value.__context__ is raised
 
@@ -196,7 +197,9 @@ def test_doomed_while_a_branch_is_opened(stage: Stage) -> None:
     assert stage.fates() == {XactStatus.ABORTED}
 
 
-async def cancel(stage: Any) -> None:
+async def cancel(stage: Stage) -> None:
+    assert stage.engine is not None
+    assert stage.txid is not None
     assert stage.engine.cancel(stage.txid, RuntimeError("a deadlock, say"))
 
 
@@ -281,11 +284,11 @@ def test_run_does_not_repeat_what_the_function_has_committed(stage: Stage) -> No
 def test_participants_come_and_go(stage: Stage) -> None:
     gamma = ScriptedParticipant("gamma")
     stage.coordinator.add_participant(gamma)
-    assert stage.coordinator.participants == ("alpha", "beta", "gamma")
+    assert list(stage.coordinator.participants) == ["alpha", "beta", "gamma"]
     with pytest.raises(UsageError, match="registered already"):
         stage.coordinator.add_participant(gamma)
     stage.coordinator.remove_participant("gamma")
-    assert stage.coordinator.participants == ("alpha", "beta")
+    assert list(stage.coordinator.participants) == ["alpha", "beta"]
 
 
 async def test_refused_inside_an_event_loop(stages: Any) -> None:
