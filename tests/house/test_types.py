@@ -21,7 +21,7 @@ def test_every_folder_is_checked() -> None:
 
 
 def test_no_check_is_relaxed_for_some_modules() -> None:
-    """Broken if a kind of error is ignored in a part of the tree. Libraries without types are listed by name."""
+    """Broken if a kind of error is ignored in a part of the tree. Untyped libraries are listed by name."""
     for override in _settings()["overrides"]:
         assert set(override) == {"module", "ignore_missing_imports"}, override
         assert not any(name.split(".")[0] in _settings()["packages"] for name in override["module"])
