@@ -164,7 +164,7 @@ def test_what_is_no_capability_is_refused(pair: Pair, header: str) -> None:
 def test_a_header_beyond_ascii_is_passed_on_as_it_is(pair: Pair) -> None:
     """Broken if such a header is an unexpected error."""
     work, joined = pair.begin()
-    shown = {"content-type": "application/json; charset=\u00e9".encode("latin-1"), "traceparent": b"\xe9"}
+    shown = {b"content-type": "application/json; charset=\u00e9".encode("latin-1"), b"traceparent": b"\xe9"}
     body = json.dumps({"participant": "payments"}).encode()
     answer = joined.client.http.post(f"{work.path}/branches", content=body, headers=shown)
     assert answer.status_code == 201, answer.text

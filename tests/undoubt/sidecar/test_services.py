@@ -103,7 +103,8 @@ def test_the_failure_of_one_undoes_the_other(shop: httpx.Client, pair: Pair) -> 
 def sent(propagation: Propagation, url: str, **headers: str) -> str | None:
     request = httpx.Request("GET", url, headers=headers)
     propagation.synchronous(request)
-    return request.headers.get(HEADER)
+    header: str | None = request.headers.get(HEADER)
+    return header
 
 
 def test_the_header_goes_to_the_named_hosts_alone() -> None:
