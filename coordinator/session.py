@@ -33,7 +33,7 @@ from undoubt.coordinator.ledger.session_mark import mark
 from undoubt.coordinator.supervision import Supervised, restarts
 from undoubt.coordinator.transaction import Lease
 from undoubt.participants.ids import TxId
-from undoubt.participants.invariant import InvariantViolation
+from undoubt.participants.invariant import state_after
 
 log = logging.getLogger(__name__)
 
@@ -155,10 +155,7 @@ class SessionKeeper:
     def _move(self, event: KeeperEvent) -> None:
         """Change the state as :data:`TRANSITIONS` says. Raises ``InvariantViolation`` for an event that is
         not in the table for the current state."""
-        after = TRANSITIONS.get((self.state, event))
-        if after is None:
-            raise InvariantViolation(f"the session keeper: event {event!s} in state {self.state!s}")
-        self.state = after
+        self.state = state_after(TRANSITIONS, self.state, event, "the session keeper")
 
     async def start(self) -> None:
         """Open the first session; raises the errors of the ledger."""

@@ -30,7 +30,7 @@ The modules, in the order in which a branch passes them:
 :mod:`.sql`                   holds a room's named statements, and quotes SQL strings and identifiers.
 :mod:`.redact`                removes passwords from connection strings.
 :mod:`.invariant`             raises ``InvariantViolation`` if a condition does not hold, also under ``python
-                              -O``.
+                              -O``, and looks up transitions in tables of states.
 :mod:`.errors`                defines the errors of participants, and the root of all errors.
 ============================  ================================================================================
 """

@@ -35,7 +35,7 @@ from queue import SimpleQueue
 from typing import Any, Generic, Protocol, TypeVar
 
 from undoubt.coordinator.ledger.disk import StoreFull
-from undoubt.participants.invariant import invariant
+from undoubt.participants.invariant import state_after
 
 T = TypeVar("T")
 W = TypeVar("W")
@@ -102,12 +102,6 @@ TRANSITIONS: Mapping[tuple[DiskState, DiskEvent], DiskState] = {
 
 WITHOUT_ROOM = frozenset({_S.FULL, _S.TRYING, _S.REFUSED})
 WITH_ROOM = frozenset({_S.IDLE, _S.WRITING})
-
-
-def after(state: DiskState, event: DiskEvent) -> DiskState:
-    """The state after ``event`` in ``state``. Raises InvariantViolation if the event cannot happen there."""
-    invariant((state, event) in TRANSITIONS, f"a disk that is {state} cannot {event}")
-    return TRANSITIONS[state, event]
 
 
 class Store(Protocol[W_contra]):
@@ -253,7 +247,7 @@ class GroupCommit(Generic[W]):
         self._enter(DiskEvent.CLOSE)
 
     def _enter(self, event: DiskEvent, *, retry_s: float = RETRY_S) -> None:
-        before, self.state = self.state, after(self.state, event)
+        before, self.state = self.state, state_after(TRANSITIONS, self.state, event, "the disk")
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

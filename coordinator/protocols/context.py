@@ -24,7 +24,7 @@ from undoubt.coordinator.protocols.steps import Observer, reach
 from undoubt.participants.backoff import pauses
 from undoubt.participants.contract import Branch, Decision, Evidence, Participant, Settled, Vote
 from undoubt.participants.ids import NO_KEY, Gid, Protocol, SessionKey, TxId
-from undoubt.participants.invariant import InvariantViolation
+from undoubt.participants.invariant import state_after
 from undoubt.participants.three_phase import Termination
 
 T = TypeVar("T")
@@ -282,9 +282,7 @@ class CommitContext:
     def move(self, event: CommitEvent) -> None:
         """Change the state as :data:`TRANSITIONS` says. Raises ``InvariantViolation`` for an event that is
         not in the table for the current state."""
-        before, after = self.state, TRANSITIONS.get((self.state, event))
-        if after is None:
-            raise InvariantViolation(f"{self.txid}: event {event!s} in state {before!s}")
+        before, after = self.state, state_after(TRANSITIONS, self.state, event, str(self.txid))
         self.state = after
         if PHASES[after] is not PHASES[before]:
             if self.on_phase is not None:

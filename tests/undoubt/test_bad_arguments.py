@@ -41,6 +41,7 @@ BAD: dict[str, tuple[Any, ...]] = {
     "timeout": (0, -1, NAN, float("inf"), 1e300, "5", b"5", True, False, [5], [], NOTHING),
     "protocol": PROTOCOLS,
     "prepares_all": (None, 0, 1, 5, "no", []),
+    "records_all": (None, 0, 1, 5, "no", []),
     "retries": (-1, 1.5, "3", None, True, [], 2**80),
     "function": (None, 5, "x", [], NOTHING),
     "name": NAMES,

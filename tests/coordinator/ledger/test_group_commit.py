@@ -17,9 +17,8 @@ from undoubt.coordinator.ledger.group_commit import (
     DiskEvent,
     DiskState,
     GroupCommit,
-    after,
 )
-from undoubt.participants.invariant import InvariantViolation
+from undoubt.participants.invariant import InvariantViolation, state_after
 
 STEPS = 6
 ENDS = {DiskEvent.STORED, DiskEvent.STORED_LAST, DiskEvent.REFUSE, DiskEvent.FAIL}
@@ -54,10 +53,10 @@ def test_every_state_but_a_broken_one_can_be_closed_and_a_write_ends_once() -> N
 def test_an_event_that_cannot_happen_is_a_bug() -> None:
     for state, event in itertools.product(DiskState, DiskEvent):
         if (state, event) in TRANSITIONS:
-            assert after(state, event) is TRANSITIONS[state, event]
+            assert state_after(TRANSITIONS, state, event, "the disk") is TRANSITIONS[state, event]
         else:
-            with pytest.raises(InvariantViolation, match=f"a disk that is {state} cannot {event}"):
-                after(state, event)
+            with pytest.raises(InvariantViolation, match=f"the disk: event {event} in state {state}"):
+                state_after(TRANSITIONS, state, event, "the disk")
 
 
 @dataclass
