@@ -17,7 +17,7 @@ from tests.prove.dev import KINDS, Dev, dev, listens, until
 from tests.undoubt.cli.harness import undoubt
 from undoubt.embedded.places import children
 from undoubt.participants.errors import UndoubtError
-from undoubt.serve.local.keeper import TELL_AFTER, in_words, keep
+from undoubt.serve.local.keeper import UNREPORTED_FAILURES_MAX, in_words, keep
 from undoubt.serve.local.ports import HELD, reserved_ports
 
 KEYS = {"sidecar", "token", "nodes", "participants", "config"}
@@ -151,13 +151,13 @@ class Weak:
 async def test_a_start_that_fails_is_tried_again() -> None:
     """A server does not start while sessions of its former self end; one that never starts is told of."""
     said: list[str] = []
-    weak = Weak(TELL_AFTER + 1)
+    weak = Weak(UNREPORTED_FAILURES_MAX + 1)
     keeping = asyncio.create_task(keep(weak, said.append, lambda: None))
     async with asyncio.timeout(10):
         await weak.alive.wait()
     keeping.cancel()
     await asyncio.gather(keeping, return_exceptions=True)
-    assert weak.starts == TELL_AFTER + 2
+    assert weak.starts == UNREPORTED_FAILURES_MAX + 2
     assert said[:2] == ["weak (process 7) was ended by SIGSEGV: starting it again", "weak: no room"]
 
 

@@ -1,19 +1,19 @@
-"""Processes on one machine that end with the process that started them: nodes, a sidecar, a whole system.
+"""Runs nodes, a sidecar or a whole system as child processes, which end with the process that started them.
 
-What enters: a folder. What leaves: children that run what ``undoubt node`` and ``undoubt sidecar`` run. The
-demo and the benchmarks take the nodes; ``undoubt dev`` takes all of it.
+What enters: a folder. What leaves: child processes that do the same as ``undoubt node`` and ``undoubt
+sidecar``. The demo and the benchmarks run nodes; ``undoubt dev`` runs a whole system.
 
-In the order in which ``undoubt dev`` passes them:
+The modules, in the order in which ``undoubt dev`` passes them:
 
 ==================  ==========================================================================================
-:mod:`.dev`         runs a whole system until it is told to stop: what ``undoubt dev`` does.
-:mod:`.system`      builds that system: two databases, three nodes, a sidecar, their configuration.
+:mod:`.dev`         implements ``undoubt dev``: runs a whole system until it is stopped.
+:mod:`.system`      builds that system: two databases, three nodes, a sidecar, and their configuration.
 :mod:`.ports`       finds free ports, and reserves them.
-:mod:`.sweeper`     ends what is left and removes its files, where its parent was killed.
+:mod:`.sweeper`     ends the other processes and removes their files if the parent was killed.
 :mod:`.nodes`       makes and runs the three nodes of a ledger.
-:mod:`.processes`   starts one child, and starts it again.
-:mod:`.child`       is that child: a node or a sidecar.
-:mod:`.parent`      ends a child with its parent.
-:mod:`.keeper`      starts again what has ended.
+:mod:`.processes`   starts one child process, also repeatedly.
+:mod:`.child`       is the program of that child process: a node or a sidecar.
+:mod:`.parent`      ends a child process when its parent ends.
+:mod:`.keeper`      restarts processes that have ended.
 ==================  ==========================================================================================
 """

@@ -1,8 +1,8 @@
-"""A node or a sidecar in a process that ends with its parent.
+"""The program of a child process: a node or a sidecar that ends with its parent.
 
-``python -m undoubt.serve.local.child node|sidecar CONFIG [stay]`` runs what ``undoubt node`` or ``undoubt
-sidecar`` runs. With ``stay`` it outlives the process that started it; without, its stdin must be a pipe from
-there. A node recovers the participants that its configuration names."""
+``python -m undoubt.serve.local.child node|sidecar CONFIG [stay]`` does the same as ``undoubt node`` or
+``undoubt sidecar``. With ``stay`` the process outlives its parent; without ``stay`` its stdin must be a pipe
+from the parent. A node recovers the participants that its configuration names."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ STAY = "stay"
 
 
 def ready(line: str) -> None:
-    """The first line on stdout says that the process serves."""
+    """Print the first line on stdout, which reports to the parent that the process serves."""
     print(line, flush=True)
 
 
 async def main(kind: str, config: str) -> None:
-    """Until SIGTERM or SIGINT."""
+    """Run the node or the sidecar until SIGTERM or SIGINT. SIGHUP reloads a sidecar's configuration."""
     stop, reload = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -36,7 +36,7 @@ async def main(kind: str, config: str) -> None:
     if kind == NODE:
         await node.run(load(config, env={}), stop, ready)
         return
-    from undoubt.serve.sidecar import server  # noqa: PLC0415 - of the extra, which a node does without
+    from undoubt.serve.sidecar import server  # noqa: PLC0415 - a node does not need the extra
 
     logs.to_stderr(json_lines=True, level=logging.INFO)
     logging.getLogger("uvicorn").setLevel(logging.WARNING)

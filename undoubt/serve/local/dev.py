@@ -1,4 +1,4 @@
-"""``undoubt dev``: a whole system on this machine, kept running until it is told to stop."""
+"""``undoubt dev``: runs a whole system on this machine until it is stopped."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from undoubt.serve.local.system import System, system
 
 
 async def run(stop: asyncio.Event, ready: Callable[[System], None], say: Callable[[str], None]) -> None:
-    """``ready`` is told of the system once all of it serves; ``say`` of each death and each new start, in one
-    line. Returns once ``stop`` is set, also while it is still being built, and everything is removed. Raises
-    ``ServerFailed``, ``BinariesMissing``, ``NodeFailed``, ``ChildFailed``."""
+    """Run the system, and restart its processes if they end. ``ready`` is called with the system once every
+    process serves; ``say`` is called with one line for each process that ends or is restarted. Returns once
+    ``stop`` is set, also during the start, and everything is removed. Raises ``ServerFailed``,
+    ``BinariesMissing``, ``NodeFailed``, ``ChildFailed``."""
     running = asyncio.create_task(_run(ready, say))
     stopping = asyncio.create_task(stop.wait())
     await asyncio.wait([running, stopping], return_when=asyncio.FIRST_COMPLETED)
@@ -30,5 +31,5 @@ async def _run(ready: Callable[[System], None], say: Callable[[str], None]) -> N
         ready(built)
         async with asyncio.TaskGroup() as tasks:
             for each, _ in built.kept:
-                tasks.create_task(keep(each, say, built.tell_sweeper))
-            tasks.create_task(keep(built.sweeper, say, built.tell_sweeper))
+                tasks.create_task(keep(each, say, built.update_sweeper))
+            tasks.create_task(keep(built.sweeper, say, built.update_sweeper))

@@ -1,4 +1,4 @@
-"""Starts again what has ended."""
+"""Restarts processes that have ended."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import Protocol
 from undoubt.participants.errors import UndoubtError
 
 AGAIN_S = 0.1
-"""The first pause before another attempt; each further one is twice as long."""
+"""The first pause before the next attempt; each further pause is twice as long."""
 AGAIN_MAX_S = 5.0
-TELL_AFTER = 3
-"""So many failed attempts in a row are not told: a server refuses to start while sessions of its former self
-end."""
+UNREPORTED_FAILURES_MAX = 3
+"""The number of consecutive failed attempts that are not reported: a server refuses to start while processes
+of the server that has ended are still ending."""
 
 
 class Kept(Protocol):
-    """What is kept running: a child process, or a database server."""
+    """A process that is kept running: a child process, or a database server."""
 
     @property
     def name(self) -> str: ...
@@ -27,15 +27,16 @@ class Kept(Protocol):
     def pid(self) -> int: ...
 
     async def start(self) -> None:
-        """Raises ``UndoubtError``."""
+        """Start the process, and wait until it serves. Raises ``UndoubtError``."""
 
     async def ended(self) -> int:
-        """Wait for its end; the exit status, minus the signal if one ended it."""
+        """Wait for the end of the process; return the exit status, or minus the number of the signal that
+        ended it."""
 
 
 async def keep(kept: Kept, say: Callable[[str], None], started: Callable[[], None]) -> None:
-    """Start it again whenever it ends; it runs already. ``say`` is told of it in a line, ``started`` is
-    called after each start. Returns only by cancellation."""
+    """Restart a running process each time it ends. ``say`` is called with a line for each end and each start,
+    ``started`` after each start. Returns only by cancellation."""
     while True:
         status = await kept.ended()
         say(f"{kept.name} (process {kept.pid}) {in_words(status)}: starting it again")
@@ -46,15 +47,16 @@ async def keep(kept: Kept, say: Callable[[str], None], started: Callable[[], Non
                 break
             except UndoubtError as error:
                 failed += 1
-                if failed > TELL_AFTER:
+                if failed > UNREPORTED_FAILURES_MAX:
                     say(f"{kept.name}: {error}")
-                await asyncio.sleep(min(AGAIN_S * 2 ** max(0, failed - TELL_AFTER), AGAIN_MAX_S))
+                doubled = max(0, failed - UNREPORTED_FAILURES_MAX)
+                await asyncio.sleep(min(AGAIN_S * 2**doubled, AGAIN_MAX_S))
         started()
         say(f"{kept.name} serves again (process {kept.pid})")
 
 
 def in_words(status: int) -> str:
-    """``was ended by SIGKILL`` of -9."""
+    """The exit status as text: -9 is ``was ended by SIGKILL``."""
     if status >= 0:
         return f"ended with status {status}"
     try:

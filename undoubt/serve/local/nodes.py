@@ -1,4 +1,4 @@
-"""Three nodes on this machine that keep a ledger, as their parent sees them."""
+"""Makes and runs three nodes on this machine that keep one ledger."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ election_timeout_s = 0.5
 
 
 class NodeFailed(UndoubtError):
-    """A node ended, or nobody leads."""
+    """A node ended before it served, or no node became the leader in time."""
 
 
 class Nodes:
-    """Made in ``folder``; nothing runs before :meth:`start`. With ``keep`` they outlive this process.
-    ``more`` is added to the configuration of each, what belongs to ``[node]`` first. ``ports`` are free ones
-    where none are given."""
+    """Three nodes with their files in ``folder``; :meth:`start` starts them. With ``keep`` the nodes outlive
+    this process. ``more`` is appended to the configuration of each node, whose last section is ``[node]``.
+    Without ``ports`` the nodes get free ports."""
 
     def __init__(
         self, folder: Path, *, keep: bool, more: str = QUICK, ports: Sequence[int] | None = None
@@ -62,7 +62,7 @@ class Nodes:
         return {number: self.children[number].pid for number in sorted(self._running)}
 
     async def start(self) -> None:
-        """All of them, and wait until one leads. Raises :class:`NodeFailed`."""
+        """Start all nodes, and wait until one of them is the leader. Raises :class:`NodeFailed`."""
         ticket = ""
         for number in self.children:
             config = self._config(number)
@@ -73,7 +73,7 @@ class Nodes:
         await self.leader()
 
     async def run(self, number: int) -> None:
-        """Start one, for the first time or again. Raises :class:`NodeFailed`."""
+        """Start or restart one node, and wait until it serves. Raises :class:`NodeFailed`."""
         self._running.add(number)
         try:
             await self.children[number].start()
@@ -81,7 +81,7 @@ class Nodes:
             raise NodeFailed(str(error)) from error
 
     async def leader(self) -> int:
-        """The number of the one that leads, once one does. Raises :class:`NodeFailed`."""
+        """Wait for a leader; return the number of its node. Raises :class:`NodeFailed`."""
         settings = LedgerSettings(url=self.url, request_timeout_s=1.0)
         try:
             async with asyncio.timeout(READY_S):
@@ -92,12 +92,12 @@ class Nodes:
             raise NodeFailed(f"no node leads within {READY_S:g} s") from None
 
     async def kill(self, number: int) -> int:
-        """Its exit status: minus SIGKILL, if that ended it."""
+        """Kill one node; return the exit status: minus SIGKILL if the signal ended the node."""
         self._running.discard(number)
         return await self.children[number].kill()
 
     async def close(self) -> None:
-        """End all of them, at once: what they have answered is on their disks."""
+        """Kill all running nodes: everything that they have acknowledged is on their disks."""
         await asyncio.gather(*(self.children[number].kill() for number in self._running))
         self._running.clear()
 

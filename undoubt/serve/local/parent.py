@@ -1,4 +1,4 @@
-"""How a child notices that its parent has died, and ends too."""
+"""Ends a child process when its parent ends."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def die_with_parent() -> None:
-    """By the kernel's signal, on Linux. https://man7.org/linux/man-pages/man2/prctl.2.html"""
+    """Have the kernel kill this process when its parent ends (Linux only).
+    https://man7.org/linux/man-pages/man2/prctl.2.html"""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def die_with_stdin() -> None:
-    """On every system, where stdin is a pipe from the parent: the pipe closes when the parent ends."""
+    """Kill this process when its stdin closes. Stdin must be a pipe from the parent, which closes when the
+    parent ends. Works on every system."""
     threading.Thread(target=_watch_stdin, name="undoubt-parent", daemon=True).start()
 
 

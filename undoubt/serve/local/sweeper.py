@@ -1,9 +1,10 @@
-"""Cleans up after a parent that was killed.
+"""Cleans up after a parent process that was killed.
 
 ``python -m undoubt.serve.local.sweeper FOLDER`` waits until its stdin, a pipe from the parent, closes. It
-then ends the processes that it was told of, waits until they and the parent are dead, and removes the
-parent's temporary folders, of which FOLDER is one. A parent that ends in order has nothing left to remove by
-then. On stdin, one line each: ``PID SIGNAL``, a process and the number of the signal that ends it."""
+then ends the processes that were listed on stdin, waits until these processes and the parent have ended, and
+removes the parent's temporary folders, of which FOLDER is one. A parent that ends in order has removed
+everything by then. Each line on stdin is ``PID SIGNAL``: a process, and the number of the signal that ends
+it."""
 
 from __future__ import annotations
 
@@ -17,11 +18,11 @@ from undoubt.embedded.places import remove_place, started, sweep
 
 LOOK_S = 0.02
 WAIT_S = 30.0
-"""How long the processes may take to end; a server's immediate shutdown takes far less."""
+"""The longest wait for the end of the processes; a server's immediate shutdown takes far less."""
 
 
 def main(folder: Path) -> None:
-    """Until the parent has ended and nothing of it is left."""
+    """Wait for the end of the parent, then end its processes and remove its folders."""
     parent = os.getppid()
     known = {parent: (started(parent), 0)}
     print("ready", flush=True)
@@ -29,7 +30,7 @@ def main(folder: Path) -> None:
         pid, number = (int(word) for word in line.split())
         known[pid] = (started(pid), number)
     for pid, (since, number) in known.items():
-        if number and since and started(pid) == since:  # else another process has that id now
+        if number and since and started(pid) == since:  # otherwise the id now belongs to another process
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, number)
     end = time.monotonic() + WAIT_S

@@ -1,6 +1,6 @@
-"""A whole system on one machine: two databases with a small schema, a ledger of three nodes, a sidecar.
+"""Builds a whole system on one machine: two databases, a ledger of three nodes, and a sidecar.
 
-Everything is in temporary folders, and ends with this process.
+All files are in temporary folders. The processes end, and the folders are removed, with this process.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from undoubt.serve.local.processes import ChildProcess, serving
 from undoubt.serve.sidecar.tokens import TOKEN_PREFIX, hash_of
 
 ROLE = "app"
-"""It owns the databases, and undoubt works as it: an ordinary role."""
+"""The role that owns the databases and that undoubt logs in as; it is no superuser."""
 SCHEMAS = {
     "orders": "create table orders (id bigint generated always as identity primary key, item text not null)",
     "payments": "create table accounts (name text primary key, balance int not null check (balance >= 0));"
@@ -72,11 +72,12 @@ class KeptServer:
         return self._server.pid
 
     async def start(self) -> None:
-        """On the same data and port. Raises ``ServerFailed``."""
+        """Start the server with the same data and port. Raises ``ServerFailed``."""
         await self._server.start()
 
     async def ended(self) -> int:
-        """Wait for its end; the exit status, minus the signal if one ended it."""
+        """Wait for the end of the server; return the exit status, or minus the number of the signal that
+        ended it."""
         while (status := self._server.returncode) is None:
             await asyncio.sleep(LOOK_S)
         return status
@@ -84,8 +85,8 @@ class KeptServer:
 
 @dataclass(frozen=True, slots=True)
 class System:
-    """What runs, and what its users need. ``token`` is the sidecar's; ``kept`` is what may die and be started
-    again, each with the signal that ends it at once."""
+    """A running system: its addresses, and its processes. ``token`` is for the sidecar. ``kept`` holds the
+    processes that are restarted if they end, each with the signal that ends it immediately."""
 
     folder: Path
     sidecar: str
@@ -99,16 +100,16 @@ class System:
     def config(self) -> Path:
         return self.folder / "undoubt.toml"
 
-    def tell_sweeper(self) -> None:
-        """What it has to end if this process is killed."""
+    def update_sweeper(self) -> None:
+        """Send the ids of the processes to the sweeper, which ends them if this process is killed."""
         for each, number in self.kept:
             self.sweeper.write(f"{each.pid} {int(number)}\n")
 
 
 @contextlib.asynccontextmanager
 async def system() -> AsyncIterator[System]:
-    """Running; all of it is taken away at the end. Raises ``ServerFailed``, ``BinariesMissing``,
-    ``NodeFailed``, ``ChildFailed``."""
+    """A running system, which is ended and removed at the end of the block. Raises ``ServerFailed``,
+    ``BinariesMissing``, ``NodeFailed``, ``ChildFailed``."""
     folder = new_place("dev")
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(asyncio.to_thread, remove_place, folder)
@@ -142,18 +143,18 @@ async def system() -> AsyncIterator[System]:
         _configure(built, nodes.url, sidecar_at)
         stack.push_async_callback(sidecar.terminate, SIDECAR_END_S)
         await sidecar.start()
-        built.tell_sweeper()
+        built.update_sweeper()
         yield built
 
 
 async def _databases(
     stack: contextlib.AsyncExitStack, ports: list[int], sweeping: ChildProcess
 ) -> tuple[dict[str, EmbeddedServer], dict[str, str]]:
-    """By participants' names: a server with a database, and its dsn for programs in any language."""
+    """Start the database servers. Returns two maps by the participant's name: the server, and the dsn of its
+    database for programs in any language."""
     servers, dsns = {}, {}
     for (name, schema), port in zip(SCHEMAS.items(), ports, strict=True):
-        # Not synced: its data ends with this machine's power anyway, and syncing all of it after a kill takes
-        # seconds.
+        # Not synced: the data is temporary, and syncing all of it after a kill takes seconds.
         servers[name] = server = EmbeddedServer(durable=False, port=port if HELD else 0)
         stack.push_async_callback(server.close)
         await server.start()
@@ -168,8 +169,8 @@ async def _databases(
 
 
 def _configure(built: System, url: str, port: int) -> None:
-    """For the sidecar, for ``undoubt`` and for Python programs. Statements through the sidecar are
-    allowed."""
+    """Write the configuration file for the sidecar, the command line and Python programs. It allows
+    statements through the sidecar."""
     text = CONFIG.format(url=url, port=port, sha256=hash_of(built.token))
     for name, dsn in built.participants.items():
         text += PARTICIPANT.format(name=name, dsn=msgspec.json.encode(dsn).decode()) + "sidecar.sql = true\n"
