@@ -158,7 +158,7 @@ def test_tokens_are_read_anew(shops: dict[str, str], tmp_path: Path) -> None:
         until(lambda: stage.tcp("shop").get("/v1/participants").status_code == 401)
         stage.config.write_text("not toml at all")
         stage.process.send_signal(signal.SIGHUP)
-        until(lambda: "the tokens stay as they were" in stage.log)
+        until(lambda: "the tokens were not changed" in stage.log)
         assert stage.tcp("watcher").get("/metrics").status_code == 200
         for hours, status in ((0, 200), (2, 401)):
             expiry = (moment - timedelta(hours=hours)).isoformat()

@@ -1,8 +1,8 @@
-"""Every request is named, measured, and written into the access log; traces go through.
+"""Measures each request, writes it to the access log, and continues its trace.
 
-A line of the log has no token, no capability, no SQL and no value. ``traceparent`` (W3C Trace Context) joins
-the request to its caller's trace: its id is in the log and, where OpenTelemetry is installed, in a span.
-"""
+A line of the log contains no token, no capability, no SQL and no value. ``traceparent`` (W3C Trace Context)
+joins the request to its caller's trace: its id is in the log and, where OpenTelemetry is installed, in a
+span."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ _TRACEPARENT = re.compile(
 
 @dataclass(slots=True)
 class Access:
-    """What becomes of one request, for its line."""
+    """The values of one request for its line in the log."""
 
     method: str
     operation: str
-    """The path with the names of its parts: no id is a label of anything."""
+    """The path with placeholders, as in the table of operations: ids are no labels of metrics."""
     trace: str = ""
     client: str = ""
     transaction: str = ""
@@ -41,7 +41,7 @@ class Access:
     began_s: float = field(default_factory=time.perf_counter)
 
     def write(self) -> None:
-        """The line."""
+        """Write the line to the log."""
         took_ms = (time.perf_counter() - self.began_s) * 1000
         extra: dict[str, object] = {
             "method": self.method,
@@ -59,7 +59,7 @@ class Access:
 
 
 def trace_of(header: str | None) -> str:
-    """The trace's id in a ``traceparent``; empty if it has none (https://www.w3.org/TR/trace-context/)."""
+    """The id of the trace in a ``traceparent``, or an empty string (https://www.w3.org/TR/trace-context/)."""
     match = None if header is None else _TRACEPARENT.fullmatch(header.strip())
     return "" if match is None else match[1]
 
@@ -72,7 +72,7 @@ def traces() -> bool:
 
 @contextlib.contextmanager
 def span(operation: str, headers: dict[str, str]) -> Iterator[None]:
-    """Of OpenTelemetry, within the caller's trace; nothing where that is not installed."""
+    """A span of OpenTelemetry within the caller's trace; does nothing if OpenTelemetry is not installed."""
     if not traces():
         yield
         return

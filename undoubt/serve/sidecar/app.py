@@ -1,9 +1,7 @@
-"""The way of a request: bounds, caller, body, key, operation, answer.
+"""Takes a request from its bounds to its answer: bounds, client, body, key, operation, answer.
 
-Starlette finds the operation; everything that is judged is judged here, in this order, so that what comes
-first says nothing about what comes later: a request that is not allowed does not learn whether its body was
-good.
-"""
+Starlette finds the operation. All checks are made here, in this order, so that a refusal reveals nothing
+about later checks: a request that is not allowed does not learn whether its body was valid."""
 
 from __future__ import annotations
 
@@ -32,7 +30,7 @@ from undoubt.serve.sidecar.types import StatementRequest
 
 ACCESS = "undoubt.access"
 NOBODY = Client("", frozenset(), frozenset())
-"""Who asks where no client has to be known."""
+"""The client of operations that need no authentication."""
 _WAIT = re.compile(r"(?:^|[,;]\s*)wait\s*=\s*\"?([0-9]{1,9})\"?\s*(?:[,;]|$)", re.IGNORECASE)
 _HEADERS = (
     (b"cache-control", b"no-store"),
@@ -41,13 +39,13 @@ _HEADERS = (
 
 
 class _Parameters(msgspec.Struct):
-    """Of a statement's body, as they were written: a number keeps its digits."""
+    """The parameters in the body of a statement, not decoded: a number keeps its digits."""
 
     params: tuple[msgspec.Raw, ...] = ()
 
 
 class Door:
-    """The whole application, for uvicorn: what is done around every request, also one without a route."""
+    """The application that uvicorn calls. It does what every request needs, also one without a route."""
 
     def __init__(self, sidecar: Sidecar, doorkeeper: Doorkeeper) -> None:
         self._sidecar = sidecar
@@ -64,7 +62,7 @@ class Door:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            raise RuntimeError(f"nothing but HTTP is served here, not {scope['type']}")
+            raise RuntimeError(f"only HTTP is served here, not {scope['type']}")
         access = Access(scope["method"], "", trace=trace_of(_header(scope, b"traceparent")))
         scope[ACCESS] = access
 
@@ -84,10 +82,11 @@ class Door:
             access.write()
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """``/livez`` answers however much there is to do: it is asked whether to kill this process."""
+        """Serve one request within the limits. ``/livez`` is answered under any load: a supervisor asks it
+        whether to kill this process."""
         try:
             if self._working > self._sidecar.settings.requests_max and scope["path"] != "/livez":
-                raise busy("TooManyRequests", "too many requests are being worked on")
+                raise busy("TooManyRequests", "too many requests are being served")
             self._doorkeeper.check_host(_peer(scope), HttpRequest(scope).headers)
             await self._app(scope, receive, send)
         except RequestRefused as refusal:
@@ -102,8 +101,8 @@ class Door:
                 try:
                     answer = await self._work(operation, request, access)
                 except ClientDisconnect:
-                    return Response(status_code=400)  # nobody reads it
-                except Exception as error:  # noqa: BLE001 - whatever it is becomes an answer; a bug one of 500
+                    return Response(status_code=400)  # the client is gone
+                except Exception as error:  # noqa: BLE001 - every error becomes an answer; a bug becomes 500
                     return _problem(request.scope, refusal_of(error))
             return Response(answer.body, answer.status, answer.headers)
 
@@ -119,7 +118,7 @@ class Door:
             try:
                 request = self._request(operation, http, client, body, access.trace)
                 return await self._joined(operation, http, request, body)
-            except Exception as error:  # noqa: BLE001 - as above: an answer, maybe to be given again
+            except Exception as error:  # noqa: BLE001 - as above; the answer may be kept for its key
                 refusal = refusal_of(error)
                 access.problem = refusal.problem.name
                 headers = {"content-type": MEDIA_TYPE, **_lower(refusal.headers)}
@@ -134,7 +133,7 @@ class Door:
     async def _joined(
         self, operation: Operation, http: HttpRequest, request: JudgedRequest, body: bytes
     ) -> Answer:
-        """Here, or at the sidecar that began the transaction."""
+        """Carry out the operation here, or at the sidecar that began the transaction."""
         shown = http.headers.getlist(capability.HEADER)
         if shown:
             if len(shown) > 1:
@@ -236,7 +235,7 @@ def _problem(scope: Scope, refusal: RequestRefused) -> Response:
 
 
 async def _no_route(request: HttpRequest, error: Exception) -> Response:
-    """Starlette's own refusals: no such path, no such method."""
+    """The answer to a request that Starlette refuses: no such path, or no such method."""
     if not isinstance(error, HTTPException):
         raise error
     name = {404: "NoSuchPath", 405: "NoSuchMethod"}.get(error.status_code, "Refused")

@@ -1,9 +1,8 @@
-"""The transactions that were begun here, and what became of each.
+"""Keeps the transactions that were begun here, with their outcomes.
 
-A transaction stands in the book from its beginning until some time after its end. What ends it (its commit,
-a rollback, its deadline) runs once, whatever becomes of the request that asked for it; whoever asks again
-gets what came of it.
-"""
+A transaction is in the book from its beginning until some time after its end. The end (a commit, a rollback,
+or the deadline) runs once, also if the request that began it is cancelled; repeated requests get the result
+of the first one."""
 
 from __future__ import annotations
 
@@ -35,11 +34,12 @@ log = logging.getLogger(__name__)
 
 SWEEP_S = 0.5
 ENDED_MAX = 20_000
-"""Transactions that have ended and are kept; of older ones the ledger tells the outcome."""
+"""The maximum number of ended transactions in the book; the outcomes of older ones are read from the
+ledger."""
 LOOK_S = 0.02
-"""Between two looks at a transaction for whose end somebody waits."""
+"""The pause between two looks at a transaction while a request waits for its end."""
 ROLLBACK_S = 5.0
-"""How long a rollback waits to be confirmed; that the transaction is aborted is certain before."""
+"""The longest wait for the confirmation of a rollback; that the transaction is aborted is certain before."""
 _NAMES: dict[str, ProtocolName] = {"2": "2pc", "3": "3pc", "p": "paxos"}
 
 Outcome = CommitResult | TransactionAborted | HeuristicOutcome | OutcomeUnknown
@@ -47,7 +47,7 @@ Outcome = CommitResult | TransactionAborted | HeuristicOutcome | OutcomeUnknown
 
 @dataclass(frozen=True, slots=True)
 class Announcer:
-    """Announces a branch of ``participant``, as :class:`undoubt.coordinator.transaction.Opener`."""
+    """An :class:`undoubt.coordinator.transaction.Opener` that announces a branch of ``participant``."""
 
     participant: PostgresParticipant
 
@@ -61,24 +61,24 @@ class Announcer:
 
 @dataclass(slots=True)
 class OpenTransaction:
-    """One entry. ``owner`` is the name of the client that began it."""
+    """One entry of the book. ``owner`` is the name of the client that began the transaction."""
 
     transaction: Transaction
     owner: str
     expires_at: datetime
     trace: str = ""
-    """The trace in which it was begun."""
+    """The id of the trace in which the transaction was begun."""
     announced: dict[int, AnnouncedBranch] = field(default_factory=dict)
     joined: dict[int, str] = field(default_factory=dict)
-    """Who announced a branch with a capability: the client's name, by the branch's number."""
+    """The names of the clients that announced branches with a capability, by the number of the branch."""
     branches: dict[int, BranchInfo] = field(default_factory=dict)
     running: dict[str, asyncio.Lock] = field(default_factory=dict)
-    """Of participants in which statements run: one at a time."""
+    """By participant: held while a statement runs, so that statements run one at a time."""
     ending: asyncio.Task[Outcome] | None = None
     found: Outcome | None = None
-    """What the ledger said later of a commit that had got no answer."""
+    """The outcome that was learnt after the commit had ended with an unknown outcome."""
     ended_s: float = 0.0
-    """When its outcome was known, of the event loop's clock."""
+    """When the outcome became known, on the event loop's clock, in seconds."""
 
     @property
     def id(self) -> str:
@@ -93,7 +93,7 @@ class OpenTransaction:
         return self.transaction.active and self.ending is None
 
     def check_active(self) -> None:
-        """Raises what its end was."""
+        """Raise the outcome, or :class:`RequestRefused`, if the transaction is no longer active."""
         if self.active:
             return
         outcome = self.outcome
@@ -102,14 +102,14 @@ class OpenTransaction:
         raise RequestRefused(
             409,
             "TransactionEnded",
-            "its commit has begun: nothing more can be done in it",
+            "its commit has begun: it can no longer be changed",
             transaction=self.id,
             outcome="committed" if isinstance(outcome, CommitResult) else "",
         )
 
     @property
     def outcome(self) -> Outcome | None:
-        """What is known of its end; None while it is active, or its commit waits for an answer."""
+        """The outcome as far as it is known; None while the transaction is active or its commit runs."""
         if self.found is not None:
             return self.found
         if self.ending is not None:
@@ -154,19 +154,19 @@ class OpenTransaction:
 
 
 def instant(moment: datetime) -> str:
-    """RFC 3339, in UTC, to the millisecond."""
+    """``moment`` as RFC 3339 text, in UTC, with milliseconds."""
     return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 class Book:
-    """See the module."""
+    """The transactions of one sidecar; see the module."""
 
     def __init__(self, coordinator: Coordinator, settings: SidecarSettings) -> None:
         self.coordinator = coordinator
         self._settings = settings
         self._live: dict[str, OpenTransaction] = {}
         self._ended: dict[str, OpenTransaction] = {}
-        """In the order in which they have ended."""
+        """The ended transactions, in the order in which they have ended."""
         self._beginning = 0
         self._draining = False
         self._sweeping = Supervised("sidecar", self._keep_sweeping).start("undoubt-sidecar-sweep")
@@ -174,12 +174,12 @@ class Book:
 
     @property
     def draining(self) -> bool:
-        """It takes no more transactions."""
+        """Whether no further transactions are begun."""
         return self._draining
 
     @property
     def open(self) -> int:
-        """Transactions that have not ended."""
+        """The number of transactions that have not ended."""
         return self._beginning + len(self._live)
 
     def __iter__(self) -> Iterator[OpenTransaction]:
@@ -191,7 +191,8 @@ class Book:
     async def begin(
         self, owner: str, timeout_s: float | None, protocol: str | None, trace: str
     ) -> OpenTransaction:
-        """Raises :class:`RequestRefused` if there is no room, and what ``Transaction.start`` raises."""
+        """Begin a transaction. Raises :class:`RequestRefused` if too many are open or the sidecar is about to
+        end, and the errors of ``Transaction.start``."""
         if self._draining:
             raise busy("Draining", "this sidecar is about to end: use another one", status=503)
         if self.open >= self._settings.transactions_max:
@@ -209,7 +210,7 @@ class Book:
         return entry
 
     async def announce(self, entry: OpenTransaction, participant: PostgresParticipant) -> AnnouncedBranch:
-        """Raises what ``Transaction.announce`` raises."""
+        """Announce a branch that the caller runs. Raises the errors of ``Transaction.announce``."""
         self._check_branches(entry)
         opener: Opener = Announcer(participant)
         branch = await entry.transaction.announce(opener)
@@ -220,7 +221,7 @@ class Book:
         return branch
 
     async def connection(self, entry: OpenTransaction, participant: str) -> AsyncBranchConnection:
-        """The connection of the branch that the sidecar runs there, begun with the first statement."""
+        """The connection of the branch that the sidecar runs in ``participant``; the first call begins it."""
         known = {each.participant for each in entry.branches.values() if each.run_by == "sidecar"}
         if participant not in known:
             self._check_branches(entry)
@@ -246,7 +247,8 @@ class Book:
         entry.branches[gid.branch] = info
 
     async def commit(self, entry: OpenTransaction) -> Outcome:
-        """Once; later calls get the same, or more if that was unknown."""
+        """Commit, once; return the outcome. Later calls return the same outcome, or the outcome that was
+        learnt meanwhile if the first one was unknown."""
         if entry.ending is None:
             if not entry.active:
                 return entry.outcome or OutcomeUnknown(entry.transaction.id, "it has ended")
@@ -256,7 +258,7 @@ class Book:
         return entry.outcome or OutcomeUnknown(entry.transaction.id, "the sidecar ends")
 
     def _committed(self, entry: OpenTransaction) -> None:
-        """Whoever was told that nobody knows may ask again."""
+        """The commit has ended. If its outcome is unknown, look for the outcome until it is known."""
         self._retire(entry)
         if isinstance(entry.outcome, OutcomeUnknown):
             task = asyncio.create_task(self._follow(entry))
@@ -276,18 +278,19 @@ class Book:
 
     async def _recorded(self, txid: TxId) -> Outcome | None:
         try:
-            told = await look_up(self.coordinator.ledger, txid)
+            recorded = await look_up(self.coordinator.ledger, txid)
         except LedgerError as error:
             log.info("the outcome of %s is still unknown: %s", txid, error)
             return None
-        if told is not None and told.state == "committed":
+        if recorded is not None and recorded.state == "committed":
             return CommitResult(txid)
-        if told is not None and told.state == "aborted":
-            return TransactionAborted(txid, told.reason)
+        if recorded is not None and recorded.state == "aborted":
+            return TransactionAborted(txid, recorded.reason)
         return None
 
     async def roll_back(self, entry: OpenTransaction) -> None:
-        """Raises :class:`RequestRefused` if its commit has begun. Once this returns, it can never commit."""
+        """Roll the transaction back; after that it can never commit. Raises :class:`RequestRefused` if its
+        commit has begun."""
         if entry.ending is not None:
             entry.check_active()
         undoing = asyncio.create_task(_rolled_back(entry.transaction))
@@ -297,20 +300,20 @@ class Book:
         self._retire(entry)
 
     async def wait_for_end(self, entry: OpenTransaction, seconds: float) -> None:
-        """Until its outcome is known, but no longer."""
+        """Wait until the outcome is known, at most for so many seconds."""
         end = asyncio.get_running_loop().time() + seconds
         while not entry.final and asyncio.get_running_loop().time() < end:
             await asyncio.sleep(LOOK_S)
 
     async def drain(self, seconds: float) -> None:
-        """Take no more, and wait until none is open, but no longer."""
+        """Begin no further transactions, and wait until none is open, at most for so many seconds."""
         self._draining = True
         end = asyncio.get_running_loop().time() + seconds
         while self.open and asyncio.get_running_loop().time() < end:
             await asyncio.sleep(LOOK_S)
 
     async def close(self) -> None:
-        """The coordinator ends what is still open."""
+        """Stop the background tasks. The coordinator ends the transactions that are still open."""
         self._draining = True
         tasks = [self._sweeping, *self._following]
         for task in tasks:
@@ -330,19 +333,20 @@ class Book:
                 del self._ended[oldest.id]
 
     def _retire(self, entry: OpenTransaction) -> None:
-        """If its outcome is known."""
+        """Move the entry to the ended transactions if its outcome is known."""
         if entry.final and self._live.pop(entry.id, None) is not None:
             entry.ended_s = asyncio.get_running_loop().time()
             self._ended[entry.id] = entry
 
 
 async def _outcome(transaction: Transaction, *, begin: bool) -> Outcome:
-    """What ``commit`` gives or raises. Without ``begin``: what is known by now of one that was begun."""
+    """Commit, and return the result or the error. Without ``begin``: return the present state of a commit
+    that was begun before."""
     try:
         return await (transaction.commit() if begin else transaction.committed())
     except (TransactionAborted, HeuristicOutcome, OutcomeUnknown) as error:
         return error
-    except Exception as error:  # a bug of ours, or a driver's: nobody knows what has become of it
+    except Exception as error:  # a bug of undoubt or of a driver: the outcome is unknown
         log.exception("the commit of %s failed unexpectedly", transaction.id)
         return OutcomeUnknown(transaction.id, f"{type(error).__name__}: {error}")
 

@@ -1,12 +1,13 @@
-"""The header ``Undoubt-Transaction``: what lets another service join a transaction.
+"""Makes and verifies the header ``Undoubt-Transaction``, with which another service joins a transaction.
 
 A capability names the ledger, the transaction, the address of its owner (the sidecar that began it), the
 participants in which branches may be added, and when it expires. The owner seals it (HMAC-SHA256) with a key
-that only its process has: the transactions of a process end with it, and so do its capabilities. A capability
-is worth nothing without a client's own token or certificate, and it cannot commit or roll back.
+that only its process has: the transactions of a process end with the process, and so do its capabilities. A
+capability is accepted only together with a client's token or certificate, and does not allow commit or
+rollback.
 
-A sidecar that is not the owner cannot verify the seal. It believes of a header only what it finds in the
-ledger as well (:mod:`.peers`)."""
+A sidecar that is not the owner cannot verify the seal. It uses only those values of the header that the
+ledger confirms (:mod:`.peers`)."""
 
 from __future__ import annotations
 
@@ -50,7 +51,7 @@ class Capability(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class SealedCapability(msgspec.Struct, frozen=True):
-    """A header, taken apart; nothing of it is verified yet."""
+    """The parsed header; nothing in it is verified yet."""
 
     capability: Capability
     payload: bytes
@@ -66,7 +67,7 @@ class SealedCapability(msgspec.Struct, frozen=True):
 
 
 def parse(text: str) -> SealedCapability:
-    """Raises :class:`RequestRefused`, which never shows the header."""
+    """Parse a header. Raises :class:`RequestRefused`, which never contains the header."""
     bad = RequestRefused(
         400, "BadCapability", "the header Undoubt-Transaction is not one that a sidecar made"
     )
@@ -86,7 +87,7 @@ def parse(text: str) -> SealedCapability:
 
 
 class Sealer:
-    """The key of one process."""
+    """Makes and verifies capabilities with the key of this process."""
 
     def __init__(self) -> None:
         self._key = secrets.token_bytes(32)
@@ -98,7 +99,7 @@ class Sealer:
         return SealedCapability(capability, payload, self._seal(payload)).text
 
     def check(self, shown: SealedCapability) -> None:
-        """Raises :class:`RequestRefused` unless this process made it."""
+        """Raise :class:`RequestRefused` unless this process sealed the capability."""
         if not hmac.compare_digest(self._seal(shown.payload), shown.seal):
             raise RequestRefused(
                 403, "CapabilityForged", "this sidecar did not make that Undoubt-Transaction"
@@ -109,7 +110,7 @@ class Sealer:
 
 
 def check_current(capability: Capability, ledger_id: str, transaction: str) -> None:
-    """Raises :class:`RequestRefused` if it is of another ledger or transaction, or has expired."""
+    """Raise :class:`RequestRefused` if the capability has another ledger or transaction, or has expired."""
     if capability.ledger != ledger_id:
         raise RequestRefused(403, "OtherLedger", "that Undoubt-Transaction is of another ledger")
     if capability.transaction != transaction:
@@ -117,7 +118,8 @@ def check_current(capability: Capability, ledger_id: str, transaction: str) -> N
 
 
 def expired(capability: Capability) -> bool:
-    """By the wall clock of this machine; the owner's deadline is the owner's own."""
+    """Whether the capability has expired by the wall clock of this machine. The owner applies its own
+    deadline."""
     return time.time() >= capability.expires
 
 

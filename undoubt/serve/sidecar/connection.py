@@ -1,8 +1,8 @@
-"""The HTTP protocol of one connection: uvicorn's, which also tells who is at the other end.
+"""The HTTP protocol of one connection: uvicorn's, which also identifies the peer and bounds the wait for it.
 
-And which does not wait without end: a head that is late, or too large, ends the connection. A request that
-offers another protocol (``Upgrade``) is answered in this one, as RFC 9110, 7.8, allows: java.net.http offers
-HTTP/2 with its first request.
+A head of a request that arrives too late, or is too large, ends the connection. A request that offers another
+protocol (``Upgrade``) is answered in HTTP/1.1, as RFC 9110, 7.8, allows: java.net.http offers HTTP/2 with its
+first request.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 HEAD_BYTES_MAX = 32 * 1024
 PEER = "undoubt.peer"
-"""Where a request's ASGI scope holds its :class:`Peer`."""
+"""The key of the :class:`Peer` in the ASGI scope of a request."""
 
 _UCRED = struct.Struct("iII")
 _OFFER = frozenset({b"upgrade", b"http2-settings"})
@@ -30,8 +30,8 @@ _OFFER = frozenset({b"upgrade", b"http2-settings"})
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """The other end. ``uid`` of a unix socket's, None over TCP; ``certificate``: the names in a verified TLS
-    certificate."""
+    """The peer of a connection. ``uid``: the user of a process at a unix socket, None over TCP;
+    ``certificate``: the names in a verified TLS certificate."""
 
     uid: int | None = None
     certificate: tuple[str, ...] = ()
@@ -67,7 +67,7 @@ class _Parser(httptools.HttpRequestParser):
 
 
 class SidecarProtocol(HttpToolsProtocol):
-    """See the module. ``head_timeout_s`` is set on a subclass by who runs the server."""
+    """See the module. The server sets ``head_timeout_s`` on a subclass."""
 
     head_timeout_s = 10.0
     parser: _Parser

@@ -1,4 +1,4 @@
-"""One function for each operation: from a judged request to an answer.
+"""Implements each operation in one function, which takes a checked request and returns an answer.
 
 Each raises :class:`~undoubt.serve.sidecar.problems.RequestRefused`, or an error of undoubt that becomes one.
 """
@@ -54,22 +54,23 @@ T = TypeVar("T", bound=msgspec.Struct)
 
 @dataclass(frozen=True, slots=True)
 class JudgedRequest:
-    """One request: within its bounds, of a known client, its body decoded."""
+    """A request within its bounds, of a known client, with its body decoded."""
 
     client: Client
     path: dict[str, str]
     query: dict[str, str]
     body: msgspec.Struct | None
     params: tuple[msgspec.Raw, ...] = ()
-    """Of a statement, as they were written."""
+    """The parameters of a statement, not decoded."""
     wait_s: float = 0.0
-    """Of ``Prefer: wait``."""
+    """The seconds in ``Prefer: wait``."""
     trace: str = ""
     capability: Capability | None = None
-    """With which it joins the transaction of the path, which was begun here; verified."""
+    """The verified capability with which the request joins the transaction of its path, which was begun
+    here."""
 
     def given(self, kind: type[T]) -> T:
-        """The body."""
+        """The body, which is of type ``kind``."""
         if not isinstance(self.body, kind):
             raise TypeError(type(self.body))
         return self.body
@@ -77,7 +78,7 @@ class JudgedRequest:
 
 @dataclass(slots=True)
 class Sidecar:
-    """What all requests share."""
+    """The objects that all requests share."""
 
     settings: SidecarSettings
     book: Book
@@ -85,18 +86,19 @@ class Sidecar:
     description: bytes = b""
     """The OpenAPI document."""
     own_sql: frozenset[str] = field(default_factory=frozenset)
-    """Participants in which it runs statements."""
+    """The participants in which the sidecar runs statements."""
     sealer: Sealer = field(default_factory=Sealer)
     peers: Peers | None = None
     waiting: int = 0
-    """Requests that wait for an end: they leave room for those that bring one about."""
+    """The number of requests that wait for the end of a transaction. It is limited, so that requests that end
+    transactions can still be served."""
 
     @property
     def ledger(self) -> Any:
         return self.book.coordinator.ledger
 
     def participant(self, request: JudgedRequest, name: str) -> PostgresParticipant:
-        """One that the client may use, and its capability. Raises ``UnknownParticipant``,
+        """The participant ``name``, if the client and its capability allow it. Raises ``UnknownParticipant``,
         :class:`RequestRefused`."""
         check_participant(request.client, request.capability, name)
         found = self.book.coordinator.participants.get(name)
@@ -111,13 +113,13 @@ class Sidecar:
         if entry is not None and request.capability is not None:
             return entry
         if entry is None or entry.owner != request.client.name:
-            # Whether it exists is nobody else's to know.
+            # Other clients do not learn whether the transaction exists.
             raise _no_such(request.path["id"])
         return entry
 
 
 def check_participant(client: Client, capability: Capability | None, name: str) -> None:
-    """Raises :class:`RequestRefused`."""
+    """Raise :class:`RequestRefused` unless the client and its capability allow the participant ``name``."""
     if not client.may_use(name):
         raise RequestRefused(403, "NotAllowed", f"client {client.name!r} may not use participant {name!r}")
     if capability is not None and not capability.may_use(name):
@@ -130,7 +132,7 @@ def answer(body: msgspec.Struct, status: int = 200, **headers: str) -> Answer:
 
 
 def _no_such(id_: str) -> RequestRefused:
-    return RequestRefused(404, "NoSuchTransaction", f"no transaction {id_[:200]!r} of yours is known here")
+    return RequestRefused(404, "NoSuchTransaction", f"you have no transaction {id_[:200]!r} here")
 
 
 async def begin(sidecar: Sidecar, request: JudgedRequest) -> Answer:
@@ -173,7 +175,8 @@ async def announce(sidecar: Sidecar, request: JudgedRequest) -> Answer:
 
 
 async def withdraw(sidecar: Sidecar, request: JudgedRequest) -> Answer:
-    """Only once nobody is in it: whoever still works in it would not learn that it is in vain."""
+    """Withdraw an announced branch. Refused while a session is in the branch: its application would not learn
+    that its statements have no effect."""
     request.client.needs("transact")
     entry = sidecar.own(request)
     entry.check_active()
@@ -240,22 +243,23 @@ async def commit(sidecar: Sidecar, request: JudgedRequest) -> Answer:
 
 
 async def _commit_of_others(sidecar: Sidecar, request: JudgedRequest) -> Answer:
-    """One that is not in the book: what became of it, as far as the ledger tells."""
-    told = await _recorded(sidecar, request)
-    match told.state:
+    """The answer to a commit of a transaction that this client has not begun here: the outcome in the
+    ledger."""
+    recorded = await _recorded(sidecar, request)
+    match recorded.state:
         case "committed":
-            return answer(Committed(told.id))
+            return answer(Committed(recorded.id))
         case "unknown":
-            return _not_known_yet(told.id, told.reason)
+            return _not_known_yet(recorded.id, recorded.reason)
         case _:
             raise RequestRefused(
                 409,
-                "TransactionAborted" if told.state == "aborted" else "HeuristicOutcome",
-                told.reason,
-                outcome=told.state,
-                reason=told.reason,
-                transaction=told.id,
-                branches=told.heuristics,
+                "TransactionAborted" if recorded.state == "aborted" else "HeuristicOutcome",
+                recorded.reason,
+                outcome=recorded.state,
+                reason=recorded.reason,
+                transaction=recorded.id,
+                branches=recorded.heuristics,
             )
 
 
@@ -268,12 +272,14 @@ async def roll_back(sidecar: Sidecar, request: JudgedRequest) -> Answer:
     request.client.needs("transact", "operate")
     entry = sidecar.book.find(request.path["id"])
     if entry is None or (entry.owner != request.client.name and "operate" not in request.client.roles):
-        told = await _recorded(sidecar, request)
-        if told.state == "aborted":
-            return answer(RolledBack(told.id))
-        if told.state == "unknown":
-            raise OutcomeUnknown(TxId.parse(told.id), told.reason)
-        raise RequestRefused(409, "TransactionEnded", told.reason, outcome=told.state, transaction=told.id)
+        recorded = await _recorded(sidecar, request)
+        if recorded.state == "aborted":
+            return answer(RolledBack(recorded.id))
+        if recorded.state == "unknown":
+            raise OutcomeUnknown(TxId.parse(recorded.id), recorded.reason)
+        raise RequestRefused(
+            409, "TransactionEnded", recorded.reason, outcome=recorded.state, transaction=recorded.id
+        )
     if not (entry.final and entry.info().state == "aborted"):
         await sidecar.book.roll_back(entry)
     return answer(RolledBack(entry.id))
@@ -298,7 +304,8 @@ async def show(sidecar: Sidecar, request: JudgedRequest) -> Answer:
 
 
 async def _recorded(sidecar: Sidecar, request: JudgedRequest) -> TransactionShown:
-    """What the ledger says. Raises :class:`RequestRefused`, also if the book has it as another client's."""
+    """The outcome in the ledger. Raises :class:`RequestRefused`, also if the transaction is in the book and
+    belongs to another client."""
     entry = sidecar.book.find(request.path["id"])
     if entry is not None and not request.client.sees(entry.owner):
         raise _no_such(request.path["id"])
@@ -308,16 +315,17 @@ async def _recorded(sidecar: Sidecar, request: JudgedRequest) -> TransactionShow
         raise _no_such(request.path["id"]) from None
     end_s = asyncio.get_running_loop().time() + request.wait_s
     while True:
-        told = await look_up(sidecar.ledger, txid)
-        if told is None:
+        found = await look_up(sidecar.ledger, txid)
+        if found is None:
             raise _no_such(request.path["id"])
-        if told.state != "unknown" or asyncio.get_running_loop().time() >= end_s:
-            return told
+        if found.state != "unknown" or asyncio.get_running_loop().time() >= end_s:
+            return found
         await asyncio.sleep(0.1)
 
 
 async def list_transactions(sidecar: Sidecar, request: JudgedRequest) -> Answer:
-    """Of this sidecar, those that the client may see; ``in_doubt`` also what the ledger has unfinished."""
+    """List the transactions of this sidecar that the client may see; with ``in_doubt`` also the unfinished
+    transactions of the ledger."""
     request.client.needs("transact", "observe", "operate")
     wanted = request.query.get("state", "")
     if wanted not in {"", "active", "committing", "committed", "aborted", "unknown", "heuristic", "in_doubt"}:
@@ -352,11 +360,11 @@ async def live(sidecar: Sidecar, request: JudgedRequest) -> Answer:
 
 
 async def ready(sidecar: Sidecar, request: JudgedRequest) -> Answer:
-    """The names of participants are not for everybody: ``verbose`` needs a client."""
+    """Report whether the sidecar is ready. ``verbose`` needs a known client: it lists participants."""
     if "verbose" in request.query:
         request.client.needs("transact", "observe", "operate")
-    told = await health.ready(sidecar.book, verbose="verbose" in request.query)
-    return answer(told, 200 if told.ok else 503)
+    checks = await health.ready(sidecar.book, verbose="verbose" in request.query)
+    return answer(checks, 200 if checks.ok else 503)
 
 
 async def leader(sidecar: Sidecar, request: JudgedRequest) -> Answer:

@@ -1,4 +1,4 @@
-"""Whether the sidecar lives, is ready, and leads; and its metrics."""
+"""Reports whether the sidecar lives, is ready, and leads, and holds its metrics."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class SidecarHealth:
-    """Of one process."""
+    """The metrics of one process."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -28,17 +28,18 @@ class SidecarHealth:
         )
 
     def watch(self, book: Book) -> None:
-        """Measure that book too."""
+        """Report the number of open transactions of ``book`` as a metric."""
         self._open.set_function(lambda: float(book.open))
 
     def text(self) -> bytes:
-        """For Prometheus."""
+        """All metrics in the text format of Prometheus."""
         return generate_latest(self.registry)
 
 
 async def ready(book: Book, *, verbose: bool) -> Health:
-    """Ready: it takes transactions, and the ledger answers. ``verbose`` asks every participant too, which
-    changes nothing about that: transactions without that participant go on."""
+    """Whether the sidecar is ready: it begins transactions, and the ledger answers. ``verbose`` also checks
+    every participant. A participant that does not answer leaves the sidecar ready: transactions without that
+    participant can run."""
     checks = [Check("draining", not book.draining, "it is about to end" if book.draining else "")]
     needed = [*checks, await _ledger(book)]
     if verbose:

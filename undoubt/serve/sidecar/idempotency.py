@@ -1,11 +1,11 @@
-"""Keys of repeated requests: the second of the same key gets the first one's answer.
+"""Keeps the first answer for each idempotency key, and returns it for repeated requests.
 
-The rules are those of draft-ietf-httpapi-idempotency-key-header: a key counts for its client and its request;
-the same key with another request is refused (422), and so is a repetition while the first one is being worked
-on (409). Answers that say "not now" (429, 5xx) are not kept, nor is one that does not know the outcome yet
-(202): whoever repeats such a request may hear more.
+The rules are those of draft-ietf-httpapi-idempotency-key-header: a key belongs to one client and one request;
+the same key with another request is refused (422), and so is a repetition while the first request is being
+carried out (409). Answers that ask for a later attempt (429, 5xx) are not kept, and neither is the answer
+that the outcome is not known yet (202): a repetition may get another answer.
 
-Keys are in this process's memory: they are gone with it. The outcome of a transaction is not.
+The keys are in memory, and are lost at the end of the process. The outcome of a transaction is not lost.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ KEY_CHARACTERS_MAX = 255
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 _QUOTED = re.compile(r'"((?:[\x20-\x21\x23-\x5b\x5d-\x7e]|\\["\\]){1,255})"')
 ENTRY_BYTES = 512
-"""What a kept answer takes beside its body."""
+"""The assumed size of a kept answer without its body."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A whole answer. ``headers`` in lower case."""
+    """The complete answer to a request. The names in ``headers`` are in lower case."""
 
     status: int
     body: bytes
@@ -37,7 +37,7 @@ class Answer:
 
     @property
     def final(self) -> bool:
-        """Whoever repeats the request is to get the same."""
+        """Whether a repetition of the request gets the same answer."""
         return self.status < 500 and self.status not in {202, 401, 403, 408, 421, 429}
 
 
@@ -49,8 +49,8 @@ class _Entry:
 
 
 def key_of(header: str | None) -> str | None:
-    """The key in a request's header: a string of structured fields (RFC 9651), or its bare characters. Raises
-    :class:`RequestRefused`."""
+    """The key in the header of a request: a string of structured fields (RFC 9651), or the same without
+    quotes. None without a header. Raises :class:`RequestRefused`."""
     if header is None:
         return None
     if (quoted := _QUOTED.fullmatch(header.strip())) is not None:
@@ -68,7 +68,7 @@ def fingerprint(method: str, path: str, body: bytes) -> bytes:
 
 
 class KeyedAnswers:
-    """Those of one process."""
+    """The kept answers of one process."""
 
     def __init__(self, settings: SidecarSettings) -> None:
         self._settings = settings
@@ -78,8 +78,8 @@ class KeyedAnswers:
     async def once(
         self, client: str, key: str, print_: bytes, work: Callable[[], Awaitable[Answer]]
     ) -> tuple[Answer, bool]:
-        """The answer of ``work``, or the one that is kept, and then True. ``work`` fails with nothing but
-        :class:`RequestRefused`, and a refusal is no answer to be kept unless it says what the request did."""
+        """Return the kept answer for ``key`` and True, or the answer of ``work`` and False. Raises
+        :class:`RequestRefused`, and the errors of ``work``, after which nothing is kept."""
         self._sweep()
         name = (client, key)
         entry = self._entries.get(name)
@@ -87,7 +87,9 @@ class KeyedAnswers:
             if entry.fingerprint != print_:
                 raise RequestRefused(422, "IdempotencyKeyReused", "that key was used for another request")
             if entry.answer is None:
-                raise RequestRefused(409, "StillWorking", "the first request of that key is being worked on")
+                raise RequestRefused(
+                    409, "StillWorking", "the first request with that key has no answer yet"
+                )
             return entry.answer, True
         if len(self._entries) >= self._settings.keys_max or self._bytes >= self._settings.keys_bytes_max:
             raise busy("TooManyKeys", "too many answers to keyed requests are kept")
@@ -107,7 +109,7 @@ class KeyedAnswers:
         return answer, False
 
     def _sweep(self) -> None:
-        """Answered ones stand in the order in which they were answered."""
+        """Remove the answers that are too old. Entries with answers are in the order of their answers."""
         now_s = asyncio.get_running_loop().time()
         for name, entry in list(self._entries.items()):
             if entry.answer is None:

@@ -1,13 +1,14 @@
-"""Requests about a transaction that another sidecar has begun: they are carried out there, by the owner.
+"""Forwards requests about a transaction that another sidecar has begun to that sidecar, the owner.
 
-With the header ``Undoubt-Transaction`` a service joins the transaction: the owner is shown this sidecar's own
-token or certificate. Without it a client asks about a transaction of its own, which it has begun at the other
-sidecar: the owner is shown the client's own token, and judges it as if the client had asked there. A client
-without a token (of the unix socket, or with a certificate) is told what the ledger says.
+With the header ``Undoubt-Transaction`` a service joins the transaction: the owner gets this sidecar's token
+or certificate. Without the header, a client asks about a transaction that it has begun at the other sidecar:
+the owner gets the client's token, and decides as if the client had sent the request to it. A client without a
+token (at the unix socket, or with a certificate) gets the outcome in the ledger.
 
-A request that the owner did not answer is told from the ledger where it asks for the outcome, or for an end.
-One that adds to the transaction is answered 503, and may have been carried out: it changes an undecided
-transaction, which its owner alone can commit."""
+If the owner does not answer a request for the outcome, or for the end of the transaction, the answer is read
+from the ledger. If the owner does not answer a request that adds to the transaction, the answer is 503 and
+the request may have been carried out: it changes an undecided transaction, which only its owner can
+commit."""
 
 from __future__ import annotations
 
@@ -38,7 +39,7 @@ _PASSED_ON = ("content-type", "prefer", "traceparent", "tracestate")
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """What came over HTTP."""
+    """The parts of an HTTP request that are forwarded."""
 
     body: bytes
     headers: dict[str, str]
@@ -62,12 +63,11 @@ class Sent:
 async def work(
     sidecar: Sidecar, operation: Operation, request: JudgedRequest, shown: SealedCapability, sent: Sent
 ) -> Answer:
-    """With a capability. Raises :class:`RequestRefused`, ``LedgerError``, and what the operation raises."""
+    """Carry out a request with a capability. Raises :class:`RequestRefused`, ``LedgerError``, and the errors
+    of the operation."""
     capability = shown.capability
     if not operation.joins:
-        raise RequestRefused(
-            403, "CapabilityCannot", "an Undoubt-Transaction adds branches: who began the transaction ends it"
-        )
+        raise RequestRefused(403, "CapabilityCannot", "only the client that began the transaction can end it")
     check_current(capability, sidecar.ledger.ledger_id, request.path["id"])
     reads = operation.method == "GET"
     if capability.owner == sidecar.settings.url:
@@ -92,7 +92,7 @@ async def _joined(
     peers = _peers(sidecar)
     owner = await peers.owner_of(sidecar.ledger, shown.capability.txid, shown.capability.owner)
     if not owner:
-        return await operation.handle(sidecar, request)  # its session has ended: the ledger tells what became
+        return await operation.handle(sidecar, request)  # its session has ended: the ledger has the outcome
     headers = dict(sent.headers)
     if sent.key is not None:
         headers["idempotency-key"] = key_at_owner(request.client.name, sent.key)
@@ -108,7 +108,8 @@ async def _joined(
 async def work_elsewhere(
     sidecar: Sidecar, operation: Operation, request: JudgedRequest, sent: Sent
 ) -> Answer:
-    """Without a capability, about a transaction that is not in the book. Raises as :func:`work`."""
+    """Carry out a request without a capability about a transaction that is not in the book. Raises the same
+    errors as :func:`work`."""
     owner = await _owner(sidecar, request, sent)
     if not owner:
         return await operation.handle(sidecar, request)
@@ -127,8 +128,8 @@ async def work_elsewhere(
 
 
 async def _owner(sidecar: Sidecar, request: JudgedRequest, sent: Sent) -> str:
-    """The address of the other sidecar that began the transaction of the path; empty if there is none that is
-    to be asked in the name of this client."""
+    """The address of the other sidecar that began the transaction of the path; empty if there is none, or if
+    the client has no token that could be forwarded."""
     if sent.forwarded or not sent.authorization:
         return ""
     try:
@@ -141,7 +142,7 @@ async def _owner(sidecar: Sidecar, request: JudgedRequest, sent: Sent) -> str:
 
 def _peers(sidecar: Sidecar) -> Peers:
     if sidecar.peers is None:
-        raise UsageError("this sidecar reaches no others")
+        raise UsageError("this sidecar cannot call other sidecars")
     return sidecar.peers
 
 
@@ -150,13 +151,15 @@ def _path(operation: Operation, request: JudgedRequest) -> str:
 
 
 def _check_expiry(shown: SealedCapability, *, reads: bool) -> None:
-    """A client that joined may ask for the outcome afterwards."""
+    """Raise :class:`RequestRefused` if the capability has expired. A request that reads the outcome is
+    allowed afterwards too."""
     if not reads and expired(shown.capability):
         raise RequestRefused(403, "CapabilityExpired", "that Undoubt-Transaction has expired")
 
 
 def _plain(value: str) -> str:
-    """Of a path: an id that was checked, or a branch's number. Raises :class:`RequestRefused`."""
+    """``value`` if it can be a part of a path: a checked id, or the number of a branch. Raises
+    :class:`RequestRefused`."""
     if not all(each.isascii() and (each.isalnum() or each in "-.") for each in value):
         raise RequestRefused(404, "NoSuchBranch", "there is no such branch")
     return value

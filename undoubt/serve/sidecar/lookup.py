@@ -1,10 +1,10 @@
-"""What the ledger says of a transaction that is not in the book: begun before a restart, or elsewhere.
+"""Reads the outcome of a transaction that is not in the book: it was begun before a restart, or elsewhere.
 
-A transaction of a sidecar never commits without a record. So one without a record whose session is stored as
-gone is aborted, for ever. That holds for marked sessions alone
-(:mod:`undoubt.coordinator.ledger.session_mark`): a coordinator in an application may commit in one phase, of
-which nothing is recorded, and may give its sessions any name. Where acceptors decide (Paxos Commit), they are
-asked first: they know an outcome before the ledger does.
+A transaction of a sidecar never commits without a record. A transaction without a record whose session is
+stored as gone is therefore aborted for ever. That is true only for marked sessions
+(:mod:`undoubt.coordinator.ledger.session_mark`): a coordinator in an application may commit in one phase,
+which is not recorded, and may give its sessions any name. If acceptors decide (Paxos Commit), they are asked
+first: they have an outcome before the ledger has it.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ log = logging.getLogger(__name__)
 
 _PREFIX = "sidecar"
 _NOWHERE = "-"
-"""In the place of the address of a sidecar that others cannot reach."""
+"""Replaces the address in the name of a session if other sidecars cannot reach the sidecar."""
 
 
 def session_name(url: str, own: str) -> str:
-    """Of a sidecar's session: for people, and the address at which other sidecars reach it."""
+    """The name of a sidecar's session: a text for operators, and the address at which other sidecars reach
+    the sidecar."""
     return f"{_PREFIX} {url or _NOWHERE} {own}"
 
 
@@ -37,7 +38,7 @@ def address_in(name: str) -> str:
 
 
 async def address_of(ledger: Ledger, txid: TxId) -> str:
-    """Where the sidecar that began ``txid`` is reached, from its session in the ledger; empty if that session
+    """The address of the sidecar that began ``txid``, from its session in the ledger; empty if that session
     is not open, is not a sidecar's, or has no address. Raises ``LedgerError``."""
     session = await _session_of(ledger, txid)
     if session is None or session.state is not SessionState.OPEN or not await is_marked(ledger, session):
@@ -46,8 +47,8 @@ async def address_of(ledger: Ledger, txid: TxId) -> str:
 
 
 async def look_up(ledger: Ledger, txid: TxId) -> TransactionShown | None:
-    """None if the ledger knows nothing of it, which says nothing about its outcome. Raises
-    ``LedgerError``."""
+    """The state of a transaction in the ledger. None if the ledger has nothing about the transaction, whose
+    outcome is unknown then. Raises ``LedgerError``."""
     known = await ledger.transaction(txid)
     if known is not None and known.precommitted:
         return _unknown(txid, "its branches are in doubt until recovery ends it")
@@ -65,8 +66,8 @@ async def look_up(ledger: Ledger, txid: TxId) -> TransactionShown | None:
 
 
 async def _of_session(ledger: Ledger, txid: TxId, session: SessionInfo) -> TransactionShown | None:
-    """Of a transaction that had no record before ``session``, which is marked, was read: a decision that came
-    before the end of the session is seen now."""
+    """The state of a transaction that had no record before the marked ``session`` was read. A decision that
+    was recorded before the end of the session is found now."""
     below = txid.seq < session.floor
     if session.state is SessionState.OPEN and not below:
         return _unknown(txid, "the sidecar that began it may still decide")
@@ -85,7 +86,7 @@ def _unknown(txid: TxId, why: str) -> TransactionShown:
 
 
 async def _settled(ledger: Ledger, txid: TxId) -> TransactionShown:
-    """What the acceptors have chosen; they choose ABORT of what they were never asked about."""
+    """The outcome that the acceptors have chosen; they choose ABORT for a transaction without votes."""
     if ledger.acceptors is None:
         return TransactionShown(
             str(txid), "unknown", reason="the acceptors of its session are not known here"
@@ -93,8 +94,8 @@ async def _settled(ledger: Ledger, txid: TxId) -> TransactionShown:
     try:
         settlement = await ledger.acceptors.settle(txid)
     except (LedgerError, OutcomeUnknown) as error:
-        log.info("the acceptors do not tell the outcome of %s: %s", txid, error)
-        return _unknown(txid, "its acceptors do not tell the outcome")
+        log.info("the acceptors do not report the outcome of %s: %s", txid, error)
+        return _unknown(txid, "its acceptors do not report the outcome")
     return TransactionShown(
         str(txid),
         "committed" if settlement.decision is Decision.COMMIT else "aborted",

@@ -1,4 +1,4 @@
-"""The description of the API, OpenAPI 3.1, made from the table of operations and their types."""
+"""Makes the description of the API (OpenAPI 3.1) from the table of operations and their types."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ _KEY = {
     "name": "Idempotency-Key",
     "in": "header",
     "required": False,
-    "description": "a request that is repeated with the same key gets the first one's answer",
+    "description": "a repeated request with the same key gets the first answer",
     "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!#-~]+$"},
 }
 _PREFER = {
     "name": "Prefer",
     "in": "header",
     "required": False,
-    "description": "wait=<seconds>: answer once the outcome is known, or after so long",
+    "description": "wait=<seconds>: answer once the outcome is known, or after this time",
     "schema": {"type": "string", "pattern": "^wait=[0-9]{1,4}$"},
 }
 _JOIN = {
     "name": "Undoubt-Transaction",
     "in": "header",
     "required": False,
-    "description": "of a transaction that another client has begun, maybe at another sidecar: its `join`",
+    "description": "the `join` of a transaction that another client has begun, here or at another sidecar",
     "schema": {"type": "string", "maxLength": 8192},
 }
 
@@ -84,7 +84,7 @@ def _operation(operation: Operation, schemas: dict[type, Any]) -> dict[str, Any]
         parameters.append(_PREFER)
     if operation.joins:
         parameters.append(_JOIN)
-    told: dict[str, Any] = {
+    described: dict[str, Any] = {
         "operationId": operation.name,
         "summary": operation.summary,
         "parameters": parameters,
@@ -98,11 +98,11 @@ def _operation(operation: Operation, schemas: dict[type, Any]) -> dict[str, Any]
         "security": [{"token": []}] if operation.guarded else [],
     }
     if operation.takes is not None:
-        told["requestBody"] = {
+        described["requestBody"] = {
             "required": not operation.may_be_empty,
             "content": {"application/json": {"schema": schemas[operation.takes]}},
         }
-    return told
+    return described
 
 
 def _answer(status: int, kind: type | None, schemas: dict[type, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The table of operations, from which both the routes and the description are made."""
+"""Holds the table of operations, from which the routes and the description are made."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ from undoubt.serve.sidecar.types import (
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One method of one path. ``takes`` is the type of its body, ``gives`` those of its answers by status."""
+    """One method of one path. ``takes`` is the type of the body of its request, ``gives`` the types of the
+    bodies of its answers, by status."""
 
     name: str
     method: str
@@ -40,20 +41,20 @@ class Operation:
     gives: dict[int, type | None]
     takes: type | None = None
     may_be_empty: bool = False
-    """The body may be left out."""
+    """Whether a request without a body is accepted."""
     guarded: bool = True
-    """A client has to be known."""
+    """Whether the request needs a known client."""
     waits: bool = False
-    """``Prefer: wait`` counts."""
+    """Whether ``Prefer: wait`` is obeyed."""
     joins: bool = False
-    """A client that joins a transaction may do it: ``Undoubt-Transaction`` counts."""
+    """Whether clients that join a transaction with ``Undoubt-Transaction`` may make the request."""
     adds: bool = False
-    """It changes what will be committed."""
+    """Whether the request changes what will be committed."""
     query: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def keyed(self) -> bool:
-        """``Idempotency-Key`` counts."""
+        """Whether ``Idempotency-Key`` is obeyed."""
         return self.method == "POST"
 
 
@@ -85,7 +86,7 @@ OPERATIONS = (
         "GET",
         _TRANSACTION,
         handlers.show,
-        "What has become of a transaction.",
+        "The state of a transaction.",
         {200: TransactionShown},
         waits=True,
         joins=True,
@@ -106,7 +107,7 @@ OPERATIONS = (
         "DELETE",
         f"{_TRANSACTION}/branches/{{n}}",
         handlers.withdraw,
-        "Take an announced branch back; it is rolled back.",
+        "Withdraw an announced branch, which is rolled back.",
         {200: Withdrawn},
         joins=True,
         adds=True,
@@ -152,7 +153,7 @@ OPERATIONS = (
         "GET",
         "/readyz",
         handlers.ready,
-        "It takes transactions; verbose tells every check.",
+        "Whether transactions can begin; verbose reports every check.",
         {200: Health, 503: Health},
         guarded=False,
         query={"verbose": {"type": "string", "maxLength": 10}},

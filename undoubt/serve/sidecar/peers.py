@@ -1,13 +1,18 @@
-"""A second sidecar: requests about a transaction that another sidecar has begun go to that one, the owner.
+"""Forwards requests about a transaction that another sidecar has begun to that sidecar, the owner.
 
-Duties, in order: the capability, if there is one, is of this ledger and of the transaction of the path; the
-client of this sidecar may do what it asks; the address of the owner is read from its session in the ledger,
-which must be marked (:mod:`undoubt.coordinator.ledger.session_mark`) and open, and equals the header's; only
-then the owner is called. Nothing else is ever called, so that a header cannot send this sidecar anywhere.
+Duties, in order:
 
-What comes with a capability is shown to the owner with this sidecar's own token, never with its client's;
-what comes without one, with the client's token, never with this sidecar's: so no sidecar can do for its
-clients what they could not do themselves.
+1. Check that the capability, if there is one, is for this ledger and for the transaction of the path.
+2. Check that the client of this sidecar is allowed to make the request.
+3. Read the address of the owner from its session in the ledger, which must be marked
+   (:mod:`undoubt.coordinator.ledger.session_mark`) and open. A header must contain the same address.
+4. Call the owner.
+
+No other address is ever called, so that a header cannot make this sidecar connect to an arbitrary server.
+
+A request with a capability is sent to the owner with this sidecar's token, never with that of its client. A
+request without a capability is sent with the client's token, never with that of this sidecar: a sidecar gives
+its clients no rights that they do not have at the owner.
 """
 
 from __future__ import annotations
@@ -33,21 +38,21 @@ from undoubt.serve.sidecar.settings import SidecarSettings
 log = logging.getLogger(__name__)
 
 FORWARDED = "undoubt-forwarded"
-"""On a request from another sidecar: it is not sent on again."""
+"""A header of requests from another sidecar, which are not forwarded again."""
 CONNECT_S = 2.0
 ANSWER_S = 30.0
-"""How long the owner may take; a statement may wait for a lock."""
+"""The longest wait for an answer of the owner; a statement may wait for a lock."""
 _KEPT = ("content-type", "location", "retry-after", "preference-applied")
 _OVERHEAD_BYTES = 1024 * 1024
-"""Of an answer, beside the values in it."""
+"""The maximum size of an answer without the values in it."""
 
 
 class OwnerUnreachable(Exception):
-    """The owner did not answer: it may have done what it was asked, or not."""
+    """The owner did not answer; whether it carried out the request is unknown."""
 
 
 class OwnerRefuses(RequestRefused):
-    """The owner knows neither the token nor the certificate that it was shown."""
+    """The owner has accepted neither the token nor the certificate of the request."""
 
 
 def is_loopback(host: str) -> bool:
@@ -61,7 +66,7 @@ def is_loopback(host: str) -> bool:
 
 
 class Peers:
-    """What one process sends to other sidecars."""
+    """Sends requests of this process to other sidecars."""
 
     def __init__(self, settings: SidecarSettings) -> None:
         """Raises ``UsageError`` if the token or the certificates cannot be read."""
@@ -90,7 +95,7 @@ class Peers:
         address = await address_of(ledger, txid)
         if address and claimed is not None and address != claimed:
             raise RequestRefused(
-                403, "WrongOwner", "the ledger knows another owner of that transaction than the header"
+                403, "WrongOwner", "the ledger contains another owner of the transaction than the header"
             )
         parts = urlsplit(address)
         if parts.scheme == "http" and not is_loopback(parts.hostname or ""):
@@ -102,15 +107,15 @@ class Peers:
     async def join(
         self, method: str, url: str, shown: SealedCapability, body: bytes, headers: dict[str, str]
     ) -> Answer:
-        """What the owner answers to a request with a capability. Raises as :meth:`ask`."""
+        """Send a request with a capability to the owner. Raises the same errors as :meth:`ask`."""
         sent = headers | self._headers | {HEADER: shown.text}
         return await self.ask(method, url, body, sent, shown.capability.transaction)
 
     async def ask(
         self, method: str, url: str, body: bytes, headers: dict[str, str], transaction: str
     ) -> Answer:
-        """What the owner answers. Raises :class:`OwnerUnreachable`, :class:`OwnerRefuses`,
-        :class:`RequestRefused`."""
+        """Send a request to the owner, and return its answer. Raises :class:`OwnerUnreachable`,
+        :class:`OwnerRefuses`, :class:`RequestRefused`."""
         sent = headers | {FORWARDED: "1"}
         raw = [(name.encode(), value.encode("latin-1")) for name, value in sent.items()]  # as they came
         try:
@@ -122,7 +127,7 @@ class Peers:
         if response.status_code in {401, 421}:
             log.warning("the owner of %s refuses this sidecar, or its client", transaction)
             raise OwnerRefuses(
-                502, "OwnerRefuses", "the sidecar that began the transaction does not know this one"
+                502, "OwnerRefuses", "the sidecar that began the transaction does not accept this sidecar"
             )
         kept = {name: response.headers[name] for name in _KEPT if name in response.headers}
         return Answer(response.status_code, content, kept)
@@ -140,7 +145,7 @@ class Peers:
 
 
 def unreachable() -> RequestRefused:
-    """What a client is told whose request changes something."""
+    """The answer to a request that changes something, if the owner did not answer."""
     return busy(
         "OwnerUnavailable",
         "the sidecar that began the transaction does not answer; the request may have been carried out",
@@ -149,7 +154,7 @@ def unreachable() -> RequestRefused:
 
 
 def key_at_owner(client: str, key: str) -> str:
-    """An ``Idempotency-Key`` of one of our clients, as the owner keeps it for this sidecar."""
+    """The idempotency key that is sent to the owner for ``key`` of a client of this sidecar."""
     return hashlib.sha256(f"{client}\0{key}".encode()).hexdigest()
 
 

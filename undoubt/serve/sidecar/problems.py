@@ -1,8 +1,7 @@
-"""Refusals, and what each error of undoubt is in HTTP: problem documents of RFC 9457.
+"""Defines refusals, and maps each error of undoubt to a problem document of RFC 9457.
 
-``name`` is the error's class, as a Python application would see it; those that only HTTP knows have names of
-their own. An unexpected error is logged, and told without its text.
-"""
+``name`` is the class of the error, as a Python application would see it; problems that exist only in HTTP
+have other names. An unexpected error is logged, and reported without its text."""
 
 from __future__ import annotations
 
@@ -56,11 +55,11 @@ _STATUS: tuple[tuple[type[BaseException], int], ...] = (
     (UsageError, 422),
     (UndoubtError, 500),
 )
-"""First match wins: narrower errors stand above wider ones."""
+"""The status for each class of error. The first match counts: subclasses precede their base classes."""
 
 
 class RequestRefused(Exception):
-    """An answer that is a problem. ``headers`` go with it."""
+    """An error that becomes an answer with a problem document and ``headers``."""
 
     def __init__(
         self,
@@ -91,7 +90,7 @@ class RequestRefused(Exception):
 
 
 def busy(name: str, detail: str, *, status: int = 429) -> RequestRefused:
-    """To be asked again soon."""
+    """A refusal of a request that may be repeated soon."""
     return RequestRefused(status, name, detail, headers={"Retry-After": str(RETRY_AFTER_S)})
 
 
@@ -108,13 +107,13 @@ def refusal_of(error: BaseException) -> RequestRefused:
 
 
 def name_of(error: BaseException) -> str:
-    """Its class, or the nearest above it that applications know."""
+    """The name of the error's class, or of its nearest base class that is public."""
     known = (kind.__name__ for kind in type(error).__mro__ if kind.__name__ in errors.__all__)
     return next(known, type(error).__name__)
 
 
 def members_of(error: BaseException) -> dict[str, object]:
-    """What an error of undoubt says besides its text."""
+    """The attributes of an error of undoubt that belong in the problem document."""
     found: dict[str, object] = {}
     match error:
         case TransactionAborted():
@@ -141,7 +140,7 @@ def members_of(error: BaseException) -> dict[str, object]:
 
 
 def reason_of(cause: BaseException | str) -> str:
-    """Why a transaction is aborted, with the name of the error first."""
+    """The cause of an abort as text that begins with the name of the error."""
     if isinstance(cause, BaseException):
         return redact(f"{name_of(cause)}: {cause}")
     return redact(cause)

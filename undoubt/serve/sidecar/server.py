@@ -1,7 +1,8 @@
-"""``undoubt sidecar``: the process. Its sockets, its TLS, its signals, and its end.
+"""Runs the process ``undoubt sidecar``: its sockets, TLS, signals, and its end.
 
-SIGTERM and SIGINT end it: first no transaction begins any more, then open ones have some time, then what has
-not begun to commit is aborted, and commits that are under way are finished. SIGHUP reads the tokens anew.
+SIGTERM and SIGINT end the process: no further transaction is begun; open transactions have some time to end;
+then those whose commit has not begun are aborted, and running commits are finished. SIGHUP reads the tokens
+again.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ log = logging.getLogger(__name__)
 
 BACKLOG = 1024
 CLOSE_S = 5
-"""How long requests that are still being answered at the end may take."""
+"""The longest wait for requests that are still being answered at the end."""
 
 
 async def run(
@@ -55,8 +56,8 @@ async def run(
     *,
     observe: Observer | None = None,
 ) -> None:
-    """Serve until ``stop`` is set; ``reload``: read the tokens anew with ``load``. ``say`` is told once it
-    serves, in one line. Raises ``UsageError``, ``LedgerError``."""
+    """Serve until ``stop`` is set; when ``reload`` is set, read the tokens again with ``load``. ``say`` is
+    called with one line once the sidecar serves. Raises ``UsageError``, ``LedgerError``."""
     settings = load()
     check(settings.sidecar)
     async with opened(settings, observe) as sidecar:
@@ -75,14 +76,14 @@ async def run(
 
 
 def check(settings: SidecarSettings) -> None:
-    """Raises ``UsageError`` if these settings would let in whoever comes."""
+    """Raise ``UsageError`` if with these settings clients need no authentication, or nothing can connect."""
     if not settings.socket and not settings.listen:
         raise UsageError("the sidecar listens nowhere: set sidecar.socket or sidecar.listen")
     if settings.listen:
         host, _ = settings.address
         if not settings.tokens:
             raise UsageError(
-                "sidecar.listen without sidecar.tokens: TCP does not say who connects. Draw a token:"
+                "sidecar.listen without sidecar.tokens: TCP does not identify the client. Make a token:"
                 " undoubt sidecar --new-token NAME"
             )
         if not is_loopback(host) and not settings.tls_cert:
@@ -93,14 +94,15 @@ def check(settings: SidecarSettings) -> None:
     if settings.url:
         parts = urlsplit(settings.url)
         if not settings.listen:
-            raise UsageError("sidecar.url without sidecar.listen: other sidecars come over TCP")
+            raise UsageError("sidecar.url needs sidecar.listen: other sidecars connect over TCP")
         if parts.scheme == "http" and not is_loopback(parts.hostname or ""):
             raise UsageError("sidecar.url must be https://… unless it is a loopback address")
 
 
 @contextlib.asynccontextmanager
 async def opened(settings: Settings, observe: Observer | None = None) -> AsyncIterator[Sidecar]:
-    """The coordinator, recovery where this process owns the ledger, and the book. Raises ``LedgerError``."""
+    """Open the coordinator, recovery if this process owns the ledger, and the book. Raises
+    ``LedgerError``."""
     health = SidecarHealth()
     async with contextlib.AsyncExitStack() as stack:
         peers = Peers(settings.sidecar)
@@ -133,8 +135,8 @@ async def opened(settings: Settings, observe: Observer | None = None) -> AsyncIt
 
 
 def with_psycopg(settings: Settings) -> Settings:
-    """Statements of clients are sent by psycopg, whatever the application's driver: it gives values as the
-    server has written them."""
+    """The settings with psycopg as the driver, also if another one is configured: psycopg returns values as
+    the text that the server has sent."""
     participants = {
         name: msgspec.structs.replace(each, driver="psycopg") for name, each in settings.participants.items()
     }
@@ -142,7 +144,7 @@ def with_psycopg(settings: Settings) -> Settings:
 
 
 def named(settings: Settings) -> CoordinatorSettings:
-    """With a session name that tells other sidecars this one's address."""
+    """The settings with a session name that contains the address for other sidecars."""
     own = settings.coordinator.name or f"{socket.gethostname()}:{os.getpid()}"
     return msgspec.structs.replace(settings.coordinator, name=session_name(settings.sidecar.url, own))
 
@@ -157,9 +159,9 @@ async def _keep_reloading(
             settings = await asyncio.to_thread(load)
             doorkeeper.reload(settings.sidecar)
         except UndoubtError as error:
-            log.warning("the tokens stay as they were: %s", error)
+            log.warning("the tokens were not changed: %s", error)
         else:
-            log.info("%d tokens were read anew", len(settings.sidecar.tokens))
+            log.info("%d tokens were read again", len(settings.sidecar.tokens))
 
 
 # Sockets.
@@ -167,7 +169,7 @@ async def _keep_reloading(
 
 @contextlib.asynccontextmanager
 async def listening(door: Door, settings: SidecarSettings) -> AsyncIterator[list[str]]:
-    """Serve at every place of the settings; where, for people."""
+    """Serve at every address in the settings. The value is a list of these addresses for messages."""
     async with contextlib.AsyncExitStack() as stack:
         places = []
         if settings.socket:
@@ -218,15 +220,15 @@ def _tls(settings: SidecarSettings) -> ssl.SSLContext:
         context.load_cert_chain(settings.tls_cert, settings.tls_key)
         if settings.tls_ca:
             context.load_verify_locations(settings.tls_ca)
-            context.verify_mode = ssl.CERT_OPTIONAL  # who has none shows a token
+            context.verify_mode = ssl.CERT_OPTIONAL  # a client without one sends a token
     except (OSError, ssl.SSLError) as error:
         raise UsageError(f"sidecar.tls_cert, tls_key or tls_ca cannot be used: {error}") from error
     return context
 
 
 def _free_socket(path: Path) -> Path:
-    """In a folder that nobody else can enter; what an earlier process left there is removed. Raises
-    ``UsageError``, also if another process serves it."""
+    """Prepare the path of the unix socket: make its folder, which only this user can enter, and remove the
+    socket of an earlier process. Raises ``UsageError``, also if another process serves the socket."""
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         if path.parent.stat().st_uid != os.getuid():
@@ -250,7 +252,7 @@ async def _serving(config: uvicorn.Config, where: str) -> AsyncIterator[int | No
     server = uvicorn.Server(config)
     server.lifespan = config.lifespan_class(config)
     try:
-        # uvicorn ends the process where it cannot bind: so that is done here.
+        # The socket is bound here, because uvicorn ends the process if it cannot bind.
         await server.startup(sockets=None if config.uds else [_bound(config.host, config.port)])
     except OSError as error:
         raise UsageError(f"cannot listen at {where}: {error.strerror or error}") from error

@@ -1,4 +1,4 @@
-"""What can be set about the sidecar. ``undoubt.config`` loads it."""
+"""Defines the settings of the sidecar, which ``undoubt.config`` loads."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ROLES = ("transact", "observe", "operate")
 """``transact``: begin transactions, and end one's own. ``observe``: see all of them, and metrics.
 ``operate``: roll back others'."""
 EVERYTHING = "*"
-"""In the place of participants' names: all of them."""
+"""Stands for all participants in a list of their names."""
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,63}")
@@ -23,20 +23,20 @@ _LISTEN = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+):(?P<port>[0-9
 
 
 class TokenSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One client: what it shows, and what it may. Without ``sha256`` and ``certificate`` nobody is it."""
+    """One client: its credential, and its rights. ``sha256`` or ``certificate`` is required."""
 
     name: str
-    """Of the client, in the access log."""
+    """The name of the client in the access log."""
     sha256: str = ""
-    """SHA-256 of its bearer token, as 64 hexadecimal digits: the token itself is in no file of the
-    sidecar's."""
+    """The SHA-256 of its bearer token, as 64 hexadecimal digits. The token itself is in no file of the
+    sidecar."""
     certificate: str = ""
     """The common name, a DNS name or a URI in its TLS certificate."""
     roles: tuple[str, ...] = ("transact",)
     participants: tuple[str, ...] = ()
-    """Those in which it may have branches; ``*``: all."""
+    """The participants in which the client may have branches; ``*``: all."""
     expires: datetime | None = None
-    """From then on it is refused."""
+    """The time from which on the client is refused."""
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(text("name", self.name)):
@@ -67,19 +67,20 @@ class SidecarSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     """The HTTP API. Times are in seconds, sizes in bytes."""
 
     socket: str = "undoubt-sidecar.run/http.sock"
-    """Path of its unix socket, in a folder of its own, which only this user can enter; empty: none. Who
-    connects there needs no token."""
+    """The path of the unix socket, in a separate folder that only this user can enter; empty: none. Clients
+    at the socket need no token."""
     listen: str = ""
-    """``host:port`` of TCP; empty: none. Needs tokens; for another address than a loopback one, TLS too."""
+    """``host:port`` for TCP; empty: none. Needs tokens, and TLS unless it is a loopback address."""
     url: str = ""
     """``http(s)://host:port`` at which the sidecars of other services reach this one; empty: they cannot."""
     token_file: str = ""
-    """Path of the file with the token that this sidecar shows to others; empty: it shows its certificate."""
+    """The path of the file with the token that this sidecar sends to other sidecars; empty: it uses its
+    certificate."""
     tls_cert: str = ""
     """PEM files of the certificate that clients see, and its key."""
     tls_key: str = ""
     tls_ca: str = ""
-    """PEM file of the CAs that sign clients' certificates; empty: none is asked for."""
+    """PEM file of the CAs that sign clients' certificates; empty: clients need no certificate."""
     hosts: tuple[str, ...] = ()
     """Names that requests may call this server by (``Host``), besides the address that it listens on."""
     tokens: tuple[TokenSettings, ...] = ()
@@ -88,27 +89,28 @@ class SidecarSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     wait_max_s: float = 60.0
     """The longest that a request may wait for an outcome (``Prefer: wait``)."""
     kept_s: float = 300.0
-    """For how long what became of a transaction, and the answers to keyed requests, are kept in memory."""
+    """How long the outcomes of transactions, and the answers to requests with keys, are kept in memory."""
     transactions_max: int = 1000
-    """Transactions that are open at once."""
+    """The maximum number of open transactions."""
     branches_max: int = 64
-    """Branches of one transaction."""
+    """The maximum number of branches of one transaction."""
     requests_max: int = 256
-    """Requests that are worked on at once."""
+    """The maximum number of requests that are being served."""
     keys_max: int = 100_000
-    """Answers to keyed requests that are kept."""
+    """The maximum number of kept answers to requests with keys."""
     keys_bytes_max: int = 128 * 1024 * 1024
-    """Bytes of all of them together."""
+    """The maximum size of all kept answers together, in bytes."""
     body_bytes_max: int = 1024 * 1024
     """Of a request."""
     body_timeout_s: float = 10.0
-    """How long a request's head may take to arrive, and then its body."""
+    """The longest wait for the head of a request, and then for its body."""
     rows_max: int = 10_000
-    """Rows in the answer to a statement; more abort the transaction."""
+    """The maximum number of rows in the answer to a statement; more rows abort the transaction."""
     rows_bytes_max: int = 8 * 1024 * 1024
-    """Bytes of values in it, likewise."""
+    """The maximum size of the values in the answer to a statement, in bytes; more bytes abort the
+    transaction."""
     drain_s: float = 10.0
-    """How long it waits at its end for transactions that are open."""
+    """How long the sidecar waits for open transactions before it ends."""
 
     def __post_init__(self) -> None:
         for name in ("socket", "tls_cert", "tls_key", "tls_ca", "token_file"):

@@ -1,4 +1,4 @@
-"""Values of SQL as JSON and back, without loss.
+"""Converts values of SQL to JSON and back, without loss.
 
 Both directions use PostgreSQL's own text of a value (https://www.postgresql.org/docs/current/datatype.html),
 which the server writes and reads again without change. JSON's own types stand for it only where JSON loses
@@ -39,9 +39,10 @@ from psycopg.postgres import types as known_types
 from undoubt.participants.bounds import OutOfBounds
 
 UNKNOWN_OID = 0
-"""The server finds the type of the parameter by its place."""
+"""The oid that lets the server infer the type of a parameter."""
 DEPTH_MAX = 6
-"""Dimensions of an array (``MAXDIM`` in ``src/include/utils/array.h`` of PostgreSQL)."""
+"""The maximum number of dimensions of an array (``MAXDIM`` in ``src/include/utils/array.h`` of
+PostgreSQL)."""
 
 _NUMBERS = frozenset({"int2", "int4", "oid"})
 _FLOATS = frozenset({"float4", "float8"})
@@ -51,7 +52,7 @@ _NO_NUMBER = frozenset({"NaN", "Infinity", "-Infinity"})
 
 
 class Parameter(NamedTuple):
-    """As it is sent: the text of a value, None for NULL, and its type's oid."""
+    """A parameter as it is sent: the text of the value, None for NULL, and the oid of its type."""
 
     text: bytes | None
     oid: int = UNKNOWN_OID
@@ -66,7 +67,7 @@ class _Typed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def parameter(raw: bytes, where: str = "params") -> Parameter:
-    """From the JSON of one parameter. Raises ``OutOfBounds``, which names ``where``."""
+    """The parameter that the JSON text describes. Raises ``OutOfBounds``, which names ``where``."""
     head = raw[:1]
     if head != b"{":
         return Parameter(_text(raw, where))
@@ -113,7 +114,7 @@ def _string(raw: bytes, where: str) -> str:
 
 
 def _array(raw: bytes, where: str, depth: int) -> str:
-    """PostgreSQL manual, "Array Input and Output Syntax"."""
+    """The array as text (PostgreSQL manual, "Array Input and Output Syntax")."""
     if depth > DEPTH_MAX:
         raise OutOfBounds(where, f"has an array of more than {DEPTH_MAX} dimensions")
     parts = []
@@ -146,7 +147,8 @@ def _oid(name: str, where: str) -> int:
 
 
 def type_name(oid: int) -> str:
-    """As :func:`parameter` takes it; ``oid 12345`` of a type that only its database knows."""
+    """The name of a type as :func:`parameter` accepts it; ``oid 12345`` for a type that is defined in the
+    database."""
     info = known_types.get(oid)
     if info is None:
         return f"oid {oid}"
@@ -154,12 +156,12 @@ def type_name(oid: int) -> str:
 
 
 def value(text: bytes | None, type_: str) -> Any:
-    """The JSON value of what the server has written, which is UTF-8, for a column of that type's name."""
+    """The JSON value for the text in UTF-8 that the server has sent for a column of this type."""
     if text is None:
         return None
     decoded = text.decode()
     if type_.endswith("[]"):
-        # Bounds other than 1 have a place in the text alone; the elements of boxes are separated otherwise.
+        # Only the text can hold bounds other than 1; the elements of arrays of boxes have another separator.
         if not decoded.startswith("{") or type_ == "box[]":
             return decoded
         return _elements(decoded, type_.removesuffix("[]"))
@@ -177,7 +179,7 @@ def _scalar(text: str, type_: str) -> Any:
 
 
 def _elements(text: str, type_: str) -> list[Any]:
-    """Of an array's text. An element that is quoted is never NULL."""
+    """The nested lists that the text of an array describes. A quoted element is never NULL."""
     stack: list[list[Any]] = []
     for part, quoted in _parts(text):
         if quoted:
@@ -199,7 +201,7 @@ def _elements(text: str, type_: str) -> list[Any]:
 
 
 def _parts(text: str) -> Iterator[tuple[str, bool]]:
-    """Braces and elements, and whether they are quoted."""
+    """The braces and elements of an array's text, each with whether it is quoted."""
     place = 0
     while place < len(text):
         letter = text[place]

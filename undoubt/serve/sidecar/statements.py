@@ -1,12 +1,13 @@
-"""SQL through the sidecar: one statement, its parameters, its rows.
+"""Runs SQL statements for clients: one statement with its parameters, and its rows.
 
-The statement goes to the server as it is, by the extended protocol: one statement at a time, and values apart
-from it. Values have PostgreSQL's text format in both directions (:mod:`undoubt.serve.sidecar.sql_values`). An
-answer that would be too large is not cut: the transaction is aborted, and the caller told to ask for less.
+The statement is sent to the server unchanged, by the extended protocol: one statement at a time, with
+separate values. Values have PostgreSQL's text format in both directions
+(:mod:`undoubt.serve.sidecar.sql_values`). An answer that is too large is not cut: the transaction is aborted,
+and the error says how to get a smaller answer.
 
-A branch begins with settings of its own, whatever its database or role has set: with others the server's text
-of a value would lose digits (``extra_float_digits``), the sign of a time zone (``DateStyle``), or be another
-one when it is read again (``array_nulls``).
+Every branch begins with the settings in ``TEXT_SETTINGS``, whatever its database or role has set. With other
+settings the text of a value could lose digits (``extra_float_digits``) or the sign of a time zone
+(``DateStyle``), or be read back as another value (``array_nulls``).
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ from undoubt.serve.sidecar.types import Column, Rows
 
 CHUNK_ROWS = 100
 ROLLBACK_CLASS = "40"
-"""Class 40, transaction rollback: the same transaction, begun anew, may succeed."""
+"""Class 40, transaction rollback: the transaction may succeed if it is repeated."""
 PARAMETERS_MAX = 65_535
-"""Of the protocol's Bind message (PostgreSQL manual, "Message Formats")."""
+"""The maximum number of parameters in a Bind message (PostgreSQL manual, "Message Formats")."""
 
 TEXT_SETTINGS = "; ".join(
     f"set local {name} = {value}"
@@ -68,8 +69,8 @@ class StatementFailed(RequestRefused):
 
 
 class NoAnswer(Exception):
-    """What the statement gives cannot be told. The connection is in the middle of it, so that the transaction
-    has to be aborted."""
+    """The answer of the statement cannot be returned. A part of it has not been read from the connection, so
+    the transaction has to be aborted."""
 
 
 class TooMuch(NoAnswer):
@@ -81,7 +82,8 @@ class NotUtf8(NoAnswer):
 
 
 async def begin(connection: AsyncBranchConnection, participant: str) -> None:
-    """Before the first statement of a branch. Raises what a branch's connection raises."""
+    """Set ``TEXT_SETTINGS`` before the first statement of a branch. Raises the errors of the branch's
+    connection."""
     try:
         await connection.execute(TEXT_SETTINGS.encode())
     except psycopg.Error as error:
@@ -95,7 +97,9 @@ async def run(
     parameters: Sequence[Parameter],
     settings: SidecarSettings,
 ) -> Rows:
-    """Raises :class:`StatementFailed`, :class:`NoAnswer`, and what a branch's connection raises."""
+    """Run one statement in a branch, and return its rows. Raises :class:`StatementFailed`; the errors of the
+    branch's connection; and :class:`NoAnswer`, after which the transaction has to be aborted, because a part
+    of the answer has not been read."""
     statement = text("sql", sql, most=settings.body_bytes_max, empty=False)
     if len(parameters) > PARAMETERS_MAX:
         raise UsageError(f"a statement has at most {PARAMETERS_MAX} parameters")
@@ -132,7 +136,7 @@ async def _ask(
 
 
 class _Reading:
-    """The results of one statement, as they come."""
+    """Collects the results of one statement while they arrive."""
 
     def __init__(self, settings: SidecarSettings) -> None:
         self.columns: list[Column] = []
@@ -158,8 +162,8 @@ class _Reading:
                     "the statement gives text that is not UTF-8: leave client_encoding as it is, or select"
                     " its bytes (convert_to)"
                 ) from error
-        if told := result.command_status:  # of the last result, or of the last that has rows
-            self.tag = told.decode()
+        if tag := result.command_status:  # of the last result, or of the last that has rows
+            self.tag = tag.decode()
             self.affected = result.command_tuples or 0
 
     def _take_rows(self, result: Any) -> None:

@@ -1,12 +1,12 @@
-"""Who may: bearer tokens, certificates, and the unix socket.
+"""Authenticates clients by bearer tokens, certificates, and the user at the unix socket.
 
-A TCP connection says nothing of its user, so that every request over TCP shows a token, or comes with a
-certificate that a CA of ours has signed. The configuration holds hashes of tokens, each with a name, roles
-and participants. On the unix socket the kernel tells the user of the other process (``SO_PEERCRED``,
-unix(7)): that of the sidecar needs nothing else.
+A TCP connection does not identify a user. Every request over TCP therefore needs a token, or a certificate
+that was signed by a CA in ``sidecar.tls_ca``. The configuration contains hashes of tokens, each with a name,
+roles and participants. On the unix socket the kernel reports the user of the other process (``SO_PEERCRED``,
+unix(7)): the sidecar's own user needs no token.
 
-A browser on the same machine reaches TCP too. A page of a stranger's whose name resolves to this address
-sends that name as Host (DNS rebinding), and every other page sends its Origin: both are refused.
+A browser on the same machine can also connect to TCP. A page of a server whose name resolves to this address
+sends that name as Host (DNS rebinding); a page of any other server sends its Origin. Both are refused.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ _LOCAL = frozenset({"localhost", "127.0.0.1", "::1"})
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """Who asks, and what it may."""
+    """A client, and its rights."""
 
     name: str
     roles: frozenset[str]
     participants: frozenset[str]
 
     def needs(self, *roles: str) -> None:
-        """Raises :class:`RequestRefused` unless it has one of ``roles``."""
+        """Raise :class:`RequestRefused` unless the client has one of ``roles``."""
         if not self.roles.intersection(roles):
             raise RequestRefused(
                 403, "NotAllowed", f"client {self.name!r} has none of the roles: {', '.join(roles)}"
@@ -47,21 +47,21 @@ class Client:
         return EVERYTHING in self.participants or participant in self.participants
 
     def sees(self, owner: str) -> bool:
-        """Whether it may look at transactions of ``owner``."""
+        """Whether the client may see the transactions of ``owner``."""
         return self.name == owner or not self.roles.isdisjoint({"observe", "operate"})
 
 
 OWN_USER = Client("unix", frozenset(ROLES), frozenset({EVERYTHING}))
-"""Whoever connects to the unix socket as the sidecar's own user."""
+"""The client for connections to the unix socket from the sidecar's own user."""
 
 
 def hash_of(token: str) -> str:
-    """As it stands in the configuration."""
+    """The hash of a token, as in the configuration."""
     return hashlib.sha256(token.encode()).hexdigest()
 
 
 class Doorkeeper:
-    """Judges requests by the settings of now; :meth:`reload` replaces the tokens."""
+    """Authenticates requests by the current settings; :meth:`reload` replaces the tokens."""
 
     def __init__(self, settings: SidecarSettings) -> None:
         self._hosts = frozenset(host.lower() for host in settings.hosts)
@@ -74,25 +74,25 @@ class Doorkeeper:
         self.reload(settings)
 
     def reload(self, settings: SidecarSettings) -> None:
-        """Tokens are those of ``settings`` from now on."""
+        """Use the tokens of ``settings`` from now on."""
         self._tokens = settings.tokens
 
     def check_host(self, peer: Peer, headers: Mapping[str, str]) -> None:
-        """Raises :class:`RequestRefused`."""
+        """Raise :class:`RequestRefused` if Host or Origin of a request over TCP names another server."""
         if peer.uid is not None:
             return  # no browser connects to a unix socket
         host = headers.get("host", "")
         name = _host_name(host)
         if name not in self._hosts:
             raise RequestRefused(
-                421, "WrongHost", "this server is not called that; sidecar.hosts lists its names"
+                421, "WrongHost", "Host names another server; sidecar.hosts lists the names of this one"
             )
         origin = headers.get("origin")
         if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
             raise RequestRefused(403, "CrossOrigin", "requests from pages of other servers are refused")
 
     def client(self, peer: Peer, headers: Mapping[str, str]) -> Client:
-        """Raises :class:`RequestRefused`."""
+        """The client that the request authenticates as. Raises :class:`RequestRefused`."""
         shown = headers.get("authorization")
         if shown is not None:
             return self._of_token(shown)

@@ -1,4 +1,4 @@
-"""The bodies of requests and answers. :mod:`undoubt.serve.sidecar.openapi` is made from them."""
+"""Defines the bodies of requests and answers, from which :mod:`undoubt.serve.sidecar.openapi` is made."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ TransactionId = Annotated[str, Meta(description="<session>-<nonce>.<seq>", examp
 
 
 class BeginRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """All of it may be left out."""
+    """All fields are optional."""
 
     timeout_ms: Annotated[int, Meta(ge=1, le=2_073_600_000)] | None = None
-    """Not decided by then, the transaction is aborted; coordinator.timeout_s unless given."""
+    """The transaction is aborted if it is not decided after this time; the default is
+    coordinator.timeout_s."""
     protocol: ProtocolName | None = None
-    """coordinator.protocol unless given."""
+    """The default is coordinator.protocol."""
 
 
 class BranchRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -43,8 +44,8 @@ class BegunTransaction(msgspec.Struct, frozen=True):
     """RFC 3339, in UTC."""
     protocol: ProtocolName
     join: str = ""
-    """The value of the header Undoubt-Transaction, for services that join it through another sidecar; empty
-    where sidecar.url is not set. A secret."""
+    """The value of the header Undoubt-Transaction, with which other services join the transaction through
+    their sidecars; empty if sidecar.url is not set. A secret."""
 
 
 class Announced(msgspec.Struct, frozen=True):
@@ -55,7 +56,7 @@ class Announced(msgspec.Struct, frozen=True):
     begin: str
     prepare: str
     begin_statements: tuple[str, ...]
-    """The same one by one, for drivers that send one statement at a time."""
+    """The statements of ``begin``, for drivers that send one statement at a time."""
     prepare_statements: tuple[str, ...]
 
 
@@ -68,14 +69,14 @@ class Rows(msgspec.Struct, frozen=True):
     columns: tuple[Column, ...]
     rows: list[list[Any]]
     tag: str
-    """The command's, as PostgreSQL says it: "UPDATE 3"."""
+    """The command tag of PostgreSQL: "UPDATE 3"."""
 
 
 class Committed(msgspec.Struct, frozen=True):
     id: TransactionId
     outcome: Literal["committed"] = "committed"
     pending: tuple[str, ...] = ()
-    """gids of branches that have not confirmed yet: recovery commits them."""
+    """The gids of branches that have not confirmed yet; recovery commits them."""
 
 
 class RolledBack(msgspec.Struct, frozen=True):
@@ -84,7 +85,8 @@ class RolledBack(msgspec.Struct, frozen=True):
 
 
 class NotKnownYet(msgspec.Struct, frozen=True):
-    """Committed or aborted, and nobody can tell now which: ask again, and never take it for aborted."""
+    """The outcome is committed or aborted, and is not known yet. Repeat the request; do not treat the
+    transaction as aborted."""
 
     id: TransactionId
     outcome: Literal["unknown"] = "unknown"
@@ -107,7 +109,8 @@ State = Literal["active", "committing", "committed", "aborted", "unknown", "heur
 
 
 class TransactionShown(msgspec.Struct, frozen=True, omit_defaults=True):
-    """``unknown``: its outcome is not known yet. ``heuristic``: a participant did other than was decided."""
+    """``unknown``: the outcome is not known yet. ``heuristic``: a participant has not done what was
+    decided."""
 
     id: TransactionId
     state: State
@@ -126,7 +129,7 @@ class TransactionList(msgspec.Struct, frozen=True):
 class ParticipantInfo(msgspec.Struct, frozen=True):
     name: str
     sql: bool
-    """Whether the sidecar runs statements in it."""
+    """Whether the sidecar runs statements in this participant."""
 
 
 class ParticipantList(msgspec.Struct, frozen=True):
@@ -150,7 +153,7 @@ class Leading(msgspec.Struct, frozen=True):
 
 
 class Problem(msgspec.Struct, frozen=True, omit_defaults=True):
-    """RFC 9457. ``name`` is that of an error of undoubt, or of the sidecar's own."""
+    """A problem document of RFC 9457. ``name`` is the name of an error of undoubt or of the sidecar."""
 
     type: str
     title: str
@@ -158,7 +161,7 @@ class Problem(msgspec.Struct, frozen=True, omit_defaults=True):
     name: str
     detail: str = ""
     outcome: str = ""
-    """Where the request was to end a transaction: what became of it."""
+    """The outcome of the transaction that the request should have ended."""
     reason: str = ""
     transaction: str = ""
     participant: str = ""
