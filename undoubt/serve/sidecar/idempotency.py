@@ -87,9 +87,7 @@ class KeyedAnswers:
             if entry.fingerprint != print_:
                 raise RequestRefused(422, "IdempotencyKeyReused", "that key was used for another request")
             if entry.answer is None:
-                raise RequestRefused(
-                    409, "StillWorking", "the first request with that key has no answer yet"
-                )
+                raise RequestRefused(409, "StillWorking", "the first request with that key has no answer yet")
             return entry.answer, True
         if len(self._entries) >= self._settings.keys_max or self._bytes >= self._settings.keys_bytes_max:
             raise busy("TooManyKeys", "too many answers to keyed requests are kept")
