@@ -92,7 +92,7 @@ class Turns:
         """Stop this node, which has acknowledged entries that its disk no longer has."""
         error = LedgerUnusable(
             f"the disk of node {self._node} was set back: {why}. What is missing may have been counted on, so"
-            f" node {self._node} must not run on this disk any more. Let it rejoin under a new number:"
+            f" node {self._node} must not run on this disk again. Add it again under a new number:"
             f" `undoubt cluster remove {self._node}` and then `undoubt cluster add`, on an empty folder"
         )
         log.error("%s", error)

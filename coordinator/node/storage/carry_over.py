@@ -1,4 +1,4 @@
-"""The file of a node of version 0.1.0, which is carried over once: one SQLite file with everything in it.
+"""Reads the SQLite file of a node of version 0.1.0, so that its contents are written to a new log, once.
 
 ::
 
@@ -8,10 +8,10 @@
     entry(idx, term, kind, crc, data)
     promise(session, seq, nonce, crc, record)
     mark(id = 1, crc, marks)
-    history(...)                        :mod:`undoubt.coordinator.ledger.sqlite.history`; it stays where it is
+    history(...)                        :mod:`undoubt.coordinator.ledger.sqlite.history`; it stays in the file
 
-Its term, its vote and its identity have no checksum, and nothing says where its WAL ended: damage there that
-leaves a sound file cannot be told.
+The term, the vote and the identity have no checksum, and the end of the WAL is recorded nowhere: damage there
+that leaves a valid file cannot be detected.
 """
 
 from __future__ import annotations
@@ -40,27 +40,27 @@ _decode_configuration = msgspec.msgpack.Decoder(Configuration).decode
 
 
 class LogMissing(Exception):
-    """The file is one of this version, which holds history alone: the log that was beside it is not there."""
+    """The file has the present format, which contains only history, and the log beside it is missing."""
 
 
 class _Mismatch(Exception):
-    """A row is not what was written."""
+    """A row differs from the row that was written."""
 
 
 def wanted(folder: Path) -> bool:
-    """Whether there is a file of version 0.1.0 that was not carried over yet: the log's first segment gets
-    its name when it holds everything."""
+    """Whether the folder has a file of version 0.1.0 that was not carried over yet. The first segment of the
+    new log gets its name only once it contains everything."""
     return (folder / FILE_NAME).exists() and not numbers_in(folder)
 
 
 def load(folder: Path, number: int = 0) -> Stored:
-    """Everything, checked. ``number``: the node's, for messages, where the file does not tell it. Raises
-    ``LedgerUnusable``, ``StorageDamaged`` among it, and :class:`LogMissing`."""
+    """Read and check the file. ``number``: the number of the node, for error messages if the file does not
+    contain it. Raises ``LedgerUnusable``, including ``StorageDamaged``, and :class:`LogMissing`."""
     path = folder / FILE_NAME
-    if damage := wal.damage(path):  # before SQLite opens the file, and cuts it
+    if damage := wal.damage(path):  # before SQLite opens the file, and cuts its WAL
         raise StorageDamaged(
             f"node data {path} is damaged: {damage}. What is missing may have been acknowledged: this node"
-            " must not run on this disk any more. Let it rejoin under a new number: `undoubt cluster remove"
+            " must not run on this disk again. Add it again under a new number: `undoubt cluster remove"
             f" {number or 'NUMBER'}` and then `undoubt cluster add`, on an empty folder"
         )
     tables = _Tables(path, number)
@@ -71,7 +71,7 @@ def load(folder: Path, number: int = 0) -> Stored:
 
 
 class _Tables:
-    """Open one only while holding the lock on its file."""
+    """The tables of the file. The caller holds the lock on the file."""
 
     def __init__(self, path: Path, number: int) -> None:
         """Raises ``LedgerUnusable``."""
@@ -80,7 +80,7 @@ class _Tables:
         self._number = number
 
     def load(self) -> Stored:
-        """Read everything and check it. Raises ``LedgerUnusable``, ``StorageDamaged`` among it."""
+        """Read and check all tables. Raises ``LedgerUnusable``, including ``StorageDamaged``."""
         try:
             self._check_file()
             identity = self._identity()
@@ -98,7 +98,7 @@ class _Tables:
             raise _Mismatch(f"SQLite's own check finds: {problems[0]}")
 
     def _hard_state(self, newest: int) -> HardState:
-        """``newest``: the term of the log's end, which no stored term is behind."""
+        """Read term and vote. ``newest``: the term of the last entry; the stored term must not be lower."""
         term, vote = self._connection.execute("select term, vote from hard_state").fetchone()
         if term < newest:
             raise _Mismatch(f"its term {term} is older than that of its log, {newest}")
@@ -110,7 +110,7 @@ class _Tables:
             raise LogMissing
         if known.get("format") != FORMAT:
             raise LedgerUnusable(
-                f"{self.file.what} has format {known.get('format')}, this version of undoubt knows {FORMAT};"
+                f"{self.file.what} has format {known.get('format')}, this version of undoubt reads {FORMAT};"
                 " use the version that wrote it"
             )
         return DiskIdentity(known["cluster"], int(known["node"]), known["disk"])
@@ -145,7 +145,7 @@ class _Tables:
         marks = Marks()
         for crc, data in self._connection.execute("select crc, marks from mark"):
             if zlib.crc32(data) != crc:
-                raise _Mismatch("what its acceptor has forgotten does not match its checksum")
+                raise _Mismatch("the marks of its acceptor do not match their checksum")
             marks = _decode_marks(data)
         records = []
         rows = self._connection.execute(
@@ -153,9 +153,7 @@ class _Tables:
         )
         for session, seq, crc, data in rows:
             if zlib.crc32(data) != crc:
-                raise _Mismatch(
-                    f"what its acceptor has promised of {session}.{seq} does not match its checksum"
-                )
+                raise _Mismatch(f"the record of its acceptor for {session}.{seq} does not match its checksum")
             records.append(_decode_record(data))
         return RestoredAcceptor(marks, tuple(records))
 
@@ -164,8 +162,8 @@ class _Tables:
         number = known.get("node") or self._number or "NUMBER"
         where = "" if index is None else f" (index {index}; it may be committed, so it cannot be cut)"
         return StorageDamaged(
-            f"{self.file.what} is damaged: {what}{where}. Node {number} must not run on it any more."
-            f" Let it rejoin under a new number: `undoubt cluster remove {number}` and then"
+            f"{self.file.what} is damaged: {what}{where}. Node {number} must not run on it again."
+            f" Add it again under a new number: `undoubt cluster remove {number}` and then"
             " `undoubt cluster add`, on an empty folder"
         )
 

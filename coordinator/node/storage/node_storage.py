@@ -1,16 +1,16 @@
-"""A node's storage: a log of segments, snapshots in files, history in SQLite; one thread.
+"""Implements the storage of a node: a log in segment files, snapshots in files, and history in SQLite.
 
-::
+The files of a node, each with the module that reads and writes it::
 
-    log-0000000001.segment …  term and vote, entries, promises, which snapshot counts: segment_log
-    log.anchor                the last durable record: coordinator.ledger.anchor
-    snapshot-…                snapshot_files
-    node.db                   history_file
-    log.spare                 the next segment; with the reserve, what is kept for a full disk
-    node.reserve              reserve
-    node.db.lock              held while the storage is open
+    log-0000000001.segment …  term and vote, entries, promises, the name of the snapshot: segment_log
+    log.anchor                a copy of the last durable record's mark: coordinator.ledger.anchor
+    snapshot-…                one snapshot of the state machine: snapshot_files
+    node.db                   the history of finished transactions: history_file
+    log.spare                 the next segment, made in advance: segment
+    node.reserve              space that is freed if the disk is full: reserve
+    node.db.lock              locked while the storage is open: coordinator.ledger.sqlite.lock
 
-The event loop never waits for a disk.
+All files are used in one thread: the event loop never waits for a disk.
 """
 
 from __future__ import annotations
@@ -65,12 +65,12 @@ _decode_identity = msgspec.msgpack.Decoder(DiskIdentity).decode
 
 
 class NodeStorage:
-    """Implements :class:`~undoubt.coordinator.node.storage.contract.Storage`. Made by :meth:`open`."""
+    """The :class:`~undoubt.coordinator.node.storage.contract.Storage` of a node; :meth:`open` makes it."""
 
     def __init__(self, files: _Files, thread: WriterThread, lock: FileLock) -> None:
         self.files = files
         self.in_thread = thread.do
-        """Runs a function where the files are used."""
+        """Runs a function in the thread that uses the files."""
         self._thread = thread
         self._lock = lock
         self._reserve = Reserve(files.folder / RESERVE_NAME)
@@ -79,12 +79,12 @@ class NodeStorage:
     async def open(
         cls, folder: Path, *, segment_bytes: int = SEGMENT_BYTES, number: int = 0
     ) -> tuple[NodeStorage, Stored]:
-        """What :func:`create` has made, or version 0.1.0 of undoubt. ``number``: the node's as its settings
-        have it, for the message about a disk that cannot tell it. Raises ``LedgerUnusable``,
-        ``StorageDamaged`` among it, and ``LedgerLocked``."""
+        """Open a disk that :func:`create` or version 0.1.0 of undoubt has made. ``number``: the number of the
+        node in its settings, for error messages if the disk does not contain it. Raises ``LedgerUnusable``,
+        including ``StorageDamaged``, and ``LedgerLocked``."""
         if not lives_in(folder):
             raise LedgerUnusable(
-                f"no node lives in {folder}. For the first nodes of a new cluster: `undoubt cluster init`."
+                f"no node data in {folder}. For the first nodes of a new cluster: `undoubt cluster init`."
                 " A node that has lost its disk is never started again under its number: remove it from"
                 " the cluster and add a new one"
             )
@@ -129,7 +129,7 @@ class NodeStorage:
 
 
 class _Files:
-    """Everything that is open. Synchronous; for one thread."""
+    """The open files of a node. All methods block; they are called in one thread."""
 
     def __init__(self, folder: Path, log: SegmentLog, replay: Replay, history: HistoryFile) -> None:
         self.folder = folder
@@ -138,8 +138,8 @@ class _Files:
         self._replay = replay
 
     def carry_out(self, writes: Sequence[DiskWrite]) -> None:
-        """All of ``writes`` in order, or none. What goes to other files is there before the record that names
-        it, and is repeated without harm. Raises ``StoreFull`` or ``StoreBroken``."""
+        """Carry out all of ``writes`` in order, or none. Data in other files is durable before the record
+        that refers to it, and can be written repeatedly. Raises ``StoreFull`` or ``StoreBroken``."""
         records: list[LoggedWrite] = []
         snapshot = False
         for write in writes:
@@ -162,11 +162,11 @@ class _Files:
                 snapshot_files.remove_others(self.folder, self._replay.snapshot)
             self._shorten()
         except OSError as error:
-            if not disk.no_room(error, self.folder):  # without it, the next write tries again
+            if not disk.no_room(error, self.folder):  # without room, the next write tries again
                 raise disk.broken(error, f"node data in {self.folder}") from error
 
     def _shorten(self) -> None:
-        """Remove the segments in which nothing is needed any more, after a checkpoint."""
+        """Write a checkpoint and remove the segments that are no longer needed, if there are any."""
         needed = self._replay.needed_from(self.log.segment)
         if needed == self.log.first_segment:
             return
@@ -177,7 +177,7 @@ class _Files:
         self.remove_before(needed)
 
     def remove_before(self, segment: int) -> None:
-        """Those before it are not needed, as the log says."""
+        """Remove the segments before ``segment``, which the log records as not needed."""
         self._replay.first_segment = segment
         self._replay.dropped_before(segment)
         self.log.drop_before(segment)
@@ -188,7 +188,7 @@ class _Files:
 
 
 def lives_in(folder: Path) -> bool:
-    """Whether there is a node's disk, of whatever version, or what is left of one."""
+    """Whether the folder contains the disk of a node, of any version, or a part of one."""
     return bool(numbers_in(folder)) or (folder / FILE_NAME).exists() or Anchor.used(folder / ANCHOR_NAME)
 
 
@@ -200,12 +200,12 @@ def create(
     *,
     segment_bytes: int = SEGMENT_BYTES,
 ) -> None:
-    """Make the disk of a new node. Raises ``LedgerUnusable`` if there is one."""
+    """Make the disk of a new node. Raises ``LedgerUnusable`` if the folder contains one."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     lock = _locked(folder)
     try:
         if lives_in(folder):
-            raise LedgerUnusable(f"a node lives in {folder} already; nothing was changed")
+            raise LedgerUnusable(f"{folder} contains the data of a node already; nothing was changed")
         begin(folder, identity, [DiskWrite(hard_state=hard_state, snapshot=snapshot)], segment_bytes).close()
         HistoryFile(folder).close()
     finally:
@@ -215,8 +215,8 @@ def create(
 def begin(
     folder: Path, identity: DiskIdentity, writes: Sequence[DiskWrite], segment_bytes: int = SEGMENT_BYTES
 ) -> SegmentLog:
-    """A log that begins with ``writes``, the snapshots of which are stored. Without the log's first segment,
-    which comes last, there is no node."""
+    """Store the snapshots of ``writes``, and make a log that begins with ``writes``. The first segment of the
+    log is made last: without it, the folder contains no node."""
     records = [
         LoggedWrite.of(
             write, None if write.snapshot is None else snapshot_files.store(folder, write.snapshot)
@@ -228,7 +228,7 @@ def begin(
 
 
 def discard(folder: Path) -> None:
-    """Take back what :func:`create` made, before any node ran on it. Raises ``LedgerLocked``."""
+    """Remove a disk that :func:`create` has made and on which no node has run. Raises ``LedgerLocked``."""
     lock = _locked(folder)
     try:
         discard_log(folder)
@@ -241,8 +241,8 @@ def discard(folder: Path) -> None:
 
 
 def _opened_with_room(folder: Path, segment_bytes: int, number: int) -> tuple[_Files, Stored]:
-    """As :func:`_opened`; at the expense of the reserve if there is no room otherwise. Raises ``StoreFull``
-    too."""
+    """The same as :func:`_opened`, but gives up the reserve if there is no room otherwise. Raises
+    ``StoreFull`` too."""
     try:
         return _opened(folder, segment_bytes, number)
     except StoreFull:
@@ -252,7 +252,7 @@ def _opened_with_room(folder: Path, segment_bytes: int, number: int) -> tuple[_F
 
 
 def _opened(folder: Path, segment_bytes: int, number: int) -> tuple[_Files, Stored]:
-    """Raises ``LedgerUnusable``, ``StorageDamaged`` among it."""
+    """Open the files and read their state. Raises ``LedgerUnusable``, including ``StorageDamaged``."""
     if carry_over.wanted(folder):
         _carry_over(folder, number)
     identity = _identity(folder, number)
@@ -273,9 +273,10 @@ def _opened(folder: Path, segment_bytes: int, number: int) -> tuple[_Files, Stor
 def _loaded(
     folder: Path, identity: DiskIdentity, log: SegmentLog, found: RecoveredLog
 ) -> tuple[_Files, Stored]:
-    """Raises :class:`Gap`, :class:`Damaged`, ``ValueError``, ``OSError``."""
+    """Replay the log, and open the other files. Raises :class:`Gap`, :class:`Damaged`, ``ValueError``,
+    ``OSError``."""
     replay, stored = _stored(folder, identity, found)
-    replay.entries = []  # from here on the core has them
+    replay.entries = []  # from now on the Raft core holds them
     snapshot_files.remove_others(folder, replay.snapshot)
     files = _Files(folder, log, replay, HistoryFile(folder))
     files.remove_before(replay.first_segment)
@@ -283,7 +284,8 @@ def _loaded(
 
 
 def _stored(folder: Path, identity: DiskIdentity, found: RecoveredLog) -> tuple[Replay, Stored]:
-    """Raises :class:`Gap`, :class:`Damaged`, ``ValueError``, ``OSError``."""
+    """Replay the log and load its snapshot. Raises :class:`Gap`, :class:`Damaged`, ``ValueError``,
+    ``OSError``."""
     replay = _replayed(found)
     if replay.snapshot is None:
         raise Damaged("its log names no snapshot")
@@ -293,9 +295,9 @@ def _stored(folder: Path, identity: DiskIdentity, found: RecoveredLog) -> tuple[
 
 
 def salvaged(folder: Path) -> tuple[Stored, str]:
-    """What can be read of a disk on which no node may run any more, and why that may not be all; empty if it
-    is. For a new cluster that goes on from it: changes nothing. Raises ``LedgerUnusable``,
-    ``LedgerLocked``."""
+    """Read as much as possible of a disk on which no node may run again, for a new cluster that continues
+    from it. Returns the state, and the reason why it may be incomplete; empty if it is complete. Changes
+    nothing. Raises ``LedgerUnusable``, ``LedgerLocked``."""
     lock = _locked(folder)
     try:
         identity = _identity(folder, 0)
@@ -304,7 +306,7 @@ def salvaged(folder: Path) -> tuple[Stored, str]:
     except (StorageDamaged, Damaged, Gap, ValueError) as error:
         cause = "no segment of its log can be read" if isinstance(error, StorageDamaged) else error
         raise LedgerUnusable(
-            f"node data in {folder} is damaged, and nothing can be gone on from: {cause}. Name another disk"
+            f"node data in {folder} is damaged, and no cluster can continue from it: {cause}. Name another disk"
             " that is left, or a backup: `undoubt cluster restore FILE`"
         ) from error
     except OSError as error:
@@ -314,7 +316,7 @@ def salvaged(folder: Path) -> tuple[Stored, str]:
 
 
 def _replayed(found: RecoveredLog) -> Replay:
-    """Raises :class:`Gap`, :class:`Damaged`, ``ValueError``."""
+    """Apply all records of the log in order. Raises :class:`Gap`, :class:`Damaged`, ``ValueError``."""
     replay = Replay()
     for payload, segment in zip(found.payloads, found.segments, strict=True):
         replay.read(payload, segment)
@@ -324,7 +326,8 @@ def _replayed(found: RecoveredLog) -> Replay:
 
 
 def _identity(folder: Path, node: int) -> DiskIdentity:
-    """From the header of any segment that has one: a damaged log is to be told with its node's number."""
+    """Read the identity from the header of any readable segment, so that the error about a damaged log
+    contains the number of its node. Raises ``StorageDamaged`` if no header can be read."""
     for number in reversed(numbers_in(folder)):
         with (
             contextlib.suppress(NotASegment, ValueError, OSError),
@@ -335,19 +338,19 @@ def _identity(folder: Path, node: int) -> DiskIdentity:
 
 
 def _damage(folder: Path, node: int, what: str) -> str:
-    """``node``: its number, 0 where nothing tells it."""
+    """The message about damage ``what``. ``node``: the number of the node, 0 if it is unknown."""
     who = f"node {node}" if node else "the node that ran on it"
     return (
         f"node data in {folder} is damaged or was set back: {what}. What is missing may have been"
-        f" acknowledged, so it cannot be cut, and {who} must not run on this disk any more. Let it"
-        f" rejoin under a new number: `undoubt cluster remove {node or 'NUMBER'}` and then"
-        " `undoubt cluster add`, on an empty folder. If a majority is gone for good, a new cluster goes"
-        f" on from what can be read: `undoubt cluster restore --force {folder}`, with an empty node.data"
+        f" acknowledged, so it cannot be cut, and {who} must not run on this disk again. Add it"
+        f" again under a new number: `undoubt cluster remove {node or 'NUMBER'}` and then"
+        " `undoubt cluster add`, on an empty folder. If a majority is lost for ever, a new cluster can"
+        f" continue from what can be read: `undoubt cluster restore --force {folder}`, with an empty node.data"
     )
 
 
 def _carry_over(folder: Path, number: int) -> None:
-    """From the file of version 0.1.0."""
+    """Write a new log with the contents of the file of version 0.1.0."""
     try:
         old = carry_over.load(folder, number)
     except carry_over.LogMissing:

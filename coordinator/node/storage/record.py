@@ -39,7 +39,7 @@ class Tail(enum.Enum):
 
     EMPTY = "nothing"
     TORN = "a write that was never finished"
-    DAMAGED = "something that was written once and cannot be read any more"
+    DAMAGED = "a record that was durable and can no longer be read"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,8 @@
-"""What can be read of a log that may not be run on any more: up to its first damage, without its anchor.
+"""Reads a damaged log up to the first damage, also without its anchor.
 
-A node never runs on that, since what is missing may have been acknowledged. It is for ``cluster restore
---force``, when this disk is the newest that is left: a new cluster goes on from it, as a new incarnation, and
-what is missing is told.
-"""
+A node never runs on the result, since the missing records may have been acknowledged. ``cluster restore
+--force`` uses it if this disk is the newest that is left: a new cluster continues from it, as a new
+incarnation, and the damage is reported."""
 
 from __future__ import annotations
 
@@ -23,9 +22,9 @@ from undoubt.coordinator.node.storage.segment_log import ANCHOR_NAME, RecoveredL
 
 
 def read_log(folder: Path, owner: str) -> tuple[RecoveredLog, str]:
-    """The sound beginning of the log, and why it may not be all of it; empty if it is. ``owner``: of the
-    anchor. Changes nothing. Raises ``OSError``, ``PermissionError`` among it for an anchor that may not be
-    opened."""
+    """Return the undamaged beginning of the log, and the reason why it may be incomplete; empty if it is
+    complete. ``owner``: the expected owner of the anchor. Changes nothing. Raises ``OSError``, including
+    ``PermissionError`` if the anchor may not be opened."""
     payloads: list[bytes] = []
     segments: list[int] = []
     last: Mark | None = None
@@ -60,7 +59,7 @@ def _lacks(folder: Path, owner: str, chains: dict[int, bytes]) -> str:
     except AnchorUnusable as error:
         if error.denied:
             raise PermissionError(str(error)) from error
-        return f"{error}, so that nobody can tell whether the end of the log is there"
+        return f"{error}, so whether the end of the log is complete is unknown"
     anchor.close()
     if chains.get(anchor.mark.index) == anchor.mark.chain:
         return ""

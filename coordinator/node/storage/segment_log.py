@@ -1,12 +1,14 @@
-"""A node's log of records in segment files: append-only, preallocated, each record chained to the one before.
+"""Implements the log of a node in segment files: append-only, preallocated, each record chained to the record
+before it.
 
-What it promises: :meth:`SegmentLog.append` returns once its payload is durable; :meth:`SegmentLog.open` gives
-back every payload that was, from the first segment that is kept, or raises :class:`Damaged`. A tail that a
-crash left half written is cut; the segment is then closed where the tail begins, by the header of a new one.
+Guarantees: :meth:`SegmentLog.append` returns once its payload is durable; :meth:`SegmentLog.open` returns
+every durable payload, from the first segment that is kept, or raises :class:`Damaged`. A torn tail, which a
+crash left half written, is cut; the segment then ends where the tail begins, as the header of the next
+segment says.
 
-Damage is told from a torn tail by two things: a whole record behind the broken one (:mod:`.record`), and, for
-the last record, the anchor (:mod:`undoubt.coordinator.ledger.anchor`), which names the last record that
-became durable."""
+Damage is distinguished from a torn tail by two facts: a complete record follows the broken one
+(:mod:`.record`); or, for the last record, the anchor (:mod:`undoubt.coordinator.ledger.anchor`) contains the
+mark of a durable record that is missing."""
 
 from __future__ import annotations
 
@@ -33,18 +35,17 @@ from undoubt.coordinator.node.storage.segment import (
 
 SEGMENT_BYTES = 4 * 1024 * 1024
 SMALL_BYTES = 64 * 1024
-"""Of a segment on a disk that has no room for more."""
+"""The size of a segment on a disk that has no room for a larger one."""
 ANCHOR_NAME = "log.anchor"
 
 
 class Damaged(Exception):
-    """What was durable once cannot be read any more, or is not there. The text says what and where."""
+    """Durable data cannot be read, or is missing. The text says which data, and where."""
 
 
 @dataclass(frozen=True, slots=True)
 class RecoveredLog:
-    """What :meth:`SegmentLog.open` read: each record's payload, and the number of the segment that it lies
-    in."""
+    """The contents of a log: the payload of each record, and the number of its segment."""
 
     payloads: list[bytes]
     segments: list[int]
@@ -53,11 +54,11 @@ class RecoveredLog:
 
 @dataclass(frozen=True, slots=True)
 class _Last:
-    """The segment that is written to next, as it was read."""
+    """The newest segment, as it was read; the next record is appended to it."""
 
     header: SegmentHeader
     data: bytes
-    """From its beginning to the end of its last record."""
+    """The bytes from the beginning of the segment to the end of its last record."""
     size_bytes: int
     mark: Mark
     end: int
@@ -65,7 +66,8 @@ class _Last:
 
 
 class SegmentLog:
-    """Made by :meth:`create` or :meth:`open`, while the lock on its folder is held. For one thread."""
+    """An open log; :meth:`create` or :meth:`open` makes it while the lock on its folder is held. For one
+    thread."""
 
     def __init__(
         self, folder: Path, active: Segment, sealed: deque[int], anchor: Anchor, size_bytes: int
@@ -77,16 +79,16 @@ class SegmentLog:
         self._size_bytes = size_bytes
         self._mark = anchor.mark
         self._spare = False
-        """The next segment was made in advance."""
+        """Whether the next segment was made in advance."""
         self._spoilt = False
-        """The active segment may hold half a record behind its end."""
+        """Whether the active segment may contain a part of a record after its end."""
 
     @classmethod
     def create(
         cls, folder: Path, identity: bytes, owner: str, first: bytes, *, size_bytes: int = SEGMENT_BYTES
     ) -> SegmentLog:
-        """A new log whose first record is ``first``. Without its last file, the segment, nothing counts: an
-        attempt that died half way may be repeated. Raises ``OSError``."""
+        """Make a new log whose first record is ``first``. The segment is made last, and without it there is
+        no log: an interrupted attempt can be repeated. Raises ``OSError``."""
         _remove_unnamed(folder)
         header = SegmentHeader.new(1, START, 0, identity)
         data, mark = record.encoded(first, START, header.salt)
@@ -100,7 +102,8 @@ class SegmentLog:
     def open(
         cls, folder: Path, owner: str, *, size_bytes: int = SEGMENT_BYTES
     ) -> tuple[SegmentLog, RecoveredLog]:
-        """Raises :class:`Damaged`, ``StoreFull``, ``StoreBroken``, ``OSError``."""
+        """Open a log, and read all its records. Raises :class:`Damaged`, ``StoreFull``, ``StoreBroken``,
+        ``OSError``."""
         _remove_unnamed(folder)
         numbers = newest_run(numbers_in(folder))
         if not numbers:
@@ -118,17 +121,17 @@ class SegmentLog:
 
     @property
     def segment(self) -> int:
-        """The number of the segment that the last record lies in."""
+        """The number of the segment that contains the last record."""
         return self._active.header.number
 
     @property
     def first_segment(self) -> int:
-        """The oldest segment that is kept."""
+        """The number of the oldest segment that is kept."""
         return self._sealed[0] if self._sealed else self.segment
 
     def append(self, payload: bytes) -> None:
-        """Durable when it returns. Raises ``StoreFull``: nothing of it counts, and it may be given again;
-        ``StoreBroken``: nobody knows."""
+        """Append a record; it is durable when this returns. Raises ``StoreFull``: no part of the record will
+        be read, and it may be appended again; ``StoreBroken``: whether the record is durable is unknown."""
         size = record.size_of(payload)
         if self._spoilt or not self._active.fits(size):
             self._begin_segment(HEADER_BYTES + size)
@@ -136,15 +139,15 @@ class SegmentLog:
         try:
             self._active.append(data)
         except OSError as error:
-            # Without room on a filesystem that writes to new places, as btrfs does: it is written once more,
-            # to another file.
+            # There may be no room on a filesystem that never overwrites in place, such as btrfs: then the
+            # record is written again, to another file.
             self._spoilt = True
             raise disk.failed(error, self._folder, _what(self._folder)) from error
         self._mark = mark
         self._move_anchor()
 
     def set_aside(self) -> bool:
-        """Make the next segment in advance. Whether there was room. Raises ``StoreBroken``."""
+        """Make the next segment in advance; return whether there was room. Raises ``StoreBroken``."""
         if not self._spare:
             try:
                 set_aside(self._folder, self._size_bytes)
@@ -156,8 +159,8 @@ class SegmentLog:
         return True
 
     def drop_before(self, number: int) -> None:
-        """Remove the segments before ``number``. The log has to say, durably, that they are not needed.
-        Raises ``OSError``; nothing is removed then, or not all."""
+        """Remove the segments before ``number``. A durable record must say that they are not needed. Raises
+        ``OSError``; some of the segments may be removed then."""
         self._anchor.move(self._mark)
         self._anchor.sync()
         while self._sealed and self._sealed[0] < number:
@@ -171,8 +174,9 @@ class SegmentLog:
         self._anchor.close()
 
     def _move_anchor(self) -> None:
-        """The record is durable. Without room for the anchor, where writing in place takes some, it stays
-        behind until the next record: it may be older than the log, never newer. Raises ``StoreBroken``."""
+        """Write the mark of the last record, which is durable, to the anchor. If there is no room, on a
+        filesystem that never overwrites in place, the anchor is written with the next record: it may be older
+        than the log, never newer. Raises ``StoreBroken``."""
         try:
             self._anchor.move(self._mark)
         except OSError as error:
@@ -193,8 +197,8 @@ class SegmentLog:
         self._active, self._spoilt = following, False
 
     def _created(self, header: SegmentHeader, bytes_min: int) -> Segment:
-        """On a disk that has no room for a whole segment, one that holds little: a vote needs no more, and
-        must not wait for others to free space. Raises ``OSError``."""
+        """Make a segment; a small one if the disk has no room for a whole one: a vote fits into it, and must
+        not wait until space is freed. Raises ``OSError``."""
         try:
             return Segment.create(self._folder, header, size_bytes=max(self._size_bytes, bytes_min))
         except OSError as error:
@@ -209,8 +213,8 @@ def _remove_unnamed(folder: Path) -> None:
 
 
 def newest_run(numbers: list[int]) -> list[int]:
-    """Those without a gap up to the newest: a crash while old segments were removed may have left some that
-    are older. Whether one is missing that is needed, the records say."""
+    """The numbers without a gap up to the newest. Older segments may be left by a crash while old segments
+    were removed. The records tell whether a needed segment is missing."""
     run: list[int] = []
     for number in reversed(numbers):
         if run and number != run[0] - 1:
@@ -220,7 +224,8 @@ def newest_run(numbers: list[int]) -> list[int]:
 
 
 def _read_all(folder: Path, numbers: list[int]) -> tuple[list[bytes], list[int], dict[int, bytes], _Last]:
-    """All payloads with the segments that they lie in, and the chain after each record by its number."""
+    """Read all segments. Returns the payloads; their segments; the chained hash after each record, by the
+    index of the record; and the newest segment. Raises :class:`Damaged`, ``OSError``."""
     payloads: list[bytes] = []
     segments: list[int] = []
     read: tuple[SegmentHeader, bytes] = _read(folder, numbers[0])
@@ -259,11 +264,12 @@ def _read(folder: Path, number: int) -> tuple[SegmentHeader, bytes]:
 
 
 def _anchor(folder: Path, owner: str, chains: dict[int, bytes]) -> Anchor:
-    """The anchor, whose record is there."""
+    """Open the anchor, and check that the log contains its record. Raises :class:`Damaged`, and
+    ``PermissionError``."""
     try:
         anchor = Anchor.open(folder / ANCHOR_NAME, owner)
     except AnchorUnusable as error:
-        if error.denied:  # that says nothing of what is in it
+        if error.denied:  # the contents may be intact
             raise PermissionError(str(error)) from error
         raise Damaged(str(error)) from error
     mark = anchor.mark
@@ -272,17 +278,18 @@ def _anchor(folder: Path, owner: str, chains: dict[int, bytes]) -> Anchor:
     anchor.close()
     raise Damaged(
         f"its log lacks record {mark.index}, which was durable: files were set back, or its end is damaged"
-        f" (the last record that is there is {max(chains)})"
+        f" (its last record is {max(chains)})"
     )
 
 
 def _writable(folder: Path, last: _Last, size_bytes: int) -> Segment:
-    """The last segment, or a new one that closes it where a torn tail begins."""
+    """Open the newest segment for writing; if it has a torn tail, make a new segment whose header says where
+    the tail begins. Raises ``StoreFull``, ``StoreBroken``."""
     header = last.header
     segment = Segment(path_of(folder, header.number), header, last.end, size_bytes=last.size_bytes)
     try:
-        # A process that ended in a sync, or by one that failed, leaves records, and the segment's name, that
-        # can be read and are not on the disk.
+        # After a process that ended during a sync, or because of a failed one, records and the name of the
+        # segment may be readable from the cache without being on the disk.
         segment.rewrite(last.data)
         sync_folder(folder)
         if last.tail is Tail.EMPTY:
@@ -300,7 +307,7 @@ def _what(folder: Path) -> str:
 
 
 def discard(folder: Path) -> None:
-    """Remove a log on which no node ever ran."""
+    """Remove the files of a log on which no node has run."""
     for path in (*folder.glob("log-*"), *folder.glob(f"{SPARE_NAME}*"), folder / ANCHOR_NAME):
         with contextlib.suppress(FileNotFoundError):
             path.unlink()
