@@ -306,8 +306,8 @@ def salvaged(folder: Path) -> tuple[Stored, str]:
     except (StorageDamaged, Damaged, Gap, ValueError) as error:
         cause = "no segment of its log can be read" if isinstance(error, StorageDamaged) else error
         raise LedgerUnusable(
-            f"node data in {folder} is damaged, and no cluster can continue from it: {cause}. Name another disk"
-            " that is left, or a backup: `undoubt cluster restore FILE`"
+            f"node data in {folder} is damaged, and no cluster can continue from it: {cause}. Name another"
+            " disk that is left, or a backup: `undoubt cluster restore FILE`"
         ) from error
     except OSError as error:
         raise LedgerUnusable(f"node data in {folder} cannot be read: {error}") from error
@@ -344,8 +344,8 @@ def _damage(folder: Path, node: int, what: str) -> str:
         f"node data in {folder} is damaged or was set back: {what}. What is missing may have been"
         f" acknowledged, so it cannot be cut, and {who} must not run on this disk again. Add it"
         f" again under a new number: `undoubt cluster remove {node or 'NUMBER'}` and then"
-        " `undoubt cluster add`, on an empty folder. If a majority is lost for ever, a new cluster can"
-        f" continue from what can be read: `undoubt cluster restore --force {folder}`, with an empty node.data"
+        " `undoubt cluster add`, on an empty folder. If a majority is lost for ever, a new cluster can continue"
+        f" from what can be read: `undoubt cluster restore --force {folder}`, with an empty node.data"
     )
 
 
