@@ -344,7 +344,7 @@ def _damage(folder: Path, node: int, what: str) -> str:
         f"node data in {folder} is damaged or was set back: {what}. What is missing may have been"
         f" acknowledged, so it cannot be cut, and {who} must not run on this disk again. Add it"
         f" again under a new number: `undoubt cluster remove {node or 'NUMBER'}` and then"
-        " `undoubt cluster add`, on an empty folder. If a majority is lost for ever, a new cluster can continue"
+        " `undoubt cluster add`, on an empty folder. If a majority is lost, a new cluster can continue"
         f" from what can be read: `undoubt cluster restore --force {folder}`, with an empty node.data"
     )
 
