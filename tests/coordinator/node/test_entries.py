@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -91,7 +92,8 @@ async def test_a_command_that_cannot_be_encoded_is_refused_alone(tmp_path: Path)
             leader.replica.proposals.propose(bad, answers.append)
         usual = [BranchRecord(1, "orders"), BranchRecord(2, "payments")]
         decided = asyncio.ensure_future(ledger.decide(session.txid(1), COMMIT, usual))
-        await asyncio.wait({decided, leader.failed}, return_when=asyncio.FIRST_COMPLETED)
+        either: list[asyncio.Future[Any]] = [decided, leader.failed]
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         assert not leader.failed.done()
         assert await decided is COMMIT
         assert [type(answer) for answer in answers] == [UsageError] * 3
