@@ -22,7 +22,7 @@ from undoubt.coordinator import ledger as ledgers
 from undoubt.coordinator.errors import BranchListMismatch, LedgerLocked, LedgerUnavailable, LedgerUnusable
 from undoubt.coordinator.ledger import maintenance, schema, state_machine_ledger
 from undoubt.coordinator.ledger.acting import system_user
-from undoubt.coordinator.ledger.commands import Command, Decide, OpenSession, encode
+from undoubt.coordinator.ledger.commands import Decide, OpenSession, encode
 from undoubt.coordinator.ledger.contract import (
     Act,
     BranchRecord,
@@ -522,11 +522,8 @@ async def test_a_ledger_of_the_first_version_opens_and_its_sessions_end_as_such(
     store.load()
     nonce = "0" * 16
     txid = TxId(1, nonce, 1)
-    old: list[Command] = [
-        OpenSession(nonce, "old", 600_000),
-        Decide(txid, Protocol.TWO_PHASE, COMMIT, BRANCHES, 1.0),
-    ]
-    store.append(1, [encode(command) for command in old])
+    begun = OpenSession(nonce, "old", 600_000)
+    store.append(1, [encode(begun), encode(Decide(txid, Protocol.TWO_PHASE, COMMIT, BRANCHES, 1.0))])
     store.close()
     ledger = await SqliteLedger.open(path, settings)
     decided = Gid(ledger.ledger_id, Protocol.TWO_PHASE, txid, 1, "orders")
