@@ -115,8 +115,7 @@ class World:
         self.cluster = SimulatedCluster(self, members) if members else None
         """None: the ledger is a file, which one of the applications owns."""
         owner.LOG_BYTES_MIN = self.random.choice([2_000, 4 * 1024 * 1024])
-        sweep_interval_s = self.random.choice([3.0, 60.0])
-        put(worker, "SWEEP_INTERVAL_S", sweep_interval_s)
+        put(worker, "SWEEP_INTERVAL_S", sweep_interval_s := self.random.choice([3.0, 60.0]))
         sweep.__defaults__ = (sweep_interval_s, max(sweep_interval_s, SLOWEST_PREPARE_S))
         snapshots.CHUNK_BYTES = self.random.choice([300, 64 * 1024])
         self.settings = LedgerSettings(
