@@ -136,7 +136,7 @@ class NodeAdmin:
         for wish in wishes:
             if wish.kind == "add" and wish.node in added and wish.version < floor:
                 raise ClusterRefused(
-                    f"node {wish.node} speaks version {wish.version} at most, and the cluster has agreed on"
+                    f"node {wish.node} supports version {wish.version} at most, and the cluster has agreed on"
                     f" {floor}: add it with a newer release of undoubt, and without a lower node.version_max"
                 )
 

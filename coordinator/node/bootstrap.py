@@ -38,7 +38,7 @@ def joining() -> tuple[HardState, Snapshot]:
 
 
 def restored(
-    image: bytes, addresses: Mapping[int, str], speaks: Versions = VERSIONS
+    image: bytes, addresses: Mapping[int, str], supported: Versions = VERSIONS
 ) -> tuple[str, HardState, Snapshot]:
     """Return the ledger's id, which does not change, and what every first node stores of a cluster that is
     made from a backup.
@@ -47,7 +47,7 @@ def restored(
     undecided in the backup may be presumed aborted. The version is that of the backup. Raises
     ``LedgerUnusable`` if ``image`` is not an image, or has a version that this node does not support.
     """
-    replicated = NodeStateMachine(Machine(""), {}, speaks=speaks)
+    replicated = NodeStateMachine(Machine(""), {}, supported=supported)
     with reading_image("the backup's image"):
         replicated.restore(image)
     replicated.machine.cut_off_acts(NOT_IN_BACKUP)

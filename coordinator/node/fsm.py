@@ -107,12 +107,12 @@ class NodeStateMachine:
         addresses: dict[int, str],
         *,
         version: int = FIRST_VERSION,
-        speaks: Versions = VERSIONS,
+        supported: Versions = VERSIONS,
     ) -> None:
-        """``speaks``: the versions that this node supports."""
+        """``supported``: the versions that this node supports."""
         self.machine = machine
         self.hashes = StateHashes()
-        self.speaks = speaks
+        self.supported = supported
         self.version = version
         """The version that all members have agreed on. It never decreases, and never exceeds the versions
         that this node supports."""
@@ -148,25 +148,25 @@ class NodeStateMachine:
             commands = _decoder.decode(entry.data)
         except msgspec.MsgspecError as error:
             raise LedgerUnusable(f"{self._unknown(entry)} ({error})") from error
-        if self.speaks.highest < VERSIONS.highest and any(map(self._is_unknown, commands)):
+        if self.supported.highest < VERSIONS.highest and any(map(self._is_unknown, commands)):
             raise LedgerUnusable(self._unknown(entry))
         return commands
 
     def _is_unknown(self, command: LogCommand) -> bool:
         """Whether a node with only the versions of this node could not decode ``command`` completely."""
-        return not isinstance(command, Agree) and since(command) > self.speaks.highest
+        return not isinstance(command, Agree) and since(command) > self.supported.highest
 
     def _unknown(self, entry: Entry) -> str:
         return (
-            f"entry {entry.index} of the log is newer than version {self.speaks.highest}, which this node"
-            f" speaks at most: {NEWER}"
+            f"entry {entry.index} of the log is newer than version {self.supported.highest}, which this node"
+            f" supports at most: {NEWER}"
         )
 
     def _check_version(self, agreed: int) -> None:
-        if agreed > self.speaks.highest:
+        if agreed > self.supported.highest:
             raise LedgerUnusable(
-                f"the cluster has agreed on version {agreed}, and this node speaks {self.speaks.highest} at"
-                f" most: {NEWER}"
+                f"the cluster has agreed on version {agreed}, and this node supports {self.supported.highest}"
+                f" at most: {NEWER}"
             )
 
     def _agreed(self, command: Agree) -> int:
@@ -208,7 +208,7 @@ class NodeStateMachine:
         """Check a peer's image. Raises ``ValueError`` if :meth:`restore` could not read it. An image of a
         newer version passes; installing it stops this node with a message that says what to do."""
         found = _read(image)
-        if found.version <= self.speaks.highest:
+        if found.version <= self.supported.highest:
             Machine("").restore(found.ledger)
 
     def learn(self, entries: Sequence[Entry]) -> None:

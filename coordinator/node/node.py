@@ -69,7 +69,7 @@ class Node:
         """Sessions expire by ``clock``; by default the loop's. Raises ``LedgerUnusable``."""
         self.identity = identity = stored.identity
         self.settings = settings
-        replicated = _replicated(stored, settings.speaks)
+        replicated = _replicated(stored, settings.supported)
         me = PeerIdentity(PeerRole.NODE, identity.cluster, identity.node, disk=identity.disk)
         self.peers = Peers(
             me,
@@ -77,7 +77,7 @@ class Node:
             wire,
             random,
             silence_s=2 * settings.election_timeout_s,
-            versions=settings.speaks,
+            versions=settings.supported,
             recognise=self._recognise,
             log_index=lambda: self.replica.raft.persisted_index,
             set_back=self._set_back,
@@ -137,7 +137,7 @@ class Node:
         """Listen on ``listen`` and take part in the cluster. Raises ``OSError`` if the node cannot listen
         there."""
         self._listener = await serve(
-            listen, self._me, self._accept, self._wire, versions=self.settings.speaks
+            listen, self._me, self._accept, self._wire, versions=self.settings.supported
         )
         if self._unmet:
             self.peers.meet(self._unmet)
@@ -270,8 +270,8 @@ def _to_meet(stored: Stored) -> set[int]:
     return set(voters) - {stored.identity.node} - set(stored.disks)
 
 
-def _replicated(stored: Stored, speaks: Versions) -> NodeStateMachine:
-    replicated = NodeStateMachine(Machine(""), {}, speaks=speaks)
+def _replicated(stored: Stored, supported: Versions) -> NodeStateMachine:
+    replicated = NodeStateMachine(Machine(""), {}, supported=supported)
     try:
         replicated.restore(stored.snapshot.image)
     except ValueError as error:  # msgspec's are

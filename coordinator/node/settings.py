@@ -52,10 +52,12 @@ class NodeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         count("trailing_entries", self.trailing_entries)
         count("version_max", self.version_max)
         if self.version_max and not VERSIONS.lowest <= self.version_max <= VERSIONS.highest:
-            raise OutOfBounds("version_max", f"must be of what this release speaks, {VERSIONS}; 0: all of it")
+            raise OutOfBounds(
+                "version_max", f"must be a version that this release supports, {VERSIONS}; 0: the newest"
+            )
 
     @property
-    def speaks(self) -> Versions:
+    def supported(self) -> Versions:
         return Versions(VERSIONS.lowest, self.version_max or VERSIONS.highest)
 
     @property

@@ -23,7 +23,7 @@ def status_of(identity: DiskIdentity, replica: Replica, wire: WireSettings) -> N
             progress.match,
             progress.pace.value,
             node == raft.node or progress.active,
-            replica.agreement.spoken(node),
+            replica.agreement.version_with(node),
         )
         for node, progress in raft.progress.items()
     ]
@@ -51,6 +51,6 @@ def status_of(identity: DiskIdentity, replica: Replica, wire: WireSettings) -> N
         version=RELEASE,
         certificate_until=tls_of(wire.tls).own.not_after if wire.tls is not None else 0.0,
         agreed_version=replica.replicated.version,
-        highest_version=replica.replicated.speaks.highest,
+        highest_version=replica.replicated.supported.highest,
         state_hashes=dict(replica.replicated.hashes.known),
     )

@@ -34,25 +34,25 @@ class Agreement:
     def meet(self, connection: Connection) -> None:
         """Note a connection to or from another node. Raises :class:`HandshakeRefused` if its version is lower
         than the agreed one."""
-        number, spoken = connection.peer.number, connection.version
-        if spoken < self._replicated.version:
+        number, common = connection.peer.number, connection.version
+        if common < self._replicated.version:
             raise HandshakeRefused(
                 HandshakeRefusal.VERSION,
-                f"node {number} and node {self._me} speak version {spoken} with each other, and the cluster"
-                f" has agreed on {self._replicated.version}. The older one is too old: {NEWER}",
+                f"version {common} is the newest that node {number} and node {self._me} both support, and the"
+                f" cluster has agreed on {self._replicated.version}. The older one is too old: {NEWER}",
             )
         self._connections[number] = [*self._alive(number), connection]
 
-    def spoken(self, node: int) -> int:
+    def version_with(self, node: int) -> int:
         """Return the version of the newest connection with ``node``; 0 while it is not connected."""
         if node == self._me:
-            return self._replicated.speaks.highest
+            return self._replicated.supported.highest
         alive = self._alive(node)
         return alive[-1].version if alive else 0
 
     def due(self) -> int:
         """Return the version that the leader should propose now; 0 if there is none."""
-        lowest = min(map(self.spoken, self._members()), default=0)
+        lowest = min(map(self.version_with, self._members()), default=0)
         if lowest <= max(self._replicated.version, self.proposed):
             return 0
         self.proposed = lowest
@@ -67,9 +67,9 @@ class Agreement:
     def held_back(self, needed: int) -> VersionHeldBack:
         """Return the error for a command of version ``needed``, which may not be recorded yet."""
         lacking = ", ".join(
-            f"node {node} {f'speaks {spoken}' if (spoken := self.spoken(node)) else 'is not connected'}"
+            f"node {node} {f'supports {most}' if (most := self.version_with(node)) else 'is not connected'}"
             for node in sorted(self._members())
-            if self.spoken(node) < needed
+            if self.version_with(node) < needed
         )
         return VersionHeldBack(
             f"this needs version {needed}, and the cluster has agreed on {self._replicated.version}:"

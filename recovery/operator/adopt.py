@@ -85,7 +85,8 @@ class LostBranches:
 
 
 class Adoption:
-    """Of the branches of ledger ``ledger_id``. ``secret``: of that ledger, empty if nobody has it."""
+    """The prepared branches of ledger ``ledger_id``. ``secret``: the secret of that ledger; empty if it is
+    lost."""
 
     def __init__(self, participants: Registry, ledger_id: str, secret: bytes = b"") -> None:
         self._participants = participants
@@ -214,7 +215,7 @@ class Adoption:
                 while (settled := await participant.settle(one.gid, decision, evidence)) is Settled.BUSY:
                     await asyncio.sleep(BUSY_PAUSE_S)
         except TimeoutError:
-            return _line(one, action, "look_again", "somebody else is at it")
+            return _line(one, action, "look_again", "another session is ending the branch")
         except ParticipantError as error:
             return _line(one, action, "failed", str(error))
         if settled in HEURISTICS and not isinstance(for_settled(one.gid, decision, settled), BranchDone):

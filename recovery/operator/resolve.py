@@ -71,7 +71,7 @@ class Operator:
         else:
             raise Conflict(
                 f"COMMIT is not recorded for {gid} ({found.why}); nothing was done."
-                " To commit it all the same, against or without a decision, add --heuristic"
+                " To commit it nevertheless, against or without a decision, add --heuristic"
             )
 
     async def _roll_back(self, gid: Gid | Foreign, heuristic: bool, note: str, contradict: bool) -> None:
@@ -82,7 +82,7 @@ class Operator:
             if not heuristic:
                 raise Conflict(
                     f"ABORT cannot be recorded for {gid} ({found.why}); nothing was done."
-                    " To roll it back all the same, add --heuristic"
+                    " To roll it back nevertheless, add --heuristic"
                 )
             await self._against(found, own, Decision.ABORT, note)
             return
@@ -139,7 +139,7 @@ class Operator:
             ends = "; ".join(f"{one.gid} has ended as {one.kind}" for one in against)
             raise Conflict(
                 f"to {order.verb} {gid} would split transaction {gid.txid}: {ends}. Nothing was done. To"
-                " split it all the same, add --contradict"
+                " split it nevertheless, add --contradict"
             )
 
     async def _locate(self, gid: Gid | Foreign) -> tuple[SurveyedBranch, Gid]:

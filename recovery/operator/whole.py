@@ -368,18 +368,18 @@ def check(whole: Whole, direction: Decision, *, heuristic: bool, contradict: boo
         fences = direction is Decision.ABORT and whole.may_be_fenced
         if not heuristic and not fences:
             raise Conflict(
-                f"{whole.txid}: {whole.why}; nothing was done. To {direction} it all the same, add"
+                f"{whole.txid}: {whole.why}; nothing was done. To {direction} it nevertheless, add"
                 " --heuristic"
             )
         against = whole.splits(direction)
         if whole.direction is None and whole.hidden and not fences and not contradict:
             raise NotAllSeen(
                 f"not all of transaction {whole.txid} is known: {whole.not_seen[0]}; nothing was"
-                f" done. To {direction} the rest all the same, add --contradict"
+                f" done. To {direction} the rest nevertheless, add --contradict"
             )
         if against and not contradict:
             ended = ", ".join(f"branch {one.number} in {one.participant}" for one in against)
             raise Conflict(
                 f"to {direction} the rest would split transaction {whole.txid}: {ended} ended the other way;"
-                " nothing was done. To split it all the same, add --contradict"
+                " nothing was done. To split it nevertheless, add --contradict"
             )

@@ -124,7 +124,7 @@ def _page(context: Context, found: ClusterStatus) -> None:
             notes.append("a newer version is not agreed on until it is upgraded")
         version = str(told.agreed_version)
         if told.highest_version != told.agreed_version:
-            version += f" (speaks {told.highest_version})"
+            version += f" (supports {told.highest_version})"
         role = "learner" if told.node in told.learners else told.role
         rows.append(
             (

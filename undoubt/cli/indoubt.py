@@ -450,7 +450,7 @@ def _tables(context: Context, seen: Survey, found: tuple[SurveyedBranch, ...] | 
         one for one in found if one.branch.owner_gone and one.standing is not BranchStanding.IMPOSTOR
     ]:
         context.output.table(
-            ("nobody here can finish", "why", "in database", "statement"),
+            ("cannot be finished from here", "why", "in database", "statement"),
             [
                 (one.branch.gid, ROLE_GONE, one.branch.database, one.fix or "(none is proved yet)")
                 for one in gone

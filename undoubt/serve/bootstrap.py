@@ -61,7 +61,7 @@ def init(settings: Settings, ticket: str = "", note: str = "") -> Begun:
     """Make this node one of the first of a new cluster, whose id is drawn unless there is a ``ticket``. The
     act is recorded, with ``note``, once the cluster runs. Raises ``UsageError``, ``LedgerUnusable``."""
     number, addresses = first_of(settings)
-    version = settings.node.speaks.highest
+    version = settings.node.supported.highest
     cluster, digest = new_cluster(ticket, addresses, f"version {version}")
     identity = DiskIdentity(cluster, number, new_nonce())
     create(Path(settings.node.data), identity, *beginning(cluster, addresses, version))
@@ -77,7 +77,7 @@ async def restore(settings: Settings, path: Path, ticket: str = "", note: str = 
     number, addresses = first_of(settings)
     kept = backup.read(path)
     cluster, digest = new_cluster(ticket, addresses, kept.digest)
-    ledger_id, hard_state, snapshot = restored(kept.image, addresses, settings.node.speaks)
+    ledger_id, hard_state, snapshot = restored(kept.image, addresses, settings.node.supported)
     if not ticket:
         await refuse_twins(settings, ledger_id)
     create(Path(settings.node.data), DiskIdentity(cluster, number, new_nonce()), hard_state, snapshot)
@@ -156,7 +156,7 @@ async def join(settings: Settings, address: str = "", note: str = "") -> Joined:
             f"{folder} is the disk of node {me.node} of cluster {me.cluster}, not {number} of {cluster}"
         )
     try:
-        added = MemberChange("add", number, str(where), me.disk, settings.node.speaks.highest)
+        added = MemberChange("add", number, str(where), me.disk, settings.node.supported.highest)
         await admin.change_members(settings.ledger, [added], note=note)
     except ClusterRefused:
         if made:

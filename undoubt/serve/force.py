@@ -132,7 +132,7 @@ async def force(
     ``LedgerUnusable``."""
     number, addresses = first_of(settings)
     cluster, digest = new_cluster(ticket, addresses, hashlib.sha256(image).hexdigest())
-    ledger_id, hard_state, snapshot = restored(image, addresses, settings.node.speaks)
+    ledger_id, hard_state, snapshot = restored(image, addresses, settings.node.supported)
     if not ticket:
         await refuse_twins(settings, ledger_id)
     folder = Path(settings.node.data)

@@ -77,7 +77,7 @@ async def test_a_rolling_upgrade_and_back_under_load(nodes: Processes) -> None:
         with pytest.raises(VersionHeldBack):
             await decides.ledger.acceptors.open_session("shop", 300.0)
         shown = await asyncio.to_thread(undoubt, "cluster", "status", "--config", str(nodes.config(1)))
-        assert f"1 (speaks {NEWEST})" in shown.out
+        assert f"1 (supports {NEWEST})" in shown.out
         assert f"version {NEWEST} is not agreed on yet; to upgrade: node 3" in shown.err
         await roll(nodes, decides, 1, 2, former=True)
         assert versions(await looked(nodes)) == [(1, 1)] * 3
@@ -91,7 +91,7 @@ async def test_a_rolling_upgrade_and_back_under_load(nodes: Processes) -> None:
         configure(nodes, 2, former=True)
         ran = await asyncio.to_thread(undoubt, "node", "--config", str(nodes.config(2)))
         assert ran.status == 1
-        assert f"agreed on version {NEWEST}, and this node speaks 1 at most" in ran.err
+        assert f"agreed on version {NEWEST}, and this node supports 1 at most" in ran.err
         configure(nodes, 2, former=False)
         await nodes.start(2)
         await decides.more()

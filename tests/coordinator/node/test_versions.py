@@ -106,7 +106,7 @@ async def test_one_member_of_the_former_version_holds_the_others_up(tmp_path: Pa
             await asyncio.sleep(0.01)
         if cluster.nodes[3].leads:
             await admin.transfer(cluster.settings, 1)
-        with pytest.raises(VersionHeldBack, match=r"needs version 2, .* agreed on 1: node 3 speaks 1"):
+        with pytest.raises(VersionHeldBack, match=r"needs version 2, .* agreed on 1: node 3 supports 1"):
             await ledger.acceptors.open_session("shop", 300.0)
         await decided(ledger, 5)
         await restart(cluster, 3, QUICK)
@@ -211,7 +211,7 @@ async def test_a_node_that_went_back_just_before_stops(tmp_path: Path) -> None:
         if cluster.nodes[3].leads:
             await admin.transfer(cluster.settings, 1)
         leader = await cluster.leader(but=3)
-        while leader.replica.agreement.spoken(3) != 1:
+        while leader.replica.agreement.version_with(3) != 1:
             await asyncio.sleep(0.01)
         leader.replica.agreement.due = lambda: NEWEST  # type: ignore[method-assign] # as it was a moment ago
         leader.replica.keep_versions()
@@ -221,7 +221,9 @@ async def test_a_node_that_went_back_just_before_stops(tmp_path: Path) -> None:
         await ledger.acceptors.open_session("shop", 300.0)
         await decided(ledger, 5)
         behind = cluster.nodes[3]
-        while not behind.failed.done() and leader.replica.agreement.spoken(3):  # or it is not spoken with
+        while not behind.failed.done() and leader.replica.agreement.version_with(
+            3
+        ):  # or it is not spoken with
             await asyncio.sleep(0.01)
         assert behind.replica.replicated.version == 1
         assert not any(book.acceptors for book in behind.ledger.machine.state.sessions.values())
@@ -237,7 +239,7 @@ async def test_what_joins_speaks_what_was_agreed_on(tmp_path: Path) -> None:
         cluster.addresses[4] = f"127.0.0.1:{free_ports(1)[0]}"
         create(cluster.place(4), DiskIdentity(CLUSTER, 4, "disk-4"), *joining())
         add = MemberChange("add", 4, cluster.addresses[4], "disk-4", 1)
-        with pytest.raises(ClusterRefused, match=rf"node 4 speaks version 1 at most, .* on {NEWEST}"):
+        with pytest.raises(ClusterRefused, match=rf"node 4 supports version 1 at most, .* on {NEWEST}"):
             await admin.change_members(cluster.settings, [add])
         await admin.change_members(cluster.settings, [msgspec.structs.replace(add, version=NEWEST)])
         await cluster.start(4)
@@ -259,7 +261,7 @@ async def test_learners_count(tmp_path: Path) -> None:
         while (await survey(cluster.settings)).held_up_by != (4,):
             await asyncio.sleep(0.01)
         leader = await cluster.leader()
-        while 0 in {leader.replica.agreement.spoken(number) for number in cluster.nodes}:
+        while 0 in {leader.replica.agreement.version_with(number) for number in cluster.nodes}:
             await asyncio.sleep(0.01)
         leader.replica.keep_versions()
         async with client(cluster) as ledger:
@@ -343,7 +345,7 @@ def test_a_node_stops_at_what_it_does_not_know(version: int, command: LogCommand
     """Also where it could read it and would only miss a field: else it would go on with another state than
     the others."""
     entry = Entry.make(7, 1, encode_batch([msgspec.Raw(msgspec.msgpack.encode(command))]))
-    former = NodeStateMachine(Machine(CLUSTER), {1: "a:1"}, speaks=Versions(1, version - 1))
+    former = NodeStateMachine(Machine(CLUSTER), {1: "a:1"}, supported=Versions(1, version - 1))
     before = former.image()
     with pytest.raises(LedgerUnusable, match="newer release"):
         former.apply(entry)
