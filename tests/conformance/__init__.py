@@ -1,1 +1,6 @@
-"""Cases that other people wrote, run against this transaction manager."""
+"""Cases that other people wrote, run against this transaction manager.
+
+==========  ==================================================================================================
+:mod:`.xa`  runs the cases of the X/Open rules for mixed outcomes.
+==========  ==================================================================================================
+"""

@@ -1,0 +1,8 @@
+"""Tests of the documentation: its examples run (``test_examples.py``), its tables and defaults are those of
+the code (``test_pages.py``), and its diagrams are the tables of states (``test_protocols.py``).
+
+================  ============================================================================================
+:mod:`.pages`     finds the blocks of code in a page.
+:mod:`.conftest`  makes two databases with the tables of the README.
+================  ============================================================================================
+"""

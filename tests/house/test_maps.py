@@ -19,13 +19,25 @@ def test_every_package_names_its_modules() -> None:
     assert unmapped_modules() == []
 
 
-@pytest.mark.parametrize("folder", ["tests", "tests/house", "tests/prove"])
-def test_the_maps_of_the_tests_name_what_is_no_test_itself(folder: str) -> None:
-    root = ROOT / folder
-    inside = {path.relative_to(root).parts[0] for path in files() if path.is_relative_to(root)}
-    known = {name.removesuffix(".py") for name in inside if not name.startswith(("test_", "_"))}
-    text = ast.get_docstring(ast.parse((root / "__init__.py").read_text())) or ""
-    assert {name.removeprefix(".") for name in REFERENCE.findall(text)} == known
+PACKAGES = [path for path in modules("tests") if path.name == "__init__.py"]
+TEST_FILE = re.compile(r"``(test_[\w*]+\.py)``")
+
+
+@pytest.mark.parametrize("path", PACKAGES, ids=lambda path: str(path.parent.relative_to(ROOT)))
+def test_each_package_of_the_tests_has_a_map(path: Path) -> None:
+    """Broken if a package of the tests has no docstring, does not name a package or a module in it that is no
+    test itself, or names a file of tests that is not there."""
+    inside = {each.relative_to(path.parent).parts[0] for each in files() if each.is_relative_to(path.parent)}
+    parts = {name.removesuffix(".py") for name in inside if name.endswith(".py") or _is_package(path, name)}
+    text = ast.get_docstring(ast.parse(path.read_text())) or ""
+    assert text
+    named = {name.removeprefix(".") for name in REFERENCE.findall(text)}
+    assert {part for part in parts if not part.startswith(("test_", "_"))} <= named
+    assert [name for name in TEST_FILE.findall(text) if not list(path.parent.glob(name))] == []
+
+
+def _is_package(path: Path, name: str) -> bool:
+    return (path.parent / name / "__init__.py").exists()
 
 
 def test_every_reference_to_a_module_of_ours_leads_to_one() -> None:

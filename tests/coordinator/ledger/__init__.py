@@ -1,0 +1,12 @@
+"""Tests of the ledgers. ``test_conformance.py`` is the contract: read it first; every ledger must pass it.
+
+Then the state machine (``test_machine_properties.py``, ``test_group_commit.py``), arguments and answers that
+are wrong (``test_bad_*.py``, ``test_bounds.py``), the SQLite ledger (``test_sqlite.py``,
+``test_set_back.py``, ``test_removed_files.py``) and the PostgreSQL ledger (``test_postgres*.py``).
+
+======================  ======================================================================================
+:mod:`.conftest`        lists the ledgers that the conformance suite runs on.
+:mod:`.signing`         adds the tags that callers leave out to the names of branches.
+:mod:`.postgres_stage`  opens PostgreSQL ledgers, and holds their statements.
+======================  ======================================================================================
+"""

@@ -8,7 +8,17 @@ through its socket (:mod:`.owner`). ``applied_or_refused_by_node`` counts what a
 refused. ``nodes_stopped``: nodes that ended, or did not come back afterwards. ``tasks_dead``: exceptions that
 no code of a node expected, in background loops and in requests. ``others_disturbed``: honest calls that
 failed, beside the poison in its frame or elsewhere, and decisions that were lost. ``control`` is the sum of
-these with the bugs planted."""
+these with the bugs planted.
+
+===============  =============================================================================================
+:mod:`.targets`  makes sound calls of every kind.
+:mod:`.frames`   changes one value of a call: at its bounds, beyond them, or of another kind.
+:mod:`.sender`   sends bytes as they are over a sound connection.
+:mod:`.load`     runs honest clients beside it.
+:mod:`.owner`    sends the same to the process that owns a SQLite ledger.
+:mod:`.peers`    sends messages of Raft as a member that is none.
+===============  =============================================================================================
+"""
 
 from __future__ import annotations
 
