@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.house.reading import circles, reply_loops, same_named_public_classes
 from tests.house.tree import LINKED, LINKS, ROOMS, ROOT, dotted, modules
 
 RUN_BY_NAME = {"undoubt.cli", "undoubt.__main__"}
@@ -40,6 +41,20 @@ def imported_by(path: Path) -> set[str]:
         node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)
     )
     return imports(path) | {value for value in constants if isinstance(value, str) and "." in value}
+
+
+def test_imports_make_no_circle() -> None:
+    assert circles() == []
+
+
+def test_no_two_public_classes_have_one_name() -> None:
+    """Broken if a name in a message, in the glossary or in a search means two things."""
+    assert same_named_public_classes() == {}
+
+
+def test_replies_are_given_to_their_callers_in_one_place() -> None:
+    """Broken if a second protocol of requests and replies is added beside :mod:`undoubt.coordinator.rpc`."""
+    assert reply_loops() == ["undoubt.coordinator.rpc.client.received"]
 
 
 def test_no_dead_modules() -> None:

@@ -7,6 +7,7 @@ import signal
 from collections.abc import Callable
 from typing import Protocol
 
+from undoubt.participants.backoff import limit_s
 from undoubt.participants.errors import UndoubtError
 
 AGAIN_S = 0.1
@@ -49,8 +50,7 @@ async def keep(kept: Kept, say: Callable[[str], None], started: Callable[[], Non
                 failed += 1
                 if failed > UNREPORTED_FAILURES_MAX:
                     say(f"{kept.name}: {error}")
-                doubled = max(0, failed - UNREPORTED_FAILURES_MAX)
-                await asyncio.sleep(min(AGAIN_S * 2**doubled, AGAIN_MAX_S))
+                await asyncio.sleep(limit_s(AGAIN_S, AGAIN_MAX_S, max(0, failed - UNREPORTED_FAILURES_MAX)))
         started()
         say(f"{kept.name} serves again (process {kept.pid})")
 

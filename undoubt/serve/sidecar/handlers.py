@@ -23,7 +23,7 @@ from undoubt.serve.sidecar.capability import Capability, Sealer
 from undoubt.serve.sidecar.health import METRICS_TYPE, SidecarHealth
 from undoubt.serve.sidecar.idempotency import Answer
 from undoubt.serve.sidecar.lookup import look_up
-from undoubt.serve.sidecar.peers import Peers
+from undoubt.serve.sidecar.peers import OtherSidecars
 from undoubt.serve.sidecar.problems import RETRY_AFTER_S, RequestRefused
 from undoubt.serve.sidecar.settings import SidecarSettings
 from undoubt.serve.sidecar.sql_values import Parameter, parameter
@@ -88,7 +88,7 @@ class Sidecar:
     own_sql: frozenset[str] = field(default_factory=frozenset)
     """The participants in which the sidecar runs statements."""
     sealer: Sealer = field(default_factory=Sealer)
-    peers: Peers | None = None
+    peers: OtherSidecars | None = None
     waiting: int = 0
     """The number of requests that wait for the end of a transaction. It is limited, so that requests that end
     transactions can still be served."""
@@ -220,7 +220,7 @@ async def execute(sidecar: Sidecar, request: JudgedRequest) -> Answer:
         connection = await sidecar.book.connection(entry, name)
         try:
             rows = await statements.run(connection, name, wanted.sql, values, sidecar.settings)
-        except statements.NoAnswer as error:
+        except statements.UnreadableAnswer as error:
             entry.transaction.doom(error)
             entry.check_active()
             raise

@@ -25,9 +25,9 @@ from undoubt.serve.sidecar.idempotency import Answer, key_of
 from undoubt.serve.sidecar.operations import Operation
 from undoubt.serve.sidecar.peers import (
     FORWARDED,
+    OtherSidecars,
     OwnerRefuses,
     OwnerUnreachable,
-    Peers,
     key_at_owner,
     unreachable,
 )
@@ -140,7 +140,7 @@ async def _owner(sidecar: Sidecar, request: JudgedRequest, sent: Sent) -> str:
     return "" if owner == sidecar.settings.url else owner
 
 
-def _peers(sidecar: Sidecar) -> Peers:
+def _peers(sidecar: Sidecar) -> OtherSidecars:
     if sidecar.peers is None:
         raise UsageError("this sidecar cannot call other sidecars")
     return sidecar.peers

@@ -65,7 +65,7 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-class Peers:
+class OtherSidecars:
     """Sends requests of this process to other sidecars."""
 
     def __init__(self, settings: SidecarSettings) -> None:

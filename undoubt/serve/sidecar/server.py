@@ -37,7 +37,7 @@ from undoubt.serve.sidecar.health import SidecarHealth
 from undoubt.serve.sidecar.lookup import session_name
 from undoubt.serve.sidecar.openapi import describe
 from undoubt.serve.sidecar.operations import OPERATIONS
-from undoubt.serve.sidecar.peers import Peers, is_loopback
+from undoubt.serve.sidecar.peers import OtherSidecars, is_loopback
 from undoubt.serve.sidecar.settings import SidecarSettings
 from undoubt.serve.sidecar.tokens import Doorkeeper
 
@@ -105,7 +105,7 @@ async def opened(settings: Settings, observe: Observer | None = None) -> AsyncIt
     ``LedgerError``."""
     health = SidecarHealth()
     async with contextlib.AsyncExitStack() as stack:
-        peers = Peers(settings.sidecar)
+        peers = OtherSidecars(settings.sidecar)
         stack.push_async_callback(peers.close)
         ledger = await open_ledger(settings.ledger, create=lambda: wiring.nothing_left(settings))
         stack.push_async_callback(ledger.close)

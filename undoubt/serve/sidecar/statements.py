@@ -68,16 +68,16 @@ class StatementFailed(RequestRefused):
         )
 
 
-class NoAnswer(Exception):
+class UnreadableAnswer(Exception):
     """The answer of the statement cannot be returned. A part of it has not been read from the connection, so
     the transaction has to be aborted."""
 
 
-class TooMuch(NoAnswer):
+class TooMuch(UnreadableAnswer):
     """The answer to a statement is larger than the bounds of the sidecar, or no rows (COPY)."""
 
 
-class NotUtf8(NoAnswer):
+class NotUtf8(UnreadableAnswer):
     """The answer has text that is not UTF-8, as JSON must be."""
 
 
@@ -98,8 +98,8 @@ async def run(
     settings: SidecarSettings,
 ) -> Rows:
     """Run one statement in a branch, and return its rows. Raises :class:`StatementFailed`; the errors of the
-    branch's connection; and :class:`NoAnswer`, after which the transaction has to be aborted, because a part
-    of the answer has not been read."""
+    branch's connection; and :class:`UnreadableAnswer`, after which the transaction has to be aborted, because
+    a part of the answer has not been read."""
     statement = text("sql", sql, most=settings.body_bytes_max, empty=False)
     if len(parameters) > PARAMETERS_MAX:
         raise UsageError(f"a statement has at most {PARAMETERS_MAX} parameters")
