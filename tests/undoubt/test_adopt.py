@@ -4,6 +4,7 @@ person who was shown everything."""
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from tests.servers import column, prepared
 from tests.undoubt.cli.harness import Ran, undoubt
 from undoubt.config import load
 from undoubt.coordinator.ledger import maintenance, open_ledger, secret_file
+from undoubt.coordinator.ledger.sqlite.lock import FileLock
 from undoubt.coordinator.settings import LedgerSettings
 from undoubt.participants.ids import Gid, Protocol, SessionKey
 from undoubt.participants.postgres import PostgresParticipant
@@ -42,7 +44,7 @@ class Lost:
         self._seq = 0
 
     async def build(self) -> None:
-        """A ledger with a session, the secret exported; then both are gone."""
+        """A ledger with a session, the secret exported; then both are gone, and there is another ledger."""
         await maintenance.init(self.settings)
         await maintenance.export_secret(self.settings, self.secret)
         await maintenance.backup(self.settings, self.backup)
@@ -50,9 +52,8 @@ class Lost:
         self.id = ledger.ledger_id
         self.session = await ledger.open_session("shop", 60.0)
         await ledger.close()
-        for left in self.folder.glob("ledger.db*"):
-            if left.is_file():
-                left.unlink()
+        self.remove()
+        await maintenance.init(self.settings)
         self.participants = {
             name: PostgresParticipant(name, ParticipantSettings(dsn=dsn), ledger_id=self.id)
             for name, dsn in self.dsns.items()
@@ -60,6 +61,17 @@ class Lost:
         for name, dsn in self.dsns.items():
             await self.sql(name, "create table note (id int primary key)")
             await migrate(name, ParticipantSettings(dsn=dsn))
+
+    def remove(self) -> None:
+        """Remove the ledger of the settings."""
+        for left in self.folder.glob("ledger.db*"):
+            if left.is_file():
+                left.unlink()
+
+    def points_to(self, url: str) -> None:
+        """Change the settings: their ledger is at ``url``."""
+        config = self.folder / "undoubt.toml"
+        config.write_text(re.sub("url = .*", f'url = "{url}"\nrequest_timeout_s = 1', config.read_text()))
 
     async def close(self) -> None:
         for participant in self.participants.values():
@@ -140,7 +152,6 @@ async def test_a_person_ends_two_phase_commits_and_is_recorded(lost: Lost) -> No
     assert await lost.notes() == [[], []]
     both = (*("--commit", str(one[0].txid)), *("--rollback", str(one[0].txid)))
     assert (await lost.adopt("--secret", str(lost.secret), "--yes", *both)).status == 2
-    await maintenance.init(lost.settings)
     ran = await lost.adopt(
         *("--commit", str(one[0].txid), "--rollback", str(other[0])),
         *("--secret", str(lost.secret), "--note", "its order was shipped", "--yes"),
@@ -169,7 +180,6 @@ async def test_without_the_secret_only_what_is_named_is_ended(lost: Lost) -> Non
 async def test_the_record_says_what_came_of_a_termination(lost: Lost) -> None:
     """Broken if the audit says `done` of one that did nothing, or that a silent participant blocks."""
     two, three = await lost.left(), await lost.left(Protocol.THREE_PHASE, told=False)
-    await maintenance.init(lost.settings)
     ran = await lost.adopt("--terminate", str(two[0].txid), "--yes")
     assert ran.status == 7, ran.err
     config = lost.folder / "undoubt.toml"
@@ -219,10 +229,76 @@ async def test_a_ledger_that_is_there_is_not_adopted(lost: Lost) -> None:
     assert "is not lost" in ran.err
 
 
+async def committed_in_one(lost: Lost) -> list[Gid]:
+    """COMMIT is recorded in the ledger, and one of the branches has followed it."""
+    gids = await lost.left()
+    await lost.sql("orders", f"commit prepared '{gids[0]}'")
+    return gids
+
+
+async def refused_whole(lost: Lost, gids: list[Gid], status: int) -> str:
+    """The words of the refusal of a rollback, which must not split the transaction."""
+    chosen = ("--secret", str(lost.secret), "--rollback", str(gids[0].txid), "--yes")
+    ran = await lost.adopt(*chosen)
+    assert ran.status == status, ran.err
+    assert await prepared(lost.dsns["payments"]) == [str(gids[1])]
+    return ran.err
+
+
+@pytest.mark.parametrize(
+    ("url", "status"),
+    [
+        ("raft://127.0.0.1:1,127.0.0.1:2,127.0.0.1:3", 4),
+        ("postgresql+psycopg://postgres@127.0.0.1:1/ledger", 4),
+        ("postgresql://postgres@127.0.0.1:1/ledger", 2),
+        ("sqlite:///none.db", 3),
+        ("sqlite:///damaged.db", 1),
+    ],
+    ids=["no-quorum", "silent-server", "misconfigured", "missing", "damaged"],
+)
+async def test_a_ledger_that_may_not_be_lost_is_not_adopted(lost: Lost, url: str, status: int) -> None:
+    """Broken if an error of the configured ledger, which may be the one to adopt, is taken for its loss."""
+    gids = await committed_in_one(lost)
+    (lost.folder / "damaged.db").write_bytes(b"damaged" * 1000)
+    lost.points_to(url)
+    await refused_whole(lost, gids, status)
+    await lost.sql("payments", f"commit prepared '{gids[1]}'")
+
+
+async def test_a_ledger_whose_owner_does_not_answer_is_not_adopted(lost: Lost) -> None:
+    """Its owner is stopped for a while: the file is locked, and its socket accepts nothing."""
+    gids = await committed_in_one(lost)
+    await maintenance.restore(lost.settings, lost.backup)
+    lost.points_to(lost.settings.url)
+    lock = FileLock.take(lost.folder / "ledger.db")
+    assert lock is not None
+    told = await refused_whole(lost, gids, 4)
+    assert f"ledger {lost.id} is the ledger of the settings, and not lost" in " ".join(told.split())
+    lock.release()
+    assert "is not lost" in await refused_whole(lost, gids, 2)
+    await lost.sql("payments", f"commit prepared '{gids[1]}'")
+
+
+async def test_without_a_ledger_nothing_is_ended_unrecorded(lost: Lost) -> None:
+    """What is left is shown; every act is recorded, so a ledger has to be made first."""
+    gids = await lost.left()
+    lost.remove()
+    shown = await lost.adopt("--secret", str(lost.secret), "--dry-run")
+    assert shown.status == 0, shown.err
+    assert [one["txid"] for one in shown.json["transactions"]] == [str(gids[0].txid)]
+    ran = await lost.adopt("--secret", str(lost.secret), "--rollback", str(gids[0].txid), "--yes")
+    assert ran.status == 3
+    assert "undoubt ledger init" in ran.err
+    assert [await prepared(dsn) for dsn in lost.dsns.values()] == [[str(gid)] for gid in gids]
+    for gid in gids:
+        await lost.sql(gid.participant, f"rollback prepared '{gid}'")
+
+
 async def test_a_secret_is_written_once_for_its_owner_alone(lost: Lost) -> None:
     ledger_id, secret = secret_file.read(lost.secret) or ("", b"")
     assert (ledger_id, len(secret)) == (lost.id, 32)
     assert lost.secret.stat().st_mode & 0o777 == 0o600
+    lost.remove()
     again = await asyncio.to_thread(
         undoubt, "ledger", "init", "--yes", "--export-secret", str(lost.secret), cwd=lost.folder
     )

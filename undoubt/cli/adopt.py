@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,8 +18,13 @@ from undoubt.cli.durations import show_duration
 from undoubt.cli.exits import CommandError, Exit, status_of
 from undoubt.cli.names import TxIdParam
 from undoubt.cli.output import printable
-from undoubt.coordinator.errors import LedgerError, LedgerMisconfigured
-from undoubt.coordinator.ledger.acting import DONE, CameOf, Records, acting, new_act
+from undoubt.config import Settings
+from undoubt.coordinator.errors import LedgerError, LedgerMisconfigured, LedgerMissing
+from undoubt.coordinator.ledger.acting import DONE, Records, acting, new_act
+from undoubt.coordinator.ledger.anchor import Anchor
+from undoubt.coordinator.ledger.contract import Ledger
+from undoubt.coordinator.ledger.sqlite import former
+from undoubt.coordinator.ledger.urls import SQLITE, backend_of, sqlite_file
 from undoubt.participants.contract import Decision
 from undoubt.participants.errors import UndoubtError
 from undoubt.participants.ids import TxId
@@ -113,9 +118,7 @@ def adopt(context: Context, wishes: Wishes) -> None:
 async def _adopt(context: Context, wishes: Wishes, secret: bytes) -> None:
     settings = context.settings()
     async with contextlib.AsyncExitStack() as stack:
-        ledger = await stack.enter_async_context(_audited(context))
-        if ledger is not None and ledger.ledger_id == wishes.ledger_id:
-            raise CommandError(Exit.USAGE, f"ledger {wishes.ledger_id} is not lost: undoubt recover --once")
+        ledger = await _present_ledger(stack, settings, wishes.ledger_id)
         participants = wiring.registry(settings, wishes.ledger_id)
         stack.push_async_callback(participants.close)
         adoption = Adoption(participants, wishes.ledger_id, secret)
@@ -127,12 +130,17 @@ async def _adopt(context: Context, wishes: Wishes, secret: bytes) -> None:
             _page(context, wishes, seen, todo)
         lines: list[ReportedBranch] = []
         refused: UndoubtError | None = None
-        if todo and not wishes.dry_run:
+        if isinstance(ledger, LedgerMissing):
+            if todo and not wishes.dry_run:
+                raise CommandError(
+                    Exit.NOT_FOUND, f"nothing was done, because each act has to be recorded: {ledger}"
+                )
+        elif todo and not wishes.dry_run:
             context.confirm(
                 f"End these {len(todo)} of {len(seen.transactions)} transactions as shown?", yes=wishes.yes
             )
             lines, refused = await _carry_out(ledger, adoption, seen, todo, wishes)
-        elif todo:
+        if todo and wishes.dry_run:
             lines = [_would(one.txid, seen, word) for one, word in todo]
     if context.output.json:
         context.output.document(_document(wishes, seen, lines))
@@ -142,18 +150,37 @@ async def _adopt(context: Context, wishes: Wishes, secret: bytes) -> None:
     _end(seen, todo, lines, refused, dry_run=wishes.dry_run)
 
 
-@contextlib.asynccontextmanager
-async def _audited(context: Context) -> AsyncIterator[Any]:
-    """The current ledger, in which acts are recorded; None if there is none, or it does not answer."""
-    async with contextlib.AsyncExitStack() as stack:
-        ledger = None
-        try:
-            ledger, _ = await stack.enter_async_context(wiring.opened(context.settings()))
-        except LedgerMisconfigured:
-            raise
-        except LedgerError as error:
-            context.output.note(f"what you do is not recorded, since the ledger cannot be opened: {error}")
-        yield ledger
+async def _present_ledger(
+    stack: contextlib.AsyncExitStack, settings: Settings, lost: str
+) -> Ledger | LedgerMissing:
+    """The ledger of the settings, in which every act is recorded, or the error which says that there is none.
+
+    A ledger that does not answer, is in use, or cannot be opened may be ledger ``lost`` itself, with
+    decisions that a branch has followed already: no branch is ended then. Raises ``LedgerMisconfigured`` and
+    ``CommandError``."""
+    try:
+        ledger, _ = await stack.enter_async_context(wiring.opened(settings))
+    except LedgerMisconfigured:
+        raise
+    except LedgerMissing as error:
+        return error
+    except LedgerError as error:
+        whose = " is the ledger of the settings, and" if _is_anchored(settings, lost) else " may be"
+        raise CommandError(
+            status_of(error) or Exit.FAILURE,
+            f"ledger {lost}{whose} not lost: {error}. Nothing was done. If ledger {lost} is lost, name another"
+            " one in ledger.url, which `undoubt ledger init` makes, and repeat this command",
+        ) from error
+    if ledger.ledger_id == lost:
+        raise CommandError(Exit.USAGE, f"ledger {lost} is not lost: undoubt recover --once")
+    return ledger
+
+
+def _is_anchored(settings: Settings, ledger_id: str) -> bool:
+    """Whether the anchor of the SQLite ledger of the settings says that the ledger is ``ledger_id``."""
+    if backend_of(settings.ledger.url) != SQLITE:
+        return False
+    return Anchor.owner_of(former.part(sqlite_file(settings.ledger.url), former.ANCHOR)) == ledger_id
 
 
 def _to_do(wishes: Wishes, seen: LostBranches) -> list[tuple[LostTransaction, str]]:
@@ -167,7 +194,7 @@ def _to_do(wishes: Wishes, seen: LostBranches) -> list[tuple[LostTransaction, st
 
 
 async def _carry_out(
-    ledger: Records | None,
+    ledger: Records,
     adoption: Adoption,
     seen: LostBranches,
     todo: list[tuple[LostTransaction, str]],
@@ -180,7 +207,7 @@ async def _carry_out(
         proof = "" if found.proved else ", unproved"
         act = new_act(f"recover --adopt {wishes.ledger_id} ({word}{proof})", found.txid, wishes.note)
         try:
-            async with contextlib.nullcontext(CameOf()) if ledger is None else acting(ledger, act) as came_of:
+            async with acting(ledger, act) as came_of:
                 if word == TERMINATE:
                     ended = await adoption.terminate(found)
                 else:
