@@ -168,8 +168,8 @@ async def _present_ledger(
         whose = " is the ledger of the settings, and" if _is_anchored(settings, lost) else " may be"
         raise CommandError(
             status_of(error) or Exit.FAILURE,
-            f"ledger {lost}{whose} not lost: {error}. Nothing was done. If ledger {lost} is lost, name another"
-            " one in ledger.url, which `undoubt ledger init` makes, and repeat this command",
+            f"ledger {lost}{whose} not lost: {error}. Nothing was done. If ledger {lost} is lost, name"
+            " another one in ledger.url, which `undoubt ledger init` makes, and repeat this command",
         ) from error
     if ledger.ledger_id == lost:
         raise CommandError(Exit.USAGE, f"ledger {lost} is not lost: undoubt recover --once")
