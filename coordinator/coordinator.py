@@ -21,7 +21,7 @@ from undoubt.coordinator.errors import (
     TransactionAborted,
     WrongProcess,
 )
-from undoubt.coordinator.ledger.contract import Ledger, RecordedDecision
+from undoubt.coordinator.ledger.contract import Ledger, RecordedDecision, Session
 from undoubt.coordinator.ledger.pages import every_unfinished
 from undoubt.coordinator.meter import Stopwatch, TransactionMeter
 from undoubt.coordinator.protocols.causes import why_doomed
@@ -140,6 +140,11 @@ class Coordinator:
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
+
+    @property
+    def session(self) -> Session | None:
+        """The ledger session under which a transaction would begin now; None while there is none."""
+        return self._keeper.session
 
     def transaction(
         self, *, timeout: float | None = None, protocol: str | None = None, prepares_all: bool = False

@@ -157,6 +157,11 @@ class SessionKeeper:
         not in the table for the current state."""
         self.state = state_after(TRANSITIONS, self.state, event, "the session keeper")
 
+    @property
+    def session(self) -> Session | None:
+        """The session under which a transaction would begin now; None while there is none."""
+        return None if self._current is None or self.state not in BEGINNING else self._current.session
+
     async def start(self) -> None:
         """Open the first session; raises the errors of the ledger."""
         await self._open()

@@ -14,10 +14,11 @@ from tests.undoubt.sidecar.pair import Pair
 from tests.undoubt.sidecar.stage import Stage, configuration, eventually_none_prepared, staged, token
 from undoubt.serve.sidecar.tokens import hash_of
 
-STRANGER = (
-    f'[[sidecar.tokens]]\nname = "stranger"\nsha256 = "{hash_of(token("stranger"))}"\nparticipants = ["*"]'
+OF_B = (
+    f'[[sidecar.tokens]]\nname = "stranger"\nsha256 = "{hash_of(token("stranger"))}"\nparticipants = ["*"]\n'
+    "[participants.payments.sidecar]\nsql = true"
 )
-"""A client of the second sidecar that the first one does not know."""
+"""The second sidecar alone knows a client, and runs SQL in the database of its service."""
 
 TABLES = (
     "create table account (id int primary key, balance int not null);"
@@ -95,7 +96,7 @@ def pair(
             stack.enter_context(
                 staged(tmp_path_factory.mktemp(name), databases, ledger, more, reachable=True)
             )
-            for name, more in (("a", ""), ("b", STRANGER))
+            for name, more in (("a", ""), ("b", OF_B))
         )
         yield Pair(a, b)
 

@@ -36,6 +36,8 @@ The modules, in the order in which a request passes them:
 :mod:`.handlers`        implements each operation in one function.
 :mod:`.book`            keeps the transactions that were begun here, with their outcomes.
 :mod:`.lookup`          reads the outcome of a transaction that is not in the book from the ledger.
+:mod:`.agency`          runs branches for the sidecars that began their transactions.
+:mod:`.agent_branch`    implements a branch that another sidecar runs for this one.
 :mod:`.statements`      runs SQL statements for clients.
 :mod:`.sql_values`      converts values of SQL to JSON and back, without loss.
 :mod:`.health`          reports whether the sidecar lives, is ready, and leads; holds its metrics.

@@ -140,7 +140,8 @@ class Door:
                 raise RequestRefused(400, "BadCapability", "send Undoubt-Transaction once")
             sealed = capability.parse(shown[0])
             return await joining.work(self._sidecar, operation, request, sealed, joining.Sent.of(http, body))
-        if "id" in request.path and self._sidecar.book.find(request.path["id"]) is None:
+        id_ = "" if operation.orders else request.path.get("id", "")
+        if id_ and self._sidecar.book.find(id_) is None:
             return await joining.work_elsewhere(
                 self._sidecar, operation, request, joining.Sent.of(http, body)
             )

@@ -11,6 +11,7 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from typing import Literal
 
 from undoubt.coordinator.coordinator import Coordinator
 from undoubt.coordinator.errors import HeuristicOutcome, LedgerError, OutcomeUnknown, TransactionAborted
@@ -91,6 +92,11 @@ class OpenTransaction:
     @property
     def active(self) -> bool:
         return self.transaction.active and self.ending is None
+
+    @property
+    def run_here(self) -> frozenset[str]:
+        """Participants in which this sidecar runs statements."""
+        return frozenset(each.participant for each in self.branches.values() if each.run_by == "sidecar")
 
     def check_active(self) -> None:
         """Raise the outcome, or :class:`RequestRefused`, if the transaction is no longer active."""
@@ -217,19 +223,26 @@ class Book:
         if not isinstance(branch, AnnouncedBranch):
             raise TypeError(type(branch))
         entry.announced[branch.gid.branch] = branch
-        self._note(entry, branch.gid, by_caller=True)
+        self._note(entry, branch.gid, "caller")
         return branch
+
+    async def add_agent(self, entry: OpenTransaction, opener: Opener) -> Gid:
+        """A branch that another sidecar runs. Raises what ``Transaction.announce`` raises."""
+        self._check_branches(entry)
+        branch = await entry.transaction.announce(opener)
+        self._note(entry, branch.gid, "agent")
+        return branch.gid
 
     async def connection(self, entry: OpenTransaction, participant: str) -> AsyncBranchConnection:
         """The connection of the branch that the sidecar runs in ``participant``; the first call begins it."""
-        known = {each.participant for each in entry.branches.values() if each.run_by == "sidecar"}
+        known = entry.run_here
         if participant not in known:
             self._check_branches(entry)
         connection: object = await entry.transaction.branch(participant)
         if participant not in known:
             for gid in entry.transaction.gids:
                 if gid.participant == participant and gid.branch not in entry.branches:
-                    self._note(entry, gid, by_caller=False)
+                    self._note(entry, gid, "sidecar")
         if not isinstance(connection, AsyncBranchConnection):
             raise TypeError(type(connection))
         if participant not in known:
@@ -242,9 +255,8 @@ class Book:
                 422, "TooManyBranches", f"a transaction has at most {self._settings.branches_max}"
             )
 
-    def _note(self, entry: OpenTransaction, gid: Gid, *, by_caller: bool) -> None:
-        info = BranchInfo(gid.branch, gid.participant, str(gid), "caller" if by_caller else "sidecar")
-        entry.branches[gid.branch] = info
+    def _note(self, entry: OpenTransaction, gid: Gid, run_by: Literal["caller", "sidecar", "agent"]) -> None:
+        entry.branches[gid.branch] = BranchInfo(gid.branch, gid.participant, str(gid), run_by)
 
     async def commit(self, entry: OpenTransaction) -> Outcome:
         """Commit, once; return the outcome. Later calls return the same outcome, or the outcome that was

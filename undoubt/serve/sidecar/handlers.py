@@ -18,6 +18,8 @@ from undoubt.participants.contract import Settled
 from undoubt.participants.ids import InvalidName, TxId
 from undoubt.participants.postgres import PostgresParticipant
 from undoubt.serve.sidecar import health, statements
+from undoubt.serve.sidecar.agency import NO_AGENT, Agency
+from undoubt.serve.sidecar.agent_branch import Agent, AgentOpener
 from undoubt.serve.sidecar.book import Book, OpenTransaction, instant
 from undoubt.serve.sidecar.capability import Capability, Sealer
 from undoubt.serve.sidecar.health import METRICS_TYPE, SidecarHealth
@@ -29,6 +31,10 @@ from undoubt.serve.sidecar.settings import SidecarSettings
 from undoubt.serve.sidecar.sql_values import Parameter, parameter
 from undoubt.serve.sidecar.tokens import Client
 from undoubt.serve.sidecar.types import (
+    AgentBegun,
+    AgentOrder,
+    AgentRequest,
+    AgentVote,
     Announced,
     BeginRequest,
     BegunTransaction,
@@ -89,6 +95,7 @@ class Sidecar:
     """The participants in which the sidecar runs statements."""
     sealer: Sealer = field(default_factory=Sealer)
     peers: OtherSidecars | None = None
+    agency: Agency | None = None
     waiting: int = 0
     """The number of requests that wait for the end of a transaction. It is limited, so that requests that end
     transactions can still be served."""
@@ -96,6 +103,26 @@ class Sidecar:
     @property
     def ledger(self) -> Any:
         return self.book.coordinator.ledger
+
+    def agents(self) -> Agency:
+        """Raises :class:`RequestRefused`."""
+        if self.agency is None:
+            raise RequestRefused(404, "NoSuchBranch", "this sidecar runs no branches of others")
+        return self.agency
+
+    async def agents_address(self, session: str) -> str:
+        """Of the sidecar of ``session``, as the ledger has it; empty if it is not to be called. Raises
+        ``LedgerError``."""
+        try:
+            first = TxId.parse(f"{session}.1")
+        except InvalidName:
+            return ""
+        if self.peers is None:
+            return ""
+        try:
+            return await self.peers.owner_of(self.ledger, first)
+        except RequestRefused:  # an address without TLS
+            return ""
 
     def participant(self, request: JudgedRequest, name: str) -> PostgresParticipant:
         """The participant ``name``, if the client and its capability allow it. Raises ``UnknownParticipant``,
@@ -180,7 +207,7 @@ async def withdraw(sidecar: Sidecar, request: JudgedRequest) -> Answer:
     request.client.needs("transact")
     entry = sidecar.own(request)
     entry.check_active()
-    number = int(request.path["n"]) if request.path["n"].isdecimal() and len(request.path["n"]) < 5 else 0
+    number = _number(request)
     branch = entry.announced.get(number)
     others = request.capability is not None and entry.joined.get(number) != request.client.name
     if branch is None or others:
@@ -212,9 +239,7 @@ async def execute(sidecar: Sidecar, request: JudgedRequest) -> Answer:
         raise RequestRefused(
             403, "NoSqlHere", f"participants.{name}.sidecar.sql is not set: run the branch yourself"
         )
-    values: list[Parameter] = [
-        parameter(bytes(raw), f"params[{place}]") for place, raw in enumerate(request.params)
-    ]
+    values = parameters(request)
     async with entry.running.setdefault(name, asyncio.Lock()):
         entry.check_active()
         connection = await sidecar.book.connection(entry, name)
@@ -225,6 +250,49 @@ async def execute(sidecar: Sidecar, request: JudgedRequest) -> Answer:
             entry.check_active()
             raise
     return answer(rows)
+
+
+def parameters(request: JudgedRequest) -> list[Parameter]:
+    """Of a statement. Raises ``UsageError``."""
+    return [parameter(bytes(raw), f"params[{place}]") for place, raw in enumerate(request.params)]
+
+
+async def run_as_agent(sidecar: Sidecar, request: JudgedRequest) -> Answer:
+    """Another sidecar runs the statements of a service that joins, unless they run here already: two branches
+    of one transaction in one database would wait for one another."""
+    request.client.needs("transact")
+    entry = sidecar.own(request)
+    entry.check_active()
+    wanted = request.given(AgentRequest)
+    participant = sidecar.participant(request, wanted.participant)
+    address = ""
+    if request.capability is not None and participant.name not in entry.run_here and entry.protocol != "3pc":
+        address = await sidecar.agents_address(wanted.session)
+    if not address or sidecar.peers is None:
+        raise RequestRefused(409, NO_AGENT, "its statements run at the sidecar that began the transaction")
+    opener = AgentOpener(participant, Agent(sidecar.peers, address, wanted.secret))
+    gid = await sidecar.book.add_agent(entry, opener)
+    left_s = entry.transaction.deadline - asyncio.get_running_loop().time()
+    return answer(AgentBegun(gid.branch, str(gid), max(int(left_s * 1000), 1)), 201)
+
+
+async def prepare_for_owner(sidecar: Sidecar, request: JudgedRequest) -> Answer:
+    request.client.needs("transact")
+    number = _number(request)
+    await sidecar.agents().prepare(request.path["id"], number, request.given(AgentOrder).secret)
+    return answer(AgentVote(number, "prepared"))
+
+
+async def undo_for_owner(sidecar: Sidecar, request: JudgedRequest) -> Answer:
+    request.client.needs("transact")
+    number = _number(request)
+    await sidecar.agents().undo(request.path["id"], number, request.given(AgentOrder).secret)
+    return answer(AgentVote(number, "ended"))
+
+
+def _number(request: JudgedRequest) -> int:
+    """Of the branch in the path; 0, which none has, if it is none."""
+    return int(request.path["n"]) if request.path["n"].isdecimal() and len(request.path["n"]) < 5 else 0
 
 
 async def commit(sidecar: Sidecar, request: JudgedRequest) -> Answer:

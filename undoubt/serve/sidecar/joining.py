@@ -19,8 +19,9 @@ from starlette.requests import Request as HttpRequest
 
 from undoubt.participants.errors import UsageError
 from undoubt.participants.ids import InvalidName, TxId
+from undoubt.serve.sidecar.agency import OwnerAnswered
 from undoubt.serve.sidecar.capability import SealedCapability, check_current, expired
-from undoubt.serve.sidecar.handlers import JudgedRequest, Sidecar, check_participant
+from undoubt.serve.sidecar.handlers import JudgedRequest, Sidecar, answer, check_participant, parameters
 from undoubt.serve.sidecar.idempotency import Answer, key_of
 from undoubt.serve.sidecar.operations import Operation
 from undoubt.serve.sidecar.peers import (
@@ -32,7 +33,7 @@ from undoubt.serve.sidecar.peers import (
     unreachable,
 )
 from undoubt.serve.sidecar.problems import RequestRefused
-from undoubt.serve.sidecar.types import BranchRequest, StatementRequest
+from undoubt.serve.sidecar.types import AgentRequest, BranchRequest, StatementRequest
 
 _PASSED_ON = ("content-type", "prefer", "traceparent", "tracestate")
 
@@ -81,7 +82,7 @@ async def work(
     request.client.needs("transact")
     if isinstance(request.body, BranchRequest | StatementRequest):
         check_participant(request.client, capability, request.body.participant)
-    if sent.forwarded:
+    if sent.forwarded or isinstance(request.body, AgentRequest):  # an agent speaks for itself
         raise RequestRefused(421, "WrongOwner", "this sidecar did not begin that transaction")
     return await _joined(sidecar, operation, request, shown, sent)
 
@@ -93,6 +94,13 @@ async def _joined(
     owner = await peers.owner_of(sidecar.ledger, shown.capability.txid, shown.capability.owner)
     if not owner:
         return await operation.handle(sidecar, request)  # its session has ended: the ledger has the outcome
+    try:
+        if (told := await _as_agent(sidecar, request, shown, owner)) is not None:
+            return told
+    except OwnerUnreachable:
+        raise unreachable() from None
+    except OwnerAnswered as answered:
+        return answered.answer
     headers = dict(sent.headers)
     if sent.key is not None:
         headers["idempotency-key"] = key_at_owner(request.client.name, sent.key)
@@ -103,6 +111,20 @@ async def _joined(
         if operation.method == "GET":
             return await operation.handle(sidecar, request)
         raise unreachable() from None
+
+
+async def _as_agent(
+    sidecar: Sidecar, request: JudgedRequest, shown: SealedCapability, owner: str
+) -> Answer | None:
+    """A statement that this sidecar runs for the owner; None if the owner is to run it, or if it is none."""
+    wanted = request.body
+    if sidecar.agency is None or not sidecar.settings.url or not isinstance(wanted, StatementRequest):
+        return None
+    if wanted.participant not in sidecar.own_sql:
+        return None
+    participant = sidecar.participant(request, wanted.participant)
+    rows = await sidecar.agency.execute(shown, owner, participant, wanted.sql, parameters(request))
+    return None if rows is None else answer(rows)
 
 
 async def work_elsewhere(

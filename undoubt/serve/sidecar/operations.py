@@ -10,6 +10,10 @@ from undoubt.serve.sidecar import handlers
 from undoubt.serve.sidecar.handlers import JudgedRequest, Sidecar
 from undoubt.serve.sidecar.idempotency import Answer
 from undoubt.serve.sidecar.types import (
+    AgentBegun,
+    AgentOrder,
+    AgentRequest,
+    AgentVote,
     Announced,
     BeginRequest,
     BegunTransaction,
@@ -50,6 +54,8 @@ class Operation:
     """Whether clients that join a transaction with ``Undoubt-Transaction`` may make the request."""
     adds: bool = False
     """Whether the request changes what will be committed."""
+    orders: bool = False
+    """The owner orders it of an agent: it is never sent to the owner."""
     query: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
@@ -122,6 +128,37 @@ OPERATIONS = (
         takes=StatementRequest,
         joins=True,
         adds=True,
+    ),
+    Operation(
+        "runAsAgent",
+        "POST",
+        f"{_TRANSACTION}/agents",
+        handlers.run_as_agent,
+        "Of another sidecar: add a branch that it runs.",
+        {201: AgentBegun},
+        takes=AgentRequest,
+        joins=True,
+        adds=True,
+    ),
+    Operation(
+        "prepareForOwner",
+        "POST",
+        f"{_TRANSACTION}/agents/{{n}}/prepare",
+        handlers.prepare_for_owner,
+        "Of the sidecar that began the transaction: prepare the branch that runs here.",
+        {200: AgentVote},
+        takes=AgentOrder,
+        orders=True,
+    ),
+    Operation(
+        "undoForOwner",
+        "POST",
+        f"{_TRANSACTION}/agents/{{n}}/rollback",
+        handlers.undo_for_owner,
+        "Of the sidecar that began the transaction: roll back the branch that runs here.",
+        {200: AgentVote},
+        takes=AgentOrder,
+        orders=True,
     ),
     Operation(
         "commit",

@@ -111,6 +111,11 @@ class OtherSidecars:
         sent = headers | self._headers | {HEADER: shown.text}
         return await self.ask(method, url, body, sent, shown.capability.transaction)
 
+    async def order(self, url: str, body: bytes, transaction: str) -> Answer:
+        """What an agent answers. Raises as :meth:`ask`."""
+        headers = self._headers | {"content-type": "application/json"}
+        return await self.ask("POST", url, body, headers, transaction)
+
     async def ask(
         self, method: str, url: str, body: bytes, headers: dict[str, str], transaction: str
     ) -> Answer:

@@ -29,6 +29,7 @@ from undoubt.coordinator.settings import CoordinatorSettings
 from undoubt.participants.errors import UndoubtError, UsageError
 from undoubt.recovery.service import RecoveryService
 from undoubt.serve.notify import notify
+from undoubt.serve.sidecar.agency import Agency
 from undoubt.serve.sidecar.app import Door
 from undoubt.serve.sidecar.book import Book
 from undoubt.serve.sidecar.connection import SidecarProtocol
@@ -69,7 +70,10 @@ async def run(
                 notify("READY=1", f"STATUS=serving {' and '.join(places)}")
                 await stop.wait()
                 notify("STOPPING=1")
-                await sidecar.book.drain(settings.sidecar.drain_s)
+                await asyncio.gather(
+                    sidecar.book.drain(settings.sidecar.drain_s),
+                    sidecar.agents().drain(settings.sidecar.drain_s),
+                )
         finally:
             reloading.cancel()
             await asyncio.gather(reloading, return_exceptions=True)
@@ -131,7 +135,9 @@ async def opened(settings: Settings, observe: Observer | None = None) -> AsyncIt
         health.watch(book)
         own_sql = frozenset(name for name, each in settings.participants.items() if each.sidecar.sql)
         document = msgspec.json.encode(describe(OPERATIONS))
-        yield Sidecar(settings.sidecar, book, health, document, own_sql, peers=peers)
+        agency = Agency(coordinator, settings.sidecar, peers)
+        stack.push_async_callback(agency.close)
+        yield Sidecar(settings.sidecar, book, health, document, own_sql, peers=peers, agency=agency)
 
 
 def with_psycopg(settings: Settings) -> Settings:

@@ -12,6 +12,7 @@ Name = Annotated[
     str,
     Meta(min_length=1, max_length=63, pattern="^[A-Za-z0-9_][A-Za-z0-9_.-]*$", description="A participant."),
 ]
+Secret = Annotated[str, Meta(min_length=20, max_length=100)]
 TransactionId = Annotated[str, Meta(description="<session>-<nonce>.<seq>", examples=["1-0123456789abcdef.7"])]
 
 
@@ -36,6 +37,36 @@ class StatementRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sql: Annotated[str, Meta(min_length=1)]
     params: tuple[Any, ...] = ()
     """null, true, numbers, strings, lists (arrays), or {"type": …, "value": …}."""
+
+
+class AgentRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Of another sidecar, which will run a branch of this transaction."""
+
+    participant: Name
+    session: Annotated[str, Meta(max_length=100, examples=["2-0123456789abcdef"])]
+    """Its session in the ledger, which has its address: <session>-<nonce>."""
+    secret: Secret
+
+
+class AgentOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """To the sidecar that runs a branch; ``secret`` is the one of its :class:`AgentRequest`."""
+
+    secret: Secret
+
+
+class AgentBegun(msgspec.Struct, frozen=True):
+    """The branch to be run by the sidecar that asked."""
+
+    n: int
+    gid: str
+    timeout_ms: int
+    """Not prepared by then, it is rolled back."""
+
+
+class AgentVote(msgspec.Struct, frozen=True):
+    n: int
+    state: Literal["prepared", "ended"]
+    """``ended``: it is rolled back, unless it was prepared before."""
 
 
 class BegunTransaction(msgspec.Struct, frozen=True):
@@ -102,7 +133,8 @@ class BranchInfo(msgspec.Struct, frozen=True):
     n: int
     participant: str
     gid: str
-    run_by: Literal["caller", "sidecar"]
+    run_by: Literal["caller", "sidecar", "agent"]
+    """``agent``: another service's sidecar."""
 
 
 State = Literal["active", "committing", "committed", "aborted", "unknown", "heuristic"]

@@ -1,0 +1,305 @@
+"""Branches that this sidecar runs for others: statements of services that join a transaction which another
+sidecar, the owner, has begun.
+
+Duties, in order: the owner verifies the capability and gives the branch its name; the branch is begun here,
+with this sidecar's own rights; statements run in it; on the owner's order it is prepared, and the owner looks
+for it in the database (:mod:`.agent_branch`) and ends it there. An order is believed by a secret that this
+process has drawn for the branch and told the owner alone.
+
+A branch that is not prepared by its deadline is rolled back here, whether or not the owner still lives: it is
+then never prepared, so that the owner can only abort. A prepared branch is left to the owner and to recovery.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import hashlib
+import hmac
+import logging
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import msgspec
+
+from undoubt.coordinator.coordinator import Coordinator
+from undoubt.coordinator.errors import LedgerUnavailable
+from undoubt.participants.contract import Branch, PrepareUnanswered, Vote
+from undoubt.participants.errors import BranchFailed, ParticipantError
+from undoubt.participants.ids import Gid
+from undoubt.participants.postgres import PostgresParticipant
+from undoubt.participants.postgres.psycopg.connection import AsyncBranchConnection
+from undoubt.serve.sidecar import statements
+from undoubt.serve.sidecar.book import LOOK_S
+from undoubt.serve.sidecar.capability import SealedCapability
+from undoubt.serve.sidecar.idempotency import Answer
+from undoubt.serve.sidecar.peers import Peers
+from undoubt.serve.sidecar.problems import RequestRefused, busy, reason_of
+from undoubt.serve.sidecar.settings import SidecarSettings
+from undoubt.serve.sidecar.sql_values import Parameter
+from undoubt.serve.sidecar.types import AgentBegun, AgentRequest, Problem, Rows
+
+log = logging.getLogger(__name__)
+
+NO_AGENT = "NoAgent"
+"""The owner's answer if it runs the statements of that participant itself."""
+
+
+class OwnerAnswered(Exception):
+    """With what the client is to be answered."""
+
+    def __init__(self, answer: Answer) -> None:
+        super().__init__(answer.status)
+        self.answer = answer
+
+
+class AgentState(enum.Enum):
+    OPEN = "open"
+    PREPARING = "preparing"
+    PREPARED = "prepared"
+    ENDED = "ended"
+
+
+@dataclass(slots=True, eq=False)
+class AgentWork:
+    """One branch. ``why``: what has ended it."""
+
+    branch: Branch
+    secret: str = field(repr=False)
+    state: AgentState = AgentState.OPEN
+    why: BaseException | None = None
+    statements: asyncio.Lock = field(default_factory=asyncio.Lock)
+    voting: asyncio.Task[None] | None = None
+    timer: asyncio.TimerHandle | None = None
+
+    @property
+    def gid(self) -> Gid:
+        return self.branch.gid
+
+    def check_open(self) -> None:
+        """Raises :class:`RequestRefused`."""
+        if self.state is AgentState.ENDED:
+            raise self.refusal()
+        if self.state is not AgentState.OPEN:
+            raise RequestRefused(
+                409,
+                "TransactionEnded",
+                "its commit has begun: nothing more can be done in it",
+                transaction=str(self.gid.txid),
+            )
+
+    def refusal(self) -> RequestRefused:
+        """Of whatever needs the branch."""
+        return RequestRefused(
+            409,
+            "BranchFailed",
+            "the branch is rolled back, and its transaction can only abort: "
+            + reason_of(self.why or "it was not prepared"),
+            participant=self.gid.participant,
+            sqlstate=(self.why.sqlstate or "") if isinstance(self.why, ParticipantError) else "",
+            transaction=str(self.gid.txid),
+        )
+
+
+Key = tuple[bytes, str]
+"""The hash of a capability as it was shown, and a participant: who shows another one gets another branch."""
+
+
+class Agency:
+    """Those of one process."""
+
+    def __init__(self, coordinator: Coordinator, settings: SidecarSettings, peers: Peers) -> None:
+        self._coordinator = coordinator
+        self._settings = settings
+        self._peers = peers
+        self._begun: dict[Key, asyncio.Task[AgentWork | None]] = {}
+        """None: the owner runs the statements itself."""
+        self._works: dict[tuple[str, int], AgentWork] = {}
+        """By transaction and number of the branch."""
+        self._ending: set[asyncio.Task[None]] = set()
+        self._draining = False
+
+    @property
+    def open(self) -> int:
+        """Branches that are neither prepared nor rolled back."""
+        return sum(work.state in {AgentState.OPEN, AgentState.PREPARING} for work in self._works.values())
+
+    async def execute(
+        self,
+        shown: SealedCapability,
+        owner: str,
+        participant: PostgresParticipant,
+        sql: str,
+        parameters: Sequence[Parameter],
+    ) -> Rows | None:
+        """Run a statement in the branch of ``participant``, which the first one begins; None if the owner is
+        to run it. Raises :class:`OwnerAnswered`, :class:`RequestRefused`, what ``Peers.join`` and
+        ``Participant.begin`` raise, and what :func:`.statements.run` raises."""
+        work = await self._work(shown, owner, participant)
+        if work is None:
+            return None
+        async with work.statements:
+            work.check_open()
+            connection = work.branch.connection
+            if not isinstance(connection, AsyncBranchConnection):
+                raise TypeError(type(connection))
+            try:
+                return await statements.run(connection, participant.name, sql, parameters, self._settings)
+            except statements.TooMuch as error:
+                await self._end(work, error)
+                raise work.refusal() from error
+
+    async def _work(
+        self, shown: SealedCapability, owner: str, participant: PostgresParticipant
+    ) -> AgentWork | None:
+        key = (hashlib.sha256(shown.text.encode()).digest(), participant.name)
+        task = self._begun.get(key)
+        if task is None:
+            if self._draining:
+                raise busy("Draining", "this sidecar is about to end: use another one", status=503)
+            if len(self._begun) >= self._settings.transactions_max:
+                raise busy("TooManyTransactions", f"{len(self._begun)} branches run for other sidecars")
+            task = self._begun[key] = asyncio.create_task(self._begin(key, shown, owner, participant))
+            task.add_done_callback(_seen)
+        await asyncio.wait([task])
+        return task.result()
+
+    async def _begin(
+        self, key: Key, shown: SealedCapability, owner: str, participant: PostgresParticipant
+    ) -> AgentWork | None:
+        kept_s = self._settings.kept_s
+        work: AgentWork | None = None
+        failed = True
+        try:
+            begun, secret = await self._named(shown, owner, participant.name)
+            if begun is not None:
+                kept_s = min(begun.timeout_ms / 1000, self._settings.timeout_max_s)
+                gid = _checked(begun.gid, shown, participant)
+                work = AgentWork(await participant.begin(gid, timeout_s=kept_s), secret)
+                self._works[str(gid.txid), gid.branch] = work
+            failed = False
+        finally:
+            if failed:
+                self._begun.pop(key, None)
+        timer = asyncio.get_running_loop().call_later(kept_s, self._expire, key, work)
+        if work is not None:
+            work.timer = timer
+        return work
+
+    async def _named(
+        self, shown: SealedCapability, owner: str, participant: str
+    ) -> tuple[AgentBegun | None, str]:
+        """The owner's name for a new branch, and the secret that the owner was told."""
+        session = self._coordinator.session
+        if session is None:
+            raise LedgerUnavailable("this sidecar has no session with the ledger now")
+        secret = secrets.token_urlsafe(32)
+        body = msgspec.json.encode(AgentRequest(participant, f"{session.id}-{session.nonce}", secret))
+        url = f"{owner}/v1/transactions/{shown.capability.transaction}/agents"
+        answer = await self._peers.join("POST", url, shown, body, {"content-type": "application/json"})
+        if answer.status == 201:
+            return msgspec.json.decode(answer.body, type=AgentBegun), secret
+        if answer.status == 409 and msgspec.json.decode(answer.body, type=Problem).name == NO_AGENT:
+            return None, secret
+        raise OwnerAnswered(answer)
+
+    async def prepare(self, transaction: str, number: int, secret: str) -> None:
+        """The owner's order. Raises :class:`RequestRefused` unless the branch is prepared."""
+        work = self._found(transaction, number, secret)
+        if work.state is AgentState.OPEN:
+            work.state = AgentState.PREPARING
+            work.voting = asyncio.create_task(self._prepare(work))
+        if work.voting is not None:
+            await asyncio.wait([work.voting])  # it goes on if the owner does not wait
+        if work.state is not AgentState.PREPARED:
+            raise work.refusal()
+
+    async def _prepare(self, work: AgentWork) -> None:
+        try:
+            result = await work.branch.prepare()
+            if result.vote is Vote.PREPARED:
+                work.state = AgentState.PREPARED
+                return
+            work.why = result.reason
+            await work.branch.rollback()
+        except PrepareUnanswered as unanswered:
+            work.why = unanswered.cause
+        except ParticipantError as error:
+            work.why = work.why or error
+        finally:
+            if work.state is not AgentState.PREPARED:
+                work.state = AgentState.ENDED
+            await work.branch.release()
+
+    async def undo(self, transaction: str, number: int, secret: str) -> None:
+        """The owner's order; a branch that is prepared, or may be, is left to the owner. Raises
+        :class:`RequestRefused`."""
+        work = self._found(transaction, number, secret)
+        await self._end(work, BranchFailed(work.gid.participant, "its transaction is aborted"))
+
+    async def drain(self, seconds: float) -> None:
+        """Begin no more, and wait until none is open, but no longer."""
+        self._draining = True
+        end = asyncio.get_running_loop().time() + seconds
+        while self.open and asyncio.get_running_loop().time() < end:
+            await asyncio.sleep(LOOK_S)
+
+    async def close(self) -> None:
+        """Roll back what is not prepared."""
+        self._draining = True
+        for task in self._begun.values():
+            task.cancel()
+        voting = [work.voting for work in self._works.values() if work.voting is not None]
+        await asyncio.gather(*self._begun.values(), *voting, return_exceptions=True)
+        for work in self._works.values():
+            if work.timer is not None:
+                work.timer.cancel()
+            await self._end(work, BranchFailed(work.gid.participant, "the sidecar that ran it has ended"))
+        await asyncio.gather(*self._ending, return_exceptions=True)
+
+    def _expire(self, key: Key, work: AgentWork | None) -> None:
+        self._begun.pop(key, None)
+        if work is None:
+            return
+        self._works.pop((str(work.gid.txid), work.gid.branch), None)
+        late = BranchFailed(work.gid.participant, "it was not prepared by its deadline")
+        ending = asyncio.create_task(self._end(work, late))
+        self._ending.add(ending)
+        ending.add_done_callback(self._ending.discard)
+
+    async def _end(self, work: AgentWork, why: BaseException) -> None:
+        """Roll it back unless it is prepared, or is being prepared."""
+        if work.state is not AgentState.OPEN:
+            return
+        work.state, work.why = AgentState.ENDED, why
+        work.branch.break_off(work.refusal)
+        try:
+            await work.branch.rollback()
+        except ParticipantError as error:
+            log.info("%s ends with its session: %s", work.gid, error)
+        finally:
+            await work.branch.release()
+
+    def _found(self, transaction: str, number: int, secret: str) -> AgentWork:
+        work = self._works.get((transaction, number))
+        if work is None or not hmac.compare_digest(work.secret.encode(), secret.encode()):
+            raise RequestRefused(404, "NoSuchBranch", "this sidecar runs no such branch for you")
+        return work
+
+
+def _seen(task: asyncio.Task[AgentWork | None]) -> None:
+    """Its error, also if the client that waited for it is gone."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.debug("a branch for another sidecar was not begun: %s", type(error).__name__)
+
+
+def _checked(text: str, shown: SealedCapability, participant: PostgresParticipant) -> Gid:
+    """Raises :class:`RequestRefused` if the owner names another branch than it was asked for."""
+    gid = Gid.parse(text)
+    asked = (shown.capability.ledger, shown.capability.txid, participant.name)
+    if not isinstance(gid, Gid) or (gid.ledger, gid.txid, gid.participant) != asked:
+        raise RequestRefused(
+            502, "OwnerRefuses", "the sidecar that began the transaction names another branch"
+        )
+    return gid
