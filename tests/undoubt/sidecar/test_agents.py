@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import psycopg
@@ -22,6 +22,11 @@ from tests.undoubt.sidecar.stage import Work, eventually_none_prepared, staged, 
 from tests.undoubt.sidecar.test_joining import GIVE, TAKE, Listener, listener
 from undoubt.coordinator.ledger import open_ledger
 from undoubt.coordinator.settings import LedgerSettings
+from undoubt.participants.contract import PrepareResult, PrepareUnanswered
+from undoubt.participants.errors import BranchFailed
+from undoubt.participants.ids import Gid, Protocol, TxId
+from undoubt.participants.postgres.announced import AnnouncedBranch
+from undoubt.serve.sidecar.agent_branch import Agent, AgentBranch
 from undoubt.serve.sidecar.lookup import session_name
 
 __all__ = ["listener"]
@@ -101,7 +106,7 @@ def test_a_rollback_frees_what_the_agent_has_locked(pair: Pair) -> None:
         connection.execute(GIVE.format(account).encode())
         connection.execute(TAKE.format(account).encode())
     refused = joined.sql("select 1", participant="payments")
-    assert (refused.status_code, refused.json()["name"]) == (409, "BranchFailed")
+    assert (refused.status_code, refused.json()["name"]) == (409, "TransactionAborted")
 
 
 def test_a_statement_that_fails_at_the_agent_aborts(pair: Pair) -> None:
@@ -225,7 +230,13 @@ def test_the_agents_deadline_passes_before_the_owner_commits(pair: Pair, ledger:
         work.run(TAKE.format(account))
         joined = Work(hasty.tcp("shop", **{"Undoubt-Transaction": work.join}), work.id)
         given(joined, account)
+        end = time.monotonic() + 20
+        # Statements keep the database from ending the session, which has been idle for too long otherwise.
+        while (late := joined.sql("select 1", participant="payments")).status_code == 200:
+            assert time.monotonic() < end
+        assert (late.status_code, late.json()["name"]) == (409, "BranchFailed"), late.text
         eventually(pair.databases["payments"], IN_TRANSACTION, 0)
+        assert joined.sql("select 1", participant="payments").json()["name"] == "BranchFailed"
         assert work.show()["state"] == "active"
         assert aborted(pair, work, account)["participant"] == "payments"
 
@@ -286,3 +297,25 @@ def test_where_the_owner_runs_statements_the_agent_does_not(pair: Pair, own: boo
     assert [each["run_by"] for each in work.show()["branches"]] == ["sidecar" if own else "agent"]
     assert work.commit().status_code == 200
     assert pair.balances(account) == [100 if own else 110, 100]
+
+
+class Unprepared:
+    """Stands for what the database shows of a branch that is not prepared."""
+
+    gid = Gid("aaaaaaaaaa", Protocol.TWO_PHASE, TxId(1, "0123456789abcdef", 1), 1, "payments")
+
+    async def prepare(self) -> PrepareResult:
+        raise PrepareUnanswered(BranchFailed("payments", "it is not prepared"))
+
+
+class Liar:
+    """Stands for an agent that says that all is done."""
+
+    async def order(self, gid: Gid, verb: str) -> None:
+        return None
+
+
+async def test_an_agent_is_not_believed_that_it_has_prepared() -> None:
+    branch = AgentBranch(cast(AnnouncedBranch, Unprepared()), cast(Agent, Liar()))
+    with pytest.raises(PrepareUnanswered, match="not prepared"):
+        await branch.prepare()

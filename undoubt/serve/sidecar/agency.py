@@ -18,6 +18,7 @@ import hashlib
 import hmac
 import logging
 import secrets
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -46,6 +47,12 @@ NO_AGENT = "NoAgent"
 """The owner's answer if it runs the statements of that participant itself."""
 
 
+Key = tuple[bytes, str]
+"""The hash of a capability as it was shown, and a participant: who shows another one gets another branch."""
+AT_OWNER_MAX = 10_000
+FORGOTTEN_S = 86_400.0
+
+
 class OwnerAnswered(Exception):
     """With what the client is to be answered."""
 
@@ -66,12 +73,13 @@ class AgentWork:
     """One branch. ``why``: what has ended it."""
 
     branch: Branch
+    key: Key
     secret: str = field(repr=False)
     state: AgentState = AgentState.OPEN
     why: BaseException | None = None
     statements: asyncio.Lock = field(default_factory=asyncio.Lock)
     voting: asyncio.Task[None] | None = None
-    timer: asyncio.TimerHandle | None = None
+    timers: tuple[asyncio.TimerHandle, ...] = ()
 
     @property
     def gid(self) -> Gid:
@@ -102,10 +110,6 @@ class AgentWork:
         )
 
 
-Key = tuple[bytes, str]
-"""The hash of a capability as it was shown, and a participant: who shows another one gets another branch."""
-
-
 class Agency:
     """Those of one process."""
 
@@ -114,7 +118,8 @@ class Agency:
         self._settings = settings
         self._peers = peers
         self._begun: dict[Key, asyncio.Task[AgentWork | None]] = {}
-        """None: the owner runs the statements itself."""
+        self._at_owner: dict[Key, None] = {}
+        """Where the owner runs the statements itself; the oldest first."""
         self._works: dict[tuple[str, int], AgentWork] = {}
         """By transaction and number of the branch."""
         self._ending: set[asyncio.Task[None]] = set()
@@ -154,6 +159,8 @@ class Agency:
         self, shown: SealedCapability, owner: str, participant: PostgresParticipant
     ) -> AgentWork | None:
         key = (hashlib.sha256(shown.text.encode()).digest(), participant.name)
+        if key in self._at_owner:
+            return None
         task = self._begun.get(key)
         if task is None:
             if self._draining:
@@ -168,23 +175,28 @@ class Agency:
     async def _begin(
         self, key: Key, shown: SealedCapability, owner: str, participant: PostgresParticipant
     ) -> AgentWork | None:
-        kept_s = self._settings.kept_s
         work: AgentWork | None = None
-        failed = True
         try:
             begun, secret = await self._named(shown, owner, participant.name)
-            if begun is not None:
-                kept_s = min(begun.timeout_ms / 1000, self._settings.timeout_max_s)
-                gid = _checked(begun.gid, shown, participant)
-                work = AgentWork(await participant.begin(gid, timeout_s=kept_s), secret)
-                self._works[str(gid.txid), gid.branch] = work
-            failed = False
+            if begun is None:
+                self._at_owner[key] = None
+                if len(self._at_owner) > AT_OWNER_MAX:
+                    del self._at_owner[next(iter(self._at_owner))]
+                return None
+            gid = _checked(begun.gid, shown, participant)
+            timeout_s = min(begun.timeout_ms / 1000, self._settings.timeout_max_s)
+            work = AgentWork(await participant.begin(gid, timeout_s=timeout_s), key, secret)
         finally:
-            if failed:
+            if work is None:
                 self._begun.pop(key, None)
-        timer = asyncio.get_running_loop().call_later(kept_s, self._expire, key, work)
-        if work is not None:
-            work.timer = timer
+        self._works[str(gid.txid), gid.branch] = work
+        refused_s = max(timeout_s, shown.capability.expires - time.time())
+        loop = asyncio.get_running_loop()
+        work.timers = (
+            loop.call_later(timeout_s, self._expire, work),
+            # Until then the header may be shown again, and nothing new is to be begun with it.
+            loop.call_later(min(refused_s, FORGOTTEN_S), self._forget, work),
+        )
         return work
 
     async def _named(
@@ -212,6 +224,7 @@ class Agency:
             work.voting = asyncio.create_task(self._prepare(work))
         if work.voting is not None:
             await asyncio.wait([work.voting])  # it goes on if the owner does not wait
+            self._forget(work)
         if work.state is not AgentState.PREPARED:
             raise work.refusal()
 
@@ -237,6 +250,8 @@ class Agency:
         :class:`RequestRefused`."""
         work = self._found(transaction, number, secret)
         await self._end(work, BranchFailed(work.gid.participant, "its transaction is aborted"))
+        if work.voting is None:
+            self._forget(work)
 
     async def drain(self, seconds: float) -> None:
         """Begin no more, and wait until none is open, but no longer."""
@@ -252,21 +267,23 @@ class Agency:
             task.cancel()
         voting = [work.voting for work in self._works.values() if work.voting is not None]
         await asyncio.gather(*self._begun.values(), *voting, return_exceptions=True)
-        for work in self._works.values():
-            if work.timer is not None:
-                work.timer.cancel()
+        for work in list(self._works.values()):
+            self._forget(work)
             await self._end(work, BranchFailed(work.gid.participant, "the sidecar that ran it has ended"))
         await asyncio.gather(*self._ending, return_exceptions=True)
 
-    def _expire(self, key: Key, work: AgentWork | None) -> None:
-        self._begun.pop(key, None)
-        if work is None:
-            return
-        self._works.pop((str(work.gid.txid), work.gid.branch), None)
+    def _expire(self, work: AgentWork) -> None:
         late = BranchFailed(work.gid.participant, "it was not prepared by its deadline")
         ending = asyncio.create_task(self._end(work, late))
         self._ending.add(ending)
         ending.add_done_callback(self._ending.discard)
+
+    def _forget(self, work: AgentWork) -> None:
+        """From then on the owner tells what has become of the transaction."""
+        for timer in work.timers:
+            timer.cancel()
+        self._begun.pop(work.key, None)
+        self._works.pop((str(work.gid.txid), work.gid.branch), None)
 
     async def _end(self, work: AgentWork, why: BaseException) -> None:
         """Roll it back unless it is prepared, or is being prepared."""
