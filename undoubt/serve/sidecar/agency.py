@@ -35,7 +35,7 @@ from undoubt.serve.sidecar import statements
 from undoubt.serve.sidecar.book import LOOK_S
 from undoubt.serve.sidecar.capability import SealedCapability
 from undoubt.serve.sidecar.idempotency import Answer
-from undoubt.serve.sidecar.peers import Peers
+from undoubt.serve.sidecar.peers import OtherSidecars
 from undoubt.serve.sidecar.problems import RequestRefused, busy, reason_of
 from undoubt.serve.sidecar.settings import SidecarSettings
 from undoubt.serve.sidecar.sql_values import Parameter
@@ -113,7 +113,7 @@ class AgentWork:
 class Agency:
     """Those of one process."""
 
-    def __init__(self, coordinator: Coordinator, settings: SidecarSettings, peers: Peers) -> None:
+    def __init__(self, coordinator: Coordinator, settings: SidecarSettings, peers: OtherSidecars) -> None:
         self._coordinator = coordinator
         self._settings = settings
         self._peers = peers
@@ -139,7 +139,7 @@ class Agency:
         parameters: Sequence[Parameter],
     ) -> Rows | None:
         """Run a statement in the branch of ``participant``, which the first one begins; None if the owner is
-        to run it. Raises :class:`OwnerAnswered`, :class:`RequestRefused`, what ``Peers.join`` and
+        to run it. Raises :class:`OwnerAnswered`, :class:`RequestRefused`, what ``OtherSidecars.join`` and
         ``Participant.begin`` raise, and what :func:`.statements.run` raises."""
         work = await self._work(shown, owner, participant)
         if work is None:

@@ -21,7 +21,7 @@ from undoubt.participants.errors import BranchFailed
 from undoubt.participants.ids import NO_KEY, Gid, SessionKey
 from undoubt.participants.postgres import PostgresParticipant
 from undoubt.participants.postgres.announced import AnnouncedBranch
-from undoubt.serve.sidecar.peers import OwnerUnreachable, Peers
+from undoubt.serve.sidecar.peers import OtherSidecars, OwnerUnreachable
 from undoubt.serve.sidecar.problems import RequestRefused
 from undoubt.serve.sidecar.types import AgentOrder, Problem
 
@@ -35,7 +35,7 @@ UNDO_S = 2.0
 class Agent:
     """Where the other sidecar is reached, from the ledger; ``secret`` is what it believes an order by."""
 
-    peers: Peers
+    peers: OtherSidecars
     address: str
     secret: str = field(repr=False)
 
