@@ -89,7 +89,7 @@ class DeadlockDetector:
     async def _waits(self) -> dict[str, Sequence[Waiting]]:
         """The waits of each participant that answers in time."""
         tasks = {
-            asyncio.create_task(_told(one), name=f"undoubt-deadlocks {one.name}"): one.name
+            asyncio.create_task(_waits_of(one), name=f"undoubt-deadlocks {one.name}"): one.name
             for one in self._participants
         }
         if not tasks:
@@ -110,8 +110,8 @@ class DeadlockDetector:
         gids = [end for end in ends if isinstance(end, Gid)]
         proved: dict[Claim | Gid, TxId] = {}
         if claims:
-            told = zip(claims, await self._ledger.backends(claims), strict=True)
-            proved |= {claim: txid for claim, txid in told if txid is not None}
+            backends = zip(claims, await self._ledger.backends(claims), strict=True)
+            proved |= {claim: txid for claim, txid in backends if txid is not None}
         if gids:
             verdicts = await self._ledger.outcomes(gids)
             proved |= {gid: gid.txid for gid in gids if _believed(gid, verdicts[gid])}
@@ -157,7 +157,7 @@ class DeadlockDetector:
             log.warning("why %s is aborted could not be written down: %s", deadlock.victim, error)
 
 
-async def _told(participant: Participant) -> Sequence[Waiting]:
+async def _waits_of(participant: Participant) -> Sequence[Waiting]:
     try:
         return await participant.waits()
     except ParticipantError as error:

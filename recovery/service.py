@@ -138,9 +138,9 @@ class RecoveryService:
             await self._end_workers(ended)
             for name, participant in wanted.items():
                 if name not in self._workers:
-                    tell = self._meter.passed if self._meter is not None else None
+                    on_pass = self._meter.passed if self._meter is not None else None
                     worker = RecoveryWorker(
-                        participant, self.context, self._settings, self._allowed, self._rng, tell=tell
+                        participant, self.context, self._settings, self._allowed, self._rng, on_pass=on_pass
                     )
                     task = Supervised("recovery worker", worker.run).start(f"undoubt-recovery {name}")
                     self._workers[name] = (worker, task)

@@ -103,7 +103,7 @@ async def _note_hazards(tools: RecoveryContext, records: Mapping[TxId, DecisionR
 class RecoveryWorker:
     """Repeats passes over ``participant`` while ``allowed()``. After a failure it pauses for a random time up
     to a limit that doubles (full jitter), so that not all processes return to a restarted database at once.
-    ``tell`` receives each pass."""
+    ``on_pass`` receives each pass."""
 
     def __init__(
         self,
@@ -113,14 +113,14 @@ class RecoveryWorker:
         allowed: Callable[[], bool],
         rng: random.Random,
         *,
-        tell: Callable[[str, Passed], None] | None = None,
+        on_pass: Callable[[str, Passed], None] | None = None,
     ) -> None:
         self.participant = participant
         self._tools = tools
         self._settings = settings
         self._allowed = allowed
         self._rng = rng
-        self._tell = tell
+        self._on_pass = on_pass
         self._failures = 0
         self._swept_s = asyncio.get_running_loop().time()
         self._last_error: str | None = None
@@ -141,8 +141,8 @@ class RecoveryWorker:
 
     async def _pass(self) -> None:
         passed = await one_pass(self._tools, self.participant, young_s=YOUNG_S)
-        if self._tell is not None:
-            self._tell(self.participant.name, passed)
+        if self._on_pass is not None:
+            self._on_pass(self.participant.name, passed)
         if passed.error is not None:
             self.failed(passed.error)
             return

@@ -27,7 +27,7 @@ The modules and rooms, in the order in which a call passes them:
 :mod:`.state`                 holds the machine's state, with the rest of finished transactions, and encodes
                               it as a snapshot.
 :mod:`.leases`                computes which sessions have expired, by a monotonic clock.
-:mod:`.session_mark`          marks a session whose every commit is recorded, so that others can tell it.
+:mod:`.session_mark`          marks a session whose every commit is recorded; every process can read the mark.
 :mod:`.pages`                 reads all unfinished decisions in pages.
 :mod:`.history`               keeps finished transactions until the store of history has them.
 :mod:`.memory`                implements a ledger without durability, for tests.

@@ -88,9 +88,9 @@ class CommitState(enum.StrEnum):
     branches."""
     RECORDED = "recorded"
     """The ledger holds COMMIT, which is being sent to the branches."""
-    FIXED_TOLD = "fixed, told"
+    FIXED_SENT = "fixed, sent"
     """The same as FIXED, but COMMIT was sent to every branch, and some branches have not confirmed."""
-    RECORDED_TOLD = "recorded, told"
+    RECORDED_SENT = "recorded, sent"
     """The same as RECORDED, but COMMIT was sent to every branch, and some branches have not confirmed."""
     FIXED_APPLIED = "fixed, applied"
     """Every branch has ended. COMMIT is being recorded in the ledger."""
@@ -157,13 +157,13 @@ TRANSITIONS: Mapping[tuple[CommitState, CommitEvent], CommitState] = {
     (_S.COMMITTED, _E.CONFIRMED): _S.APPLIED,
     (_S.FIXED, _E.COMMIT_RECORDED): _S.RECORDED,
     (_S.FIXED, _E.CONFIRMED): _S.FIXED_APPLIED,
-    (_S.FIXED, _E.UNCONFIRMED): _S.FIXED_TOLD,
-    (_S.FIXED_TOLD, _E.COMMIT_RECORDED): _S.RECORDED_TOLD,
-    (_S.FIXED_TOLD, _E.CONFIRMED): _S.FIXED_APPLIED,
+    (_S.FIXED, _E.UNCONFIRMED): _S.FIXED_SENT,
+    (_S.FIXED_SENT, _E.COMMIT_RECORDED): _S.RECORDED_SENT,
+    (_S.FIXED_SENT, _E.CONFIRMED): _S.FIXED_APPLIED,
     (_S.FIXED_APPLIED, _E.COMMIT_RECORDED): _S.APPLIED_RECORDED,
     (_S.RECORDED, _E.CONFIRMED): _S.APPLIED_RECORDED,
-    (_S.RECORDED, _E.UNCONFIRMED): _S.RECORDED_TOLD,
-    (_S.RECORDED_TOLD, _E.CONFIRMED): _S.APPLIED_RECORDED,
+    (_S.RECORDED, _E.UNCONFIRMED): _S.RECORDED_SENT,
+    (_S.RECORDED_SENT, _E.CONFIRMED): _S.APPLIED_RECORDED,
 }
 """The state after each event. An event that a state does not have here is a bug, and raises."""
 
@@ -184,8 +184,8 @@ PHASES: Mapping[CommitState, Phase] = {
     _S.COMMITTED: Phase.COMMITTED,
     _S.FIXED: Phase.COMMITTED,
     _S.RECORDED: Phase.COMMITTED,
-    _S.FIXED_TOLD: Phase.APPLIED,
-    _S.RECORDED_TOLD: Phase.APPLIED,
+    _S.FIXED_SENT: Phase.APPLIED,
+    _S.RECORDED_SENT: Phase.APPLIED,
     _S.FIXED_APPLIED: Phase.APPLIED,
     _S.APPLIED: Phase.APPLIED,
     _S.APPLIED_RECORDED: Phase.APPLIED,
@@ -201,7 +201,7 @@ OUTCOMES: Mapping[Phase, Decision | None] = {
 """The outcome that a caller may get in each phase. None: the outcome is not known yet, however much time has
 passed."""
 
-CERTAIN_BEFORE_THE_LEDGER = frozenset({_S.FIXED, _S.FIXED_TOLD, _S.FIXED_APPLIED})
+CERTAIN_BEFORE_THE_LEDGER = frozenset({_S.FIXED, _S.FIXED_SENT, _S.FIXED_APPLIED})
 """The states in which COMMIT is certain, and the ledger may not have it yet."""
 FINISHED = frozenset({_S.ABORTED_RECORDED, _S.APPLIED_RECORDED})
 """The states in which every branch has ended, and the ledger keeps a record until the transaction is reported

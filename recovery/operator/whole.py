@@ -158,8 +158,8 @@ async def look(ledger: Ledger, participants: Registry, txid: TxId) -> Whole:
         branches.append(await _absent(participants, seen, number, gid, record, heuristic))
     if not branches and info is None:
         false = [one for one in seen.of(txid) if one.standing is BranchStanding.IMPOSTOR]
-        told = f"; {impostor_line(false[0])}" if false else ""
-        nowhere = f"neither the ledger nor any participant that answers knows of transaction {txid}{told}"
+        forged = f"; {impostor_line(false[0])}" if false else ""
+        nowhere = f"neither the ledger nor any participant that answers knows of transaction {txid}{forged}"
         if seen.unreachable:
             silent = ", ".join(f"{name} ({error})" for name, error in seen.unreachable.items())
             raise NotAllSeen(f"{nowhere}; not all could be asked: {silent}")

@@ -38,7 +38,7 @@ E = TypeVar("E", bound=enum.StrEnum)
 TXID = TxId(1, "99b2" * 4, 1)
 LEDGER_HOLDS = {
     CommitState.RECORDED: Decision.COMMIT,
-    CommitState.RECORDED_TOLD: Decision.COMMIT,
+    CommitState.RECORDED_SENT: Decision.COMMIT,
     CommitState.APPLIED_RECORDED: Decision.COMMIT,
     CommitState.REFUSED: Decision.ABORT,
     CommitState.ABORTING_RECORDED: Decision.ABORT,

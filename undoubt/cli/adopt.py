@@ -250,8 +250,8 @@ def _end(
     dry_run: bool,
 ) -> None:
     if seen.unreachable:
-        told = "; ".join(f"{name}: {error}" for name, error in seen.unreachable.items())
-        raise CommandError(Exit.UNREACHABLE, f"not all participants answered: {told}")
+        reasons = "; ".join(f"{name}: {error}" for name, error in seen.unreachable.items())
+        raise CommandError(Exit.UNREACHABLE, f"not all participants answered: {reasons}")
     if refused is not None:
         raise CommandError(status_of(refused) or Exit.FAILURE, str(refused))
     if failed := [line for line in lines if line.result == "failed"]:
@@ -277,8 +277,10 @@ def _page(
         for branch in one.branches:
             out.line(f"  {branch.gid.branch}:{branch.gid.participant:<16} {_state(branch)}")
         word = words.get(one.txid)
-        told = {None: "left to you", TERMINATE: "its own termination ends it"}.get(word, f"you chose: {word}")
-        out.line(f"  {told}. {_more(one)}")
+        chosen = {None: "left to you", TERMINATE: "its own termination ends it"}.get(
+            word, f"you chose: {word}"
+        )
+        out.line(f"  {chosen}. {_more(one)}")
     for name, gid, why in seen.impostors:
         out.line(f"not changed: {gid} in {name}: {printable(why)}")
     if not seen.transactions and not seen.impostors:

@@ -112,28 +112,28 @@ def _document(found: ClusterStatus) -> dict[str, Any]:
 def _page(context: Context, found: ClusterStatus) -> None:
     rows = []
     for seen in found.nodes:
-        if (told := seen.status) is None:
+        if (node := seen.status) is None:
             rows.append(("-", seen.address, "does not answer", "-", "-", "-", "-", seen.error))
             continue
-        notes = ["its disk is full"] if told.disk_full else []
-        if told.disk_stalled:
+        notes = ["its disk is full"] if node.disk_full else []
+        if node.disk_stalled:
             notes.append("its disk does not finish a write")
-        if (days := (told.certificate_until - time.time()) / 86_400) < SOON_DAYS and told.certificate_until:
+        if (days := (node.certificate_until - time.time()) / 86_400) < SOON_DAYS and node.certificate_until:
             notes.append(f"its certificate ends in {max(days, 0.0):.0f} days")
-        if told.node in found.held_up_by:
+        if node.node in found.held_up_by:
             notes.append("a newer version is not agreed on until it is upgraded")
-        version = str(told.agreed_version)
-        if told.highest_version != told.agreed_version:
-            version += f" (supports {told.highest_version})"
-        role = "learner" if told.node in told.learners else told.role
+        version = str(node.agreed_version)
+        if node.highest_version != node.agreed_version:
+            version += f" (supports {node.highest_version})"
+        role = "learner" if node.node in node.learners else node.role
         rows.append(
             (
-                str(told.node),
+                str(node.node),
                 seen.address,
                 role,
-                str(told.term),
-                str(told.commit_index),
-                str(told.applied_index),
+                str(node.term),
+                str(node.commit_index),
+                str(node.applied_index),
                 version,
                 "; ".join(notes),
             )

@@ -48,14 +48,14 @@ async def _run(context: Context) -> None:
 
 def _ready(context: Context, built: System) -> None:
     if context.output.json:
-        told = {
+        document = {
             "sidecar": built.sidecar,
             "token": built.token,
             "nodes": built.nodes,
             "participants": built.participants,
             "config": str(built.config),
         }
-        click.echo(msgspec.json.encode(told).decode())
+        click.echo(msgspec.json.encode(document).decode())
         return
     out = context.output
     out.table(

@@ -13,25 +13,25 @@ from undoubt.recovery.operator.explain import Explanation
 from undoubt.recovery.operator.explain_heuristic import HeuristicExplanation
 
 
-def document(told: Explanation, siblings: Sequence[Heuristic] = ()) -> dict[str, Any]:
+def document(explanation: Explanation, siblings: Sequence[Heuristic] = ()) -> dict[str, Any]:
     """One object; moments are ISO 8601 in UTC, lengths of time in seconds."""
-    found = told.found
+    found = explanation.found
     return {
         "branch": shapes.prepared(found, siblings),
-        "decision": _decision(told),
-        "session": None if told.session is None else _session(told.session),
-        "votes": [dataclasses.asdict(vote) for vote in told.votes],
-        "blocks": shapes.blocks(told.burden),
-        "vacuum": shapes.vacuum(told.burden) | {"xid": found.branch.xid},
-        "safe_action": {"action": found.standing.action, "command": told.command},
-        "proof": list(told.proof),
+        "decision": _decision(explanation),
+        "session": None if explanation.session is None else _session(explanation.session),
+        "votes": [dataclasses.asdict(vote) for vote in explanation.votes],
+        "blocks": shapes.blocks(explanation.burden),
+        "vacuum": shapes.vacuum(explanation.burden) | {"xid": found.branch.xid},
+        "safe_action": {"action": found.standing.action, "command": explanation.command},
+        "proof": list(explanation.proof),
         "heuristic": None,
     }
 
 
-def heuristic_document(told: HeuristicExplanation) -> dict[str, Any]:
+def heuristic_document(explanation: HeuristicExplanation) -> dict[str, Any]:
     """For a branch that is no longer prepared and ended otherwise than was decided."""
-    gid = told.heuristic.gid
+    gid = explanation.heuristic.gid
     return {
         "branch": {
             "gid": str(gid),
@@ -39,20 +39,20 @@ def heuristic_document(told: HeuristicExplanation) -> dict[str, Any]:
             "participant": gid.participant,
             "protocol": shapes.protocol_name(gid.protocol),
         },
-        "heuristic": shapes.heuristic(told.heuristic),
-        "transaction": None if told.info is None else shapes.transaction(told.info, gid.ledger),
-        "repair": list(told.repair),
-        "command": None if told.heuristic.forgotten else f"undoubt indoubt forget {gid}",
+        "heuristic": shapes.heuristic(explanation.heuristic),
+        "transaction": None if explanation.info is None else shapes.transaction(explanation.info, gid.ledger),
+        "repair": list(explanation.repair),
+        "command": None if explanation.heuristic.forgotten else f"undoubt indoubt forget {gid}",
     }
 
 
-def _decision(told: Explanation) -> dict[str, Any]:
-    info, standing = told.info, told.found.standing
+def _decision(explanation: Explanation) -> dict[str, Any]:
+    info, standing = explanation.info, explanation.found.standing
     recorded = None if info is None or info.record is RecordedDecision.NOT_RECORDED else str(info.record)
     return {
         "standing": str(standing),
         "recorded": recorded,
-        "why": told.found.why,
+        "why": explanation.found.why,
         "decided_at": iso(info.decided_at) if info else None,
         "age_s": shapes.age(info.decided_at) if info else None,
         "coordinator": info.coordinator if info else None,

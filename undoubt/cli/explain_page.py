@@ -50,11 +50,11 @@ def _heuristic_page(out: Output, document: dict[str, Any]) -> None:
 
 
 def _decision_line(decision: dict[str, Any]) -> str:
-    told = f"{decision['standing'].replace('_', ' ')}: {decision['why']}"
+    line = f"{decision['standing'].replace('_', ' ')}: {decision['why']}"
     if decision["decided_at"]:
         who = f" by {decision['coordinator']}" if decision["coordinator"] else ""
-        told += f"; decided {decision['decided_at']}, {show_duration(decision['age_s'])} ago{who}"
-    return told
+        line += f"; decided {decision['decided_at']}, {show_duration(decision['age_s'])} ago{who}"
+    return line
 
 
 def _vote_line(vote: dict[str, Any]) -> str:

@@ -178,7 +178,7 @@ def rollback(
     """
     before = context.run(_before(context, gid, Decision.ABORT))
     if before.standing is BranchStanding.IMPOSTOR:
-        _tell_of_impostor(context, before.found)
+        _show_impostor(context, before.found)
         context.confirm("Roll back this impostor? What it wrote is lost.", yes=yes)
         context.run(_end_impostor(context, before.found, note))
         _report(context, gid, "rolled back")
@@ -323,8 +323,8 @@ async def _explain(context: Context, gid: Gid | Foreign | TxId) -> dict[str, Any
             if seen.unreachable and await tools.ledger.transaction(gid.txid) is not None:
                 return await look(tools.ledger, tools.participants, gid.txid)
         one = seen.one(gid)
-        told = await explain_branch(tools.ledger, tools.participants, one, seen)
-        shown = document(told, seen.siblings(one))
+        explanation = await explain_branch(tools.ledger, tools.participants, one, seen)
+        shown = document(explanation, seen.siblings(one))
         shown["proof"] = [*await _others_not_seen(tools, one), *shown["proof"]]
         return shown
 
@@ -415,9 +415,9 @@ async def _wait(context: Context, name: Gid | Foreign | TxId | None, timeout: fl
                 return waited
             if waited >= timeout:
                 silent = ", ".join(seen.unreachable)
-                told = f"; no answer from {silent}" if silent else ""
+                unanswered = f"; no answer from {silent}" if silent else ""
                 raise CommandError(
-                    Exit.TIMEOUT, f"still {len(left)} in doubt after {show_duration(timeout)}{told}"
+                    Exit.TIMEOUT, f"still {len(left)} in doubt after {show_duration(timeout)}{unanswered}"
                 )
             await asyncio.sleep(min(WAIT_PAUSE_S, timeout - waited))
 
@@ -478,7 +478,7 @@ def _tables(context: Context, seen: Survey, found: tuple[SurveyedBranch, ...] | 
         )
 
 
-def _tell_of_impostor(context: Context, shown: SurveyedBranch) -> None:
+def _show_impostor(context: Context, shown: SurveyedBranch) -> None:
     branch = shown.branch
     context.output.note(
         f"{branch.gid} is an impostor: {shown.why}.\nPrepared in {shown.participant} (database"
@@ -503,5 +503,5 @@ def _end_unless_all_answered(seen: Survey) -> None:
             f"the ledger does not answer, so decisions are not known: {seen.ledger_error}",
         )
     if seen.unreachable:
-        told = "; ".join(str(error) for error in seen.unreachable.values())
-        raise CommandError(Exit.UNREACHABLE, f"not everything is known: {told}")
+        reasons = "; ".join(str(error) for error in seen.unreachable.values())
+        raise CommandError(Exit.UNREACHABLE, f"not everything is known: {reasons}")

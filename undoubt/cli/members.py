@@ -162,9 +162,9 @@ def backup(context: Context, file: Path, note: str) -> None:
       undoubt cluster backup ledger-monday.backup
     """
     about, size = context.run(_backup(context.settings().ledger, file, note))
-    told = {"file": str(file), "bytes": size, **msgspec.to_builtins(about)}
+    document = {"file": str(file), "bytes": size, **msgspec.to_builtins(about)}
     if context.output.json:
-        context.output.document(told)
+        context.output.document(document)
         return
     context.output.line(f"{file}: ledger {about.ledger_id} up to index {about.index}, {size} bytes")
 

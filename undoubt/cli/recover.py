@@ -85,14 +85,14 @@ def recover(
             raise click.UsageError("--adopt does not go with --once or --without-ledger")
         adopt(context, wishes)
     elif without_ledger:
-        _tell(context, context.run(_without_ledger(context, ledger_id, once=once, dry_run=dry_run)))
+        _show(context, context.run(_without_ledger(context, ledger_id, once=once, dry_run=dry_run)))
     elif once or dry_run:
-        _tell(context, context.run(_once(context, dry_run, note)))
+        _show(context, context.run(_once(context, dry_run, note)))
     else:
         context.run(_stay(context, note))
 
 
-def _tell(context: Context, report: Report) -> None:
+def _show(context: Context, report: Report) -> None:
     if context.output.json:
         context.output.document(msgspec.to_builtins(report))
     else:

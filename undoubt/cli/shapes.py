@@ -102,17 +102,17 @@ def prepared(one: SurveyedBranch, siblings: Sequence[Heuristic] = ()) -> dict[st
     }
 
 
-def whole(told: Whole) -> dict[str, Any]:
+def whole(found: Whole) -> dict[str, Any]:
     """A whole transaction as ``tx resolve`` and ``explain TXID`` print it; ``direction`` is the safe one,
     null where none is proved to be. ``hidden``: participants that do not answer and may have a branch of it;
     ``not_known``: numbers of unknown branches, as [first, last]."""
     return {
-        "txid": str(told.txid),
-        "transaction": None if told.info is None else transaction(told.info, told.ledger_id),
-        "direction": None if told.direction is None else str(told.direction),
-        "why": told.why,
-        "hidden": list(told.hidden),
-        "not_known": [list(gap) for gap in told.gaps],
+        "txid": str(found.txid),
+        "transaction": None if found.info is None else transaction(found.info, found.ledger_id),
+        "direction": None if found.direction is None else str(found.direction),
+        "why": found.why,
+        "hidden": list(found.hidden),
+        "not_known": [list(gap) for gap in found.gaps],
         "branches": [
             {
                 "number": one.number,
@@ -125,9 +125,9 @@ def whole(told: Whole) -> dict[str, Any]:
                 "proved": str(one.proved),
                 "heuristic": None if one.heuristic is None else heuristic(one.heuristic),
             }
-            for one in told.branches
+            for one in found.branches
         ],
-        "impostors": [prepared(one) for one in told.impostors],
+        "impostors": [prepared(one) for one in found.impostors],
     }
 
 
@@ -144,15 +144,15 @@ def act(one: Act) -> dict[str, Any]:
     }
 
 
-def blocks(told: Burden) -> dict[str, Any]:
+def blocks(found: Burden) -> dict[str, Any]:
     """The sessions that wait for a prepared branch; ``unknown`` says why they are not known, else null."""
-    waiters = [{"waiter": str(wait.waiter), "pid": wait.pid} for wait in told.blocks]
-    return {"sessions": waiters, "unknown": told.blocks_unknown}
+    waiters = [{"waiter": str(wait.waiter), "pid": wait.pid} for wait in found.blocks]
+    return {"sessions": waiters, "unknown": found.blocks_unknown}
 
 
-def vacuum(told: Burden) -> dict[str, Any]:
+def vacuum(found: Burden) -> dict[str, Any]:
     """The time for which a prepared branch has at least held back vacuum."""
-    return {"held_back_s": round(told.held_back_s, 3), "held_back_xids": told.held_back_xids}
+    return {"held_back_s": round(found.held_back_s, 3), "held_back_xids": found.held_back_xids}
 
 
 def finding(one: Finding) -> dict[str, Any]:

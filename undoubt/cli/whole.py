@@ -174,9 +174,9 @@ def page(out: Output, found: Whole) -> None:
 def end_unless_all_seen(found: Whole) -> None:
     """Raise ``NotAllSeen`` if the state of a branch is not known, or there may be an unknown branch."""
     if hidden := [one for one in found.branches if one.now in {"no_answer", "not_configured"}]:
-        told = ", ".join(f"branch {one.number} in {one.participant}" for one in hidden)
+        unseen = ", ".join(f"branch {one.number} in {one.participant}" for one in hidden)
         raise NotAllSeen(
-            f"not everything is known: {told}; {hidden[0].why or 'the participant is not configured'}"
+            f"not everything is known: {unseen}; {hidden[0].why or 'the participant is not configured'}"
         )
     if found.not_seen:
         raise NotAllSeen(f"not everything is known: {'; '.join(found.not_seen)}")
@@ -230,13 +230,13 @@ def _gone(context: Context, found: Whole, name: str, note: str, *, yes: bool) ->
 
 def _report(context: Context, found: Whole, chosen: Decision, results: list[tuple[BranchNow, str]]) -> None:
     if context.output.json:
-        told: dict[str, Any] = {
+        done: dict[str, Any] = {
             "results": [
                 {"gid": str(one.gid), "result": "done" if said == "done" else "failed", "why": said}
                 for one, said in results
             ]
         }
-        context.output.document(shapes.whole(found) | told)
+        context.output.document(shapes.whole(found) | done)
     else:
         word = "committed" if chosen is Decision.COMMIT else "rolled back"
         for one, said in results:

@@ -145,7 +145,7 @@ def checked(answer: httpx.Response) -> dict[str, Any]:
         body = answer.json()
     except ValueError:
         body = {}
-    told = body if isinstance(body, dict) else {}
+    decoded = body if isinstance(body, dict) else {}
     if answer.is_success:
-        return told
-    raise SidecarRefused(answer.status_code, told)
+        return decoded
+    raise SidecarRefused(answer.status_code, decoded)
