@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ import pytest
 from tests.pgbouncer import program_or_skip
 from tests.prove import house
 from tests.prove.cases import NODES, OWN_STEPS, OWN_STEPS_IN_RECOVERY, Case, Victim, cases
+from tests.prove.control import control
 from tests.prove.examples import NEEDS
 from tests.prove.node_process import NodeStep
 from tests.prove.processes import ROOT
+from tests.prove.sidecar_cases import OF_OWN_DRIVER, CallerStep, SidecarVictim, Way, sidecar_cases
 from undoubt.coordinator.protocols.steps import STEPS, TwoPhaseStep
 from undoubt.participants.ids import Protocol
 from undoubt.recovery.steps import RecoveryStep
@@ -88,6 +91,36 @@ async def test_the_crash_matrix_of_three_phase_commit() -> None:
     told = await prove("crash", "--protocol", "3pc", "--only", *only)
     assert told["cases"] == own(cases(Protocol.THREE_PHASE), only) >= 20
     assert told["failures"] == []
+
+
+async def test_the_crash_matrix_through_the_sidecar() -> None:
+    """Broken if a service, a sidecar or both can die so that a transaction is split or lost, or a caller is
+    told what is not so. All of it: ``make prove PROOF=crash ARGS="--door sidecar --ledger raft"``."""
+    only = ["at commit_asked", "caller at after_prepare_by_caller", "sidecar at after_decide"]
+    told = await prove("crash", "--door", "sidecar", "--only", *only)
+    assert told["cases"] == sum(any(word in str(case) for word in only) for case in sidecar_cases()) == 10
+    assert (told["not_killed"], told["half_applied"]) == (0, 0)
+    assert (told["acknowledged_lost"], told["prepared_after"]) == (0, 0)
+    assert told["failures"] == []
+
+
+async def test_the_crash_matrix_through_the_sidecar_finds_a_planted_bug() -> None:
+    """Broken if the matrix would not see half a transaction."""
+    only = ["sidecar at before_decide"]
+    found = await control("crash", "--door", "sidecar", "--only", *only, mutants=["commit-before-decide"])
+    assert not found.holds
+    assert found.result["half_applied"] >= 1
+
+
+@pytest.mark.parametrize("protocol", list(Protocol))
+def test_services_and_sidecars_die_at_every_step(protocol: Protocol) -> None:
+    """Broken if a step that is added to a protocol, or to a service, is not one at which they die."""
+    seen = {(case.victim, case.way, str(case.trap.step)) for case in sidecar_cases(protocol)}
+    ways = [Way.THROUGH_SIDECAR] if protocol is Protocol.THREE_PHASE else list(Way)
+    for victim, way, step in product(SidecarVictim, ways, (*CallerStep, *STEPS[protocol])):
+        passes = way is Way.OWN_DRIVER or step not in OF_OWN_DRIVER
+        assert ((victim, way, str(step)) in seen) is passes
+    assert len(sidecar_cases()) >= 80
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,10 @@ The proofs, and under each what only it uses; then what several use:
 :mod:`.coordinator_process`  is the coordinator's process.
 :mod:`.recovery_process`     is the recovery's process.
 :mod:`.node_process`         is a node's process, which can die at steps of its own.
+:mod:`.sidecar_cases`        generates the cases in which services transfer money through a sidecar.
+:mod:`.sidecar_run`          runs one of them.
+:mod:`.sidecar_process`      is the sidecar's process.
+:mod:`.caller_process`       is the process of a service.
 :mod:`.live_recovery`        runs two recoveries beside live transactions.
 :mod:`.scanner_process`      is the process of such a recovery.
 :mod:`.without_ledger`       destroys the ledger of three-phase commits, and ends them from the participants.

@@ -8,6 +8,9 @@ undoubt is not told of it. With ``--ledger postgresql`` the ledger is on a serve
 With ``--ledger raft``, or ``--protocol paxos``, three nodes keep it, which are victims too: each in its role,
 two at once, at steps of their own, and everything at once; and the coordinator is also only stopped, and goes
 on when it has been given up.
+
+With ``--door sidecar`` services transfer the money through a sidecar, which run their branches themselves or
+have the sidecar run them; the victims are the service, the sidecar, and both.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ import argparse
 import asyncio
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -26,15 +29,19 @@ from tests.prove.cases import CLUSTERED, Case, cases
 from tests.prove.ledgers import LEDGERS
 from tests.prove.node_run import NodeRun
 from tests.prove.run import Run
+from tests.prove.sidecar_cases import SidecarCase, sidecar_cases
+from tests.prove.sidecar_run import SidecarRun
 from tests.prove.stage import Stage
 from undoubt.coordinator.settings import PROTOCOLS
 from undoubt.participants.settings import DRIVERS
 
+DOORS = ("library", "sidecar")
 TRIES_MAX = 5
 """Of a case in which nothing went wrong but that its victim lived."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--door", choices=DOORS, default=DOORS[0])
     parser.add_argument("--ledger", choices=list(LEDGERS), help="sqlite; raft for paxos")
     parser.add_argument("--protocol", choices=list(PROTOCOLS), default="2pc")
     parser.add_argument("--pooler", choices=NAMES, help="the participant behind PgBouncer")
@@ -45,11 +52,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 async def main(options: argparse.Namespace) -> tuple[dict[str, Any], bool]:
     options.ledger = options.ledger or ("raft" if options.protocol == "paxos" else "sqlite")
-    every = cases(
-        PROTOCOLS[options.protocol],
-        pooler=options.pooler is not None,
-        ledger=options.ledger == "postgresql",
-        nodes=options.ledger == "raft",
+    every: Sequence[Case | SidecarCase] = (
+        sidecar_cases(PROTOCOLS[options.protocol])
+        if options.door == "sidecar"
+        else cases(
+            PROTOCOLS[options.protocol],
+            pooler=options.pooler is not None,
+            ledger=options.ledger == "postgresql",
+            nodes=options.ledger == "raft",
+        )
     )
     chosen = [case for case in every if any(part in str(case) for part in options.only)]
     numbered = iter(list(enumerate(chosen, 1)))
@@ -68,7 +79,7 @@ async def main(options: argparse.Namespace) -> tuple[dict[str, Any], bool]:
 
 async def _lane(
     folder: Path,
-    numbered: Iterator[tuple[int, Case]],
+    numbered: Iterator[tuple[int, Case | SidecarCase]],
     totals: dict[str, int],
     failures: list[str],
     options: argparse.Namespace,
@@ -85,8 +96,7 @@ async def _lane(
             while todo is not None and not problems:
                 number, case = todo
                 counted = dict.fromkeys(totals, 0)
-                kind = NodeRun if case.victim in CLUSTERED else Run
-                problems = await kind(number, case, stage, counted, options.protocol).run()
+                problems = await _run_of(number, case, stage, counted, options.protocol).run()
                 print(f"{number:3} {case}: {problems or 'ok'}", file=sys.stderr)
                 missed_only = case.of_node and len(problems) == counted["not_killed"]
                 if problems and missed_only and tries < TRIES_MAX:
@@ -96,6 +106,14 @@ async def _lane(
                     totals[what] += times
                 failures += [f"{case}: {problem}" for problem in problems]
                 todo, tries = next(numbered, None), 1
+
+
+def _run_of(
+    number: int, case: Case | SidecarCase, stage: Stage, totals: dict[str, int], protocol: str
+) -> Run:
+    if isinstance(case, SidecarCase):
+        return SidecarRun(number, case, stage, totals, protocol)
+    return (NodeRun if case.victim in CLUSTERED else Run)(number, case, stage, totals, protocol)
 
 
 __all__ = ["add_arguments", "main"]

@@ -25,7 +25,7 @@ class SqliteLedgers:
     """How often recovery may have to look until it is known that a coordinator has died."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self.folder = folder
 
     async def build(self, stack: AsyncExitStack) -> None:
         """Nothing needs to run."""
@@ -37,7 +37,7 @@ class SqliteLedgers:
 
     async def fresh(self, name: str) -> dict[str, object]:
         """The settings of a new ledger."""
-        return {"url": f"sqlite:///{self._folder}/{name}.db"}
+        return {"url": f"sqlite:///{self.folder}/{name}.db"}
 
 
 class PostgresLedgers(SqliteLedgers):
@@ -70,7 +70,7 @@ class RaftLedgers(SqliteLedgers):
     passes = 600
 
     async def build(self, stack: AsyncExitStack) -> None:
-        folder = self._folder / f"nodes-{id(self)}"
+        folder = self.folder / f"nodes-{id(self)}"
         folder.mkdir()
         self.nodes = Nodes(folder, election_s=1.0, trapped=True)
         stack.push_async_callback(self.nodes.close)

@@ -100,6 +100,11 @@ class Child:
             self._process.kill()
         return await self.ended()
 
+    def terminate(self) -> None:
+        """SIGTERM: it ends in its own order, see :meth:`ended`."""
+        with contextlib.suppress(ProcessLookupError):
+            self._process.terminate()
+
     async def stop(self) -> bool:
         """SIGSTOP: whether it was alive, and runs no more until :meth:`resume`."""
         if self._process.returncode is not None:

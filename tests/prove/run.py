@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+from typing import Any
 
 from tests.pgbouncer import PgBouncer
 from tests.prove.bank import NAMES, audit, set_up
@@ -56,17 +57,17 @@ class Run:
         if self._protocol != "2pc":
             for name, dsn in dsns.items():
                 await migrate(name, ParticipantSettings(dsn=dsn))
-        self._settings = json.dumps(
-            {
-                "coordinator": {
-                    "protocol": self._protocol,
-                    "session_ttl_s": self.session_ttl_s,
-                    "timeout_s": self.timeout_s,
-                },
-                "ledger": await self.stage.ledgers.fresh(database),
-                "participants": self.stage.participants(database, declared=self._number % 2 == 0),
-            }
-        )
+        settings: dict[str, Any] = {
+            "coordinator": {
+                "protocol": self._protocol,
+                "session_ttl_s": self.session_ttl_s,
+                "timeout_s": self.timeout_s,
+            },
+            "ledger": await self.stage.ledgers.fresh(database),
+            "participants": self.stage.participants(database, declared=self._number % 2 == 0),
+        }
+        self.prepare(settings, dsns, database)
+        self._settings = json.dumps(settings)
         logins = self.stage.logins
         heard = await self.coordinate()
         if self.case.in_recovery:
@@ -77,6 +78,9 @@ class Run:
         await self._audit(dsns, heard)
         if self.stage.poolers and self.stage.logins == logins:
             self.problems.append("nothing went through the pooler")
+
+    def prepare(self, settings: dict[str, Any], dsns: dict[str, str], name: str) -> None:
+        """What a kind of case adds to ``settings``; ``dsns`` are direct, ``name`` is the case's."""
 
     @property
     def session_ttl_s(self) -> float:
@@ -90,8 +94,11 @@ class Run:
         return await self._start("recovery_process", trap, passes, after)
 
     async def _start(self, module: str, trap: Trap, *more: object) -> Child:
-        arguments = (self._settings, trap.encode(), *map(str, more))
-        child = await Child.start(f"tests.prove.{module}", *arguments)
+        return await self.start_child(module, self._settings, trap.encode(), *more)
+
+    async def start_child(self, module: str, *arguments: object) -> Child:
+        """``tests.prove.module``, which is killed at the end of the case if it has not ended by then."""
+        child = await Child.start(f"tests.prove.{module}", *map(str, arguments))
         self._children.append(child)
         return child
 
