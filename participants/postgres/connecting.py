@@ -88,6 +88,7 @@ class Connector(abc.ABC):
         session = await self.connect(options)
         if not session.intro.pooled:
             await _settle_in(self.participant, session, self.settings.statement_timeout_s)
+            session.keep_own_statements()
         return session
 
     @abc.abstractmethod

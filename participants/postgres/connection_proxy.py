@@ -101,6 +101,11 @@ class LendingSession(ServerSession, Protocol):
         Raises the errors of the hook, and ``NotSent`` if the hook leaves a statement running."""
         ...
 
+    def keep_own_statements(self) -> None:
+        """Allow named prepared statements for the engine's own statements: the session is never lent, and
+        one server process answers it."""
+        ...
+
     def handle(self, gid: Gid) -> Handle:
         """The connection for the application of a branch that has begun in this session."""
         ...

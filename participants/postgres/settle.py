@@ -81,11 +81,17 @@ class Settler:
         transaction under it: a transaction of a role that prepares no branches of ours counts as absent. The
         server prevents an ordinary role from ending it. A superuser looks up the owner first, and then
         changes to that role."""
+        return await self._settle(gid, order, evidence)
+
+    async def _settle(
+        self, gid: Gid, order: Decision, evidence: Evidence | None, holder: _Holder | None = None
+    ) -> Settled:
+        """As :meth:`settle`. ``holder`` is what a look has just shown."""
         try:
             async with self._management.session() as session:
                 if not session.intro.superuser:
                     return await end_prepared(session, gid, order, self._management.timeout_s)
-                settled, final = await self._as_superuser(session, gid, order, evidence)
+                settled, final = await self._as_superuser(session, gid, order, evidence, holder)
         except ServerError as error:
             return await self._refused(gid, order, evidence, error)
         except (NoAnswer, NotSent) as error:
@@ -106,7 +112,7 @@ class Settler:
         holder = _holder(self._management.participant, await self._management.read(*self._who(gid)))
         if holder is None or not _is_branch(holder, evidence):
             return await self._absent(order, evidence)
-        settled = await self.settle(gid, order, evidence)
+        settled = await self._settle(gid, order, evidence, holder)
         if settled is not Settled.APPLIED:
             return settled
         return await self._in_the_books(settled, order, evidence)
@@ -188,12 +194,18 @@ class Settler:
         )
 
     async def _as_superuser(
-        self, session: ServerSession, gid: Gid, order: Decision, evidence: Evidence | None
+        self,
+        session: ServerSession,
+        gid: Gid,
+        order: Decision,
+        evidence: Evidence | None,
+        holder: _Holder | None,
     ) -> tuple[Settled, bool]:
         """The result, and whether it is final without the status of the transaction id."""
-        sql, *values = self._who(gid)
-        rows = await session.rows(sql, *values, timeout_s=self._management.timeout_s)
-        holder = _holder(self._management.participant, rows)
+        if holder is None:
+            sql, *values = self._who(gid)
+            rows = await session.rows(sql, *values, timeout_s=self._management.timeout_s)
+            holder = _holder(self._management.participant, rows)
         if holder is None or not self._ours(gid, holder, order, evidence):
             return Settled.ABSENT, False
         if not holder.superuser and not holder.gone and not session.intro.pooled:

@@ -113,6 +113,9 @@ class AsyncpgSession:
     def keep_statements(self) -> None:
         self.connection._stmt_cache_enabled = True  # type: ignore[attr-defined]
 
+    def keep_own_statements(self) -> None:
+        """Does nothing: :meth:`keep_statements` has allowed them."""
+
     async def set_up(self, hook: OnConnect) -> None:
         lent = LentForSetUp(self.connection)
         try:

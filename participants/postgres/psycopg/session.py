@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import secrets
 import socket
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -39,12 +40,18 @@ from undoubt.participants.postgres.session import (
     keep,
     standby_warning,
 )
+from undoubt.participants.postgres.sqlstate import NO_STATEMENT
 
 if TYPE_CHECKING:
     from psycopg.pq.abc import PGconn, PGresult
 
 log = logging.getLogger(__name__)
 
+STATEMENTS_MAX = 100
+"""The limit of prepared statements of a session."""
+STATEMENT_OUTDATED = frozenset({NO_STATEMENT, "0A000"})
+"""0A000 stands for "cached plan must not change result type" (``RevalidateCachedQuery`` in
+``src/backend/utils/cache/plancache.c``)."""
 WAKE_S = 1.0
 """The interval at which psycopg's wait wakes up; psycopg requires one, and nothing is done then."""
 
@@ -93,6 +100,9 @@ class PsycopgSession:
         """Whether a branch, or a part of one, was rolled back in this session."""
         self._broken = False
         self._notices: list[Notice] = []
+        self._statements: dict[str, bytes] | None = None
+        """The names of prepared statements, empty for a statement that was executed once; None: named
+        statements are not allowed."""
 
     @property
     def broken(self) -> bool:
@@ -117,14 +127,53 @@ class PsycopgSession:
 
     async def rows(self, sql: str, *args: object, timeout_s: float) -> Sequence[Row]:
         values = Transformer(_OWN).dump_sequence(args, [PyFormat.TEXT] * len(args))
-        [result] = await self._ask(lambda: self.pgconn.send_query_params(sql.encode(), values), timeout_s)
+        if name := await self._statement(sql, timeout_s):
+            result = await self._execute_prepared(name, sql, values, timeout_s)
+        else:
+            [result] = await self._ask(lambda: self.pgconn.send_query_params(sql.encode(), values), timeout_s)
         names = [(result.fname(column) or b"").decode() for column in range(result.nfields)]
         loading = Transformer(_OWN)
         loading.set_pgresult(result)
         return loading.load_rows(0, result.ntuples, lambda row: dict(zip(names, row, strict=True)))
 
     def keep_statements(self) -> None:
-        """Does nothing: the engine itself prepares no named statements."""
+        """Does nothing: what the engine asks in the application's session is asked once for each branch, and
+        the application may deallocate all names."""
+
+    def keep_own_statements(self) -> None:
+        """See :class:`undoubt.participants.postgres.connection_proxy.LendingSession`."""
+        self._statements = {}
+
+    async def _statement(self, sql: str, timeout_s: float) -> bytes:
+        """The name of the prepared statement for ``sql``, which is prepared when ``sql`` is executed for the
+        second time; empty if there is none. Raises the errors of :meth:`rows`."""
+        if self._statements is None:
+            return b""
+        name = self._statements.get(sql)
+        if name is None:
+            if len(self._statements) < STATEMENTS_MAX:
+                self._statements[sql] = b""
+            return b""
+        if not name:
+            # Not a name that the application, or a function that it calls, may have used.
+            name = b"undoubt_" + secrets.token_hex(8).encode()
+            await self._ask(lambda: self.pgconn.send_prepare(name, sql.encode()), timeout_s)
+            self._statements[sql] = name
+        return name
+
+    async def _execute_prepared(
+        self, name: bytes, sql: str, values: Sequence[Any], timeout_s: float
+    ) -> PGresult:
+        """The result of the prepared statement. A statement that the server has forgotten, or whose result
+        has other columns now, is executed without its name."""
+        try:
+            [result] = await self._ask(lambda: self.pgconn.send_query_prepared(name, values), timeout_s)
+        except ServerError as error:
+            if error.sqlstate not in STATEMENT_OUTDATED or self.in_transaction:
+                raise
+            self._statements = {}
+            [result] = await self._ask(lambda: self.pgconn.send_query_params(sql.encode(), values), timeout_s)
+        return result
 
     def abandon(self) -> None:
         """Send nothing more through the session, and leave the connection open: it belongs to the
