@@ -242,6 +242,10 @@ def test_protocols(stage: Stage, account: int, protocol: str) -> None:
     if protocol == "3pc":
         refused = work.client.post(f"{work.path}/branches", {"participant": "payments"})
         assert (refused.status_code, refused.json()["name"]) == (422, "UsageError")
+        assert refused.headers["content-type"] == "application/problem+json"
+        assert "three-phase commit" in refused.json()["detail"]
+        assert "use 2pc or paxos" in refused.json()["detail"]
+        assert (work.show()["state"], work.show()["branches"]) == ("active", [])
         assert work.rollback().status_code == 200
         return
     work.run(TAKE.format(account))

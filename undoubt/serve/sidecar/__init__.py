@@ -23,6 +23,7 @@ The modules, in the order in which a request passes them:
 :mod:`.connection`      implements the HTTP protocol of one connection, and identifies its peer.
 :mod:`.access`          measures each request, writes the access log, and continues traces.
 :mod:`.app`             takes a request through the modules below.
+:mod:`.routes`          finds the operation of a request.
 :mod:`.problems`        defines refusals, and maps the errors of undoubt to HTTP.
 :mod:`.tokens`          authenticates clients: tokens, certificates, the unix socket, Host and Origin.
 :mod:`.capability`      makes and verifies the header Undoubt-Transaction, with which another service joins a

@@ -12,7 +12,7 @@ import importlib.util
 import logging
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -71,14 +71,18 @@ def traces() -> bool:
 
 
 @contextlib.contextmanager
-def span(operation: str, headers: dict[str, str]) -> Iterator[None]:
-    """A span of OpenTelemetry within the caller's trace; does nothing if OpenTelemetry is not installed."""
+def span(operation: str, headers: Mapping[str, str]) -> Iterator[None]:
+    """A span of OpenTelemetry within the caller's trace; does nothing if OpenTelemetry is not installed, or
+    no exporter is set up."""
     if not traces():
         yield
         return
     trace: Any = importlib.import_module("opentelemetry.trace")
+    if isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
+        yield
+        return
     propagate: Any = importlib.import_module("opentelemetry.propagate")
     tracer = trace.get_tracer("undoubt.sidecar")
-    parent = propagate.extract(headers)
+    parent = propagate.extract(dict(headers))
     with tracer.start_as_current_span(operation, context=parent, kind=trace.SpanKind.SERVER):
         yield

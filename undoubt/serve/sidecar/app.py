@@ -1,22 +1,18 @@
 """Takes a request from its bounds to its answer: bounds, client, body, key, operation, answer.
 
-Starlette finds the operation. All checks are made here, in this order, so that a refusal reveals nothing
-about later checks: a request that is not allowed does not learn whether its body was valid."""
+All checks are made here, in this order, so that a refusal reveals nothing about later checks: a request that
+is not allowed does not learn whether its body was valid. Starlette reads the head and the body of a request;
+its router and middleware are not used, since they need as much time as the rest of a short request."""
 
 from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable
 
 import msgspec
-from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
-from starlette.responses import Response
-from starlette.routing import Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from undoubt.serve.sidecar import capability, joining
 from undoubt.serve.sidecar.access import Access, span, trace_of
@@ -25,10 +21,10 @@ from undoubt.serve.sidecar.handlers import JudgedRequest, Sidecar
 from undoubt.serve.sidecar.idempotency import Answer, KeyedAnswers, fingerprint, key_of
 from undoubt.serve.sidecar.operations import OPERATIONS, Operation
 from undoubt.serve.sidecar.problems import MEDIA_TYPE, RequestRefused, busy, refusal_of
+from undoubt.serve.sidecar.routes import Routes
 from undoubt.serve.sidecar.tokens import Client, Doorkeeper
 from undoubt.serve.sidecar.types import StatementRequest
 
-ACCESS = "undoubt.access"
 NOBODY = Client("", frozenset(), frozenset())
 """The client of operations that need no authentication."""
 _WAIT = re.compile(r"(?:^|[,;]\s*)wait\s*=\s*\"?([0-9]{1,9})\"?\s*(?:[,;]|$)", re.IGNORECASE)
@@ -52,61 +48,44 @@ class Door:
         self._doorkeeper = doorkeeper
         self._keyed = KeyedAnswers(sidecar.settings)
         self._working = 0
-        routes = [
-            Route(operation.path, self._endpoint(operation), methods=[operation.method])
-            for operation in OPERATIONS
-        ]
-        self._app: ASGIApp = Starlette(
-            routes=routes, exception_handlers={HTTPException: _no_route, RequestRefused: _refused}
-        )
+        self._routes = Routes(OPERATIONS)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             raise RuntimeError(f"only HTTP is served here, not {scope['type']}")
         access = Access(scope["method"], "", trace=trace_of(_header(scope, b"traceparent")))
-        scope[ACCESS] = access
-
-        async def sent(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                access.status = message["status"]
-                message["headers"] = [*message.get("headers", ()), *_HEADERS]
-            elif message["type"] == "http.response.body":
-                access.sent_bytes += len(message.get("body", b""))
-            await send(message)
-
         self._working += 1
         try:
-            await self._serve(scope, receive, sent)
+            answer = await self._answer(scope, receive, access)
+            access.status, access.sent_bytes = answer.status, len(answer.body)
+            await _write(answer, send)
+        except ClientDisconnect:
+            access.status = 400  # the client is gone
         finally:
             self._working -= 1
             access.write()
 
-    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request within the limits. ``/livez`` is answered under any load: a supervisor asks it
-        whether to kill this process."""
+    async def _answer(self, scope: Scope, receive: Receive, access: Access) -> Answer:
+        """The answer to one request. Raises ``ClientDisconnect``."""
         try:
-            if self._working > self._sidecar.settings.requests_max and scope["path"] != "/livez":
-                raise busy("TooManyRequests", "too many requests are being served")
-            self._doorkeeper.check_host(_peer(scope), HttpRequest(scope).headers)
-            await self._app(scope, receive, send)
-        except RequestRefused as refusal:
-            await _problem(scope, refusal)(scope, receive, send)
-
-    def _endpoint(self, operation: Operation) -> Callable[[HttpRequest], Awaitable[Response]]:
-        async def endpoint(request: HttpRequest) -> Response:
-            access: Access = request.scope[ACCESS]
+            self._check_room(scope)
+            http = HttpRequest(scope, receive)
+            self._doorkeeper.check_host(_peer(scope), http.headers)
+            operation, scope["path_params"] = self._routes.find(scope["method"], scope["path"])
             access.operation = operation.path
-            access.transaction = request.path_params.get("id", "")[:100]
-            with span(f"{operation.method} {operation.path}", dict(request.headers)):
-                try:
-                    answer = await self._work(operation, request, access)
-                except ClientDisconnect:
-                    return Response(status_code=400)  # the client is gone
-                except Exception as error:  # noqa: BLE001 - every error becomes an answer; a bug becomes 500
-                    return _problem(request.scope, refusal_of(error))
-            return Response(answer.body, answer.status, answer.headers)
+            access.transaction = scope["path_params"].get("id", "")[:100]
+            with span(f"{operation.method} {operation.path}", http.headers):
+                return await self._work(operation, http, access)
+        except ClientDisconnect:
+            raise
+        except Exception as error:  # noqa: BLE001 - every error becomes an answer; a bug becomes 500
+            return _problem(access, error)
 
-        return endpoint
+    def _check_room(self, scope: Scope) -> None:
+        """Raises :class:`RequestRefused`. ``/livez`` is answered under any load: a supervisor asks it whether
+        to kill this process."""
+        if self._working > self._sidecar.settings.requests_max and scope["path"] != "/livez":
+            raise busy("TooManyRequests", "too many requests are being served")
 
     async def _work(self, operation: Operation, http: HttpRequest, access: Access) -> Answer:
         client = self._client(operation, http)
@@ -119,10 +98,7 @@ class Door:
                 request = self._request(operation, http, client, body, access.trace)
                 return await self._joined(operation, http, request, body)
             except Exception as error:  # noqa: BLE001 - as above; the answer may be kept for its key
-                refusal = refusal_of(error)
-                access.problem = refusal.problem.name
-                headers = {"content-type": MEDIA_TYPE, **_lower(refusal.headers)}
-                return Answer(refusal.status, refusal.body(), headers)
+                return _problem(access, error)
 
         if key is None:
             return await work()
@@ -160,6 +136,8 @@ class Door:
         announced = http.headers.get("content-length", "0")
         if not announced.isdecimal() or int(announced[:18]) > settings.body_bytes_max:
             raise _too_large(settings.body_bytes_max)
+        if announced == "0" and "transfer-encoding" not in http.headers:
+            return b""
         parts: list[bytes] = []
         size = 0
         try:
@@ -187,9 +165,8 @@ class Door:
         wait_s = 0.0
         if operation.waits and (match := _WAIT.search(http.headers.get("prefer", ""))) is not None:
             wait_s = min(float(match[1]), self._sidecar.settings.wait_max_s)
-        return JudgedRequest(
-            client, dict(http.path_params), dict(http.query_params), decoded, raw, wait_s, trace
-        )
+        query = dict(http.query_params) if http.scope["query_string"] else {}
+        return JudgedRequest(client, dict(http.path_params), query, decoded, raw, wait_s, trace)
 
 
 def _decoded(operation: Operation, http: HttpRequest, body: bytes) -> msgspec.Struct:
@@ -225,25 +202,15 @@ def _header(scope: Scope, name: bytes) -> str | None:
     return None if found is None else found.decode("latin-1")
 
 
-def _lower(headers: dict[str, str]) -> dict[str, str]:
-    return {name.lower(): value for name, value in headers.items()}
-
-
-def _problem(scope: Scope, refusal: RequestRefused) -> Response:
-    access: Access = scope[ACCESS]
+def _problem(access: Access, error: Exception) -> Answer:
+    refusal = refusal_of(error)
     access.problem = refusal.problem.name
-    return Response(refusal.body(), refusal.status, refusal.headers, media_type=MEDIA_TYPE)
+    headers = {name.lower(): value for name, value in refusal.headers.items()}
+    return Answer(refusal.status, refusal.body(), {"content-type": MEDIA_TYPE, **headers})
 
 
-async def _no_route(request: HttpRequest, error: Exception) -> Response:
-    """The answer to a request that Starlette refuses: no such path, or no such method."""
-    if not isinstance(error, HTTPException):
-        raise error
-    name = {404: "NoSuchPath", 405: "NoSuchMethod"}.get(error.status_code, "Refused")
-    return _problem(request.scope, RequestRefused(error.status_code, name, headers=error.headers))
-
-
-async def _refused(request: HttpRequest, error: Exception) -> Response:
-    if not isinstance(error, RequestRefused):
-        raise error
-    return _problem(request.scope, error)
+async def _write(answer: Answer, send: Send) -> None:
+    headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in answer.headers.items()]
+    headers += ((b"content-length", str(len(answer.body)).encode()), *_HEADERS)
+    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+    await send({"type": "http.response.body", "body": answer.body})

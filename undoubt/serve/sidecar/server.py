@@ -141,10 +141,11 @@ async def opened(settings: Settings, observe: Observer | None = None) -> AsyncIt
 
 
 def with_psycopg(settings: Settings) -> Settings:
-    """The settings with psycopg as the driver, also if another one is configured: psycopg returns values as
-    the text that the server has sent."""
+    """The settings with psycopg as the driver of participants in which statements of clients run: psycopg
+    returns values as the text that the server has sent."""
     participants = {
-        name: msgspec.structs.replace(each, driver="psycopg") for name, each in settings.participants.items()
+        name: msgspec.structs.replace(each, driver="psycopg") if each.sidecar.sql else each
+        for name, each in settings.participants.items()
     }
     return msgspec.structs.replace(settings, participants=participants)
 
