@@ -30,8 +30,10 @@ HOOKS = {
     "format_commands",
     # The benchmark imports its contenders by name.
     "naive",
+    "own_driver",
     "sqlite",
     "sqlite_sync",
+    "through_sidecar",
     "two_phase_sync",
     # The standard library reads this attribute of a context (ssl.SSLContext.num_tickets).
     "num_tickets",

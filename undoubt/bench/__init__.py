@@ -15,6 +15,7 @@ In the order in which a measurement uses them:
 :mod:`.field`       starts the servers, and the process of every contender.
 :mod:`.cluster`     starts the nodes that the contenders with a replicated ledger share.
 :mod:`.worker`      runs one contender in its process, turn by turn.
+:mod:`.http_client`  is the small HTTP client of the contenders that use a sidecar.
 :mod:`.rounds`      decides which contender has the next turn.
 :mod:`.audit`       compares the databases with the numbers that the contenders counted.
 :mod:`.figures`     computes rows and ratios from the turns.

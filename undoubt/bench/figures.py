@@ -14,7 +14,9 @@ from undoubt.bench.contract import Turn
 from undoubt.bench.rounds import Rounds
 
 BASELINES = ("naive", "sqlalchemy", "local", "undoubt-raft")
-"""``undoubt-raft`` is a baseline only for the contenders whose names begin with it."""
+"""``undoubt-raft`` is a baseline only for the contenders whose names begin with it, and for sidecars."""
+SIDECAR = "undoubt-sidecar"
+"""How the names of contenders with a sidecar begin."""
 
 
 class FigureRow(msgspec.Struct, frozen=True):
@@ -102,7 +104,7 @@ def ratios(rounds: Rounds) -> list[Ratio]:
         for concurrency, played in rounds.items()
         if baseline in played[0]
         for name in played[0]
-        if name != baseline and (name.startswith(baseline) or not baseline.startswith("undoubt"))
+        if name != baseline and (name.startswith((baseline, SIDECAR)) or not baseline.startswith("undoubt"))
     ]
 
 

@@ -7,6 +7,7 @@ In the order of :data:`CONTENDERS`:
 :mod:`.twophase`   commits with SQLAlchemy's own ``twophase=True``.
 :mod:`.product`    commits with undoubt, its ledger in SQLite.
 :mod:`.clustered`  commits with undoubt, its ledger on three nodes, by each protocol.
+:mod:`.sidecar`    commits over HTTP through a sidecar, with branches run in both ways.
 =================  ===========================================================================================
 """
 
@@ -77,6 +78,20 @@ CONTENDERS: dict[str, ContenderEntry] = {
         "paxos",
         Style.TASKS,
         "Paxos Commit, the ledger on three nodes",
+        cluster=True,
+    ),
+    "undoubt-sidecar": ContenderEntry(
+        "undoubt.bench.contenders.sidecar",
+        "own_driver",
+        Style.TASKS,
+        "undoubt sidecar, branches run by the services, the ledger on three nodes",
+        cluster=True,
+    ),
+    "undoubt-sidecar-sql": ContenderEntry(
+        "undoubt.bench.contenders.sidecar",
+        "through_sidecar",
+        Style.TASKS,
+        "undoubt sidecar, branches run by the sidecar, the ledger on three nodes",
         cluster=True,
     ),
 }
