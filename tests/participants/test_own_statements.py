@@ -33,7 +33,8 @@ async def management(database: Database) -> AsyncIterator[Management]:
 
 async def ask(management: Management, times: int = 1) -> dict[str, Any]:
     rows = [await management.read(ASKED, 1) for _ in range(times)]
-    return dict(rows[-1][0])
+    row: Any = rows[-1][0]
+    return dict(row)
 
 
 async def names(management: Management) -> list[str]:

@@ -189,4 +189,5 @@ async def main(socket: str, dsns: str, way: str, trap: str, tag: str, workers: i
 
 if __name__ == "__main__":
     die_with_parent()
-    asyncio.run(main(*sys.argv[1:6], int(sys.argv[6]), int(sys.argv[7])))
+    socket, dsns, way, trap, tag, workers, count = sys.argv[1:]
+    asyncio.run(main(socket, dsns, way, trap, tag, int(workers), int(count)))

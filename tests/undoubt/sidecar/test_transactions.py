@@ -245,7 +245,7 @@ def test_protocols(stage: Stage, account: int, protocol: str) -> None:
         assert refused.headers["content-type"] == "application/problem+json"
         assert "three-phase commit" in refused.json()["detail"]
         assert "use 2pc or paxos" in refused.json()["detail"]
-        assert (work.show()["state"], work.show()["branches"]) == ("active", [])
+        assert (work.show()["state"], "branches" in work.show()) == ("active", False)
         assert work.rollback().status_code == 200
         return
     work.run(TAKE.format(account))
