@@ -39,7 +39,7 @@ sidecar.sql = {sql}
 """
 
 
-class Refused(UndoubtError):
+class UnexpectedAnswer(UndoubtError):
     """The sidecar gave another answer than the workload expects."""
 
 
@@ -84,7 +84,7 @@ class Services:
 
 def _expect(answer: HttpAnswer, status: int) -> Any:
     if answer.status != status:
-        raise Refused(f"the sidecar answered {answer}")
+        raise UnexpectedAnswer(f"the sidecar answered {answer}")
     return answer.body
 
 
