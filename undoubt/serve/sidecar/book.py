@@ -21,7 +21,7 @@ from undoubt.coordinator.transaction import CommitResult, Transaction
 from undoubt.participants.backoff import pauses
 from undoubt.participants.contract import Branch
 from undoubt.participants.errors import UndoubtError
-from undoubt.participants.ids import NO_KEY, Gid, SessionKey, TxId
+from undoubt.participants.ids import NO_KEY, Gid, Protocol, SessionKey, TxId
 from undoubt.participants.postgres import PostgresParticipant
 from undoubt.participants.postgres.announced import AnnouncedBranch
 from undoubt.participants.postgres.psycopg.connection import AsyncBranchConnection
@@ -41,7 +41,11 @@ LOOK_S = 0.02
 """The pause between two looks at a transaction while a request waits for its end."""
 ROLLBACK_S = 5.0
 """The longest wait for the confirmation of a rollback; that the transaction is aborted is certain before."""
-_NAMES: dict[str, ProtocolName] = {"2": "2pc", "3": "3pc", "p": "paxos"}
+_NAMES: dict[Protocol, ProtocolName] = {
+    Protocol.TWO_PHASE: "2pc",
+    Protocol.THREE_PHASE: "3pc",
+    Protocol.PAXOS: "paxos",
+}
 
 Outcome = CommitResult | TransactionAborted | HeuristicOutcome | OutcomeUnknown
 
@@ -87,7 +91,7 @@ class OpenTransaction:
 
     @property
     def protocol(self) -> ProtocolName:
-        return _NAMES[str(self.transaction.protocol)]
+        return _NAMES[self.transaction.protocol]
 
     @property
     def active(self) -> bool:
