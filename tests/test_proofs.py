@@ -321,6 +321,15 @@ async def test_a_system_for_developers_comes_back_and_goes() -> None:
     assert told["failures"] == []
 
 
+async def test_attacks_on_a_sidecar() -> None:
+    """Broken if a client without the right changes something, makes an internal error, or keeps others from
+    their work. With its control: ``make prove PROOF=hostile``."""
+    told = await prove("hostile", "--no-control")
+    assert told["requests"] >= 10_000
+    assert (told["changed"], told["disclosed"]) == (0, 0)
+    assert (told["answered_5xx"], told["stalled"]) == (0, 0)
+
+
 async def test_values_through_the_sidecar() -> None:
     """Broken if a value that goes to a database by the sidecar, or comes from it, is another one then. With
     its control: ``make prove PROOF=types``."""

@@ -57,6 +57,7 @@ The proofs, and under each what only it uses; then what several use:
 :mod:`.examples`             runs the examples of the sidecar as their page says.
 :mod:`.sql_types`            sends SQL values through the sidecar and back, and looks what was lost.
 :mod:`.sql_types_cases`      lists these values.
+:mod:`.hostile`              attacks a sidecar in every way, beside a client that works.
 :mod:`.house`                counts what makes the project hard to read, and traces the files of a commit.
 :mod:`.control`              runs a proof in a copy of the tree with bugs planted.
 :mod:`.bank`                 moves money between two databases, and audits it.

@@ -18,6 +18,7 @@ PROOFS = {
     "examples": "tests.prove.examples",
     "f0": "tests.prove.f0",
     "grow": "tests.prove.grow",
+    "hostile": "tests.prove.hostile",
     "house": "tests.prove.house",
     "impostor": "tests.prove.impostor",
     "live-recovery": "tests.prove.live_recovery",

@@ -165,6 +165,7 @@ def test_nothing_is_connected(stage: Stage) -> None:
         ("DELETE", "/v1/transactions", 405),
         ("OPTIONS", "/v1/transactions", 405),
         ("GET", "/", 404),
+        ("GET", "/livez/", 404),
         ("GET", "/v2/transactions", 404),
         ("GET", "/v1/transactions/../../etc/passwd", 404),
         ("GET", "/v1/transactions/%00", 404),
@@ -238,6 +239,19 @@ def test_a_key_gives_the_first_answer_again(stage: Stage) -> None:
     assert rows[0]["tag"] == "UPDATE 1"
     assert client.post(f"{path}/statements", body).json()["rows"][0][1] == rows[0]["rows"][0][1] + 1
     assert client.post(f"{path}/rollback").status_code == 200
+
+
+def test_a_key_is_of_its_path_whatever_the_host(stage: Stage) -> None:
+    """Broken if a Host that is no name, which the unix socket lets through, makes an error or another path
+    of it."""
+    client = stage.unix()
+    for host in ("[", "sidecar?"):
+        first = client.post("/v1/transactions", Idempotency_Key=f"host-{host[:1]}", Host=host)
+        assert first.status_code == 201
+        path = f"/v1/transactions/{first.json()['id']}/rollback"
+        assert client.post(path, Idempotency_Key=f"of-{host[:1]}", Host=host).status_code == 200
+        other = client.post("/v1/transactions", Idempotency_Key=f"of-{host[:1]}", Host=host)
+        assert (other.status_code, other.json()["name"]) == (422, "IdempotencyKeyReused")
 
 
 def test_a_key_is_of_its_request_and_its_client(stage: Stage) -> None:

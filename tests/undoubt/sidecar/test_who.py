@@ -66,7 +66,20 @@ def test_the_socket_is_the_owners(stage: Stage) -> None:
     assert stage.unix().get("/v1/participants").status_code == 200
 
 
-@pytest.mark.parametrize("host", ["evil.example", "evil.example:80", "127.0.0.1.evil.example", "", "[::"])
+@pytest.mark.parametrize(
+    "host",
+    [
+        "evil.example",
+        "evil.example:80",
+        "127.0.0.1.evil.example",
+        "",
+        "[::",
+        "evil.example@127.0.0.1",
+        "127.0.0.1/evil.example",
+        "127.0.0.1?evil.example",
+        "127.0.0.1:x",
+    ],
+)
 def test_another_host_is_refused(stage: Stage, host: str) -> None:
     """DNS rebinding: a page whose name resolves to this address."""
     answer = stage.tcp().get("/v1/participants", Host=host)
@@ -77,13 +90,29 @@ def test_a_page_of_another_server_is_refused(stage: Stage) -> None:
     own = f"127.0.0.1:{stage.port}"
     client = stage.tcp()
     assert client.get("/v1/participants", Origin="http://evil.example").status_code == 403
-    assert client.get("/v1/participants", Origin="null").status_code == 403
+    for origin in ("null", "", "http://[", own, f"http://{own}/", f"http://x@{own}"):
+        assert client.get("/v1/participants", Origin=origin).status_code == 403
     assert client.get("/v1/participants", Origin=f"http://{own}").status_code == 200
     answer = client.http.options(
         "/v1/transactions", headers={"Origin": "http://evil.example", "Access-Control-Request-Method": "POST"}
     )
     assert answer.status_code == 403
     assert not any(name.startswith("access-control") for name in answer.headers)
+
+
+@pytest.mark.parametrize(
+    "doubled", [("Authorization", f"Bearer {token('shop')}"), ("Content-Type", "text/plain")]
+)
+def test_a_header_that_counts_once_is_there_once(stage: Stage, doubled: tuple[str, str]) -> None:
+    """Broken if a server on the request's way, and this one, can each believe another one of two."""
+    own = f"127.0.0.1:{stage.port}"
+    headers = [
+        ("Host", own),
+        ("Authorization", f"Bearer {token('shop')}"),
+        ("Content-Type", "application/json"),
+    ]
+    answer = stage.tcp(None).http.post("/v1/transactions", content=b"{}", headers=[*headers, doubled])
+    assert (answer.status_code, answer.json()["name"]) == (400, "DoubledHeader")
 
 
 def test_a_transaction_is_its_clients(stage: Stage) -> None:

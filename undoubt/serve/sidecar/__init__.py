@@ -31,6 +31,7 @@ The modules, in the order in which a request passes them:
 :mod:`.joining`         carries out requests with that header, here or at the sidecar that began the
                         transaction.
 :mod:`.peers`           calls the sidecar that began a transaction, at the address that the ledger contains.
+:mod:`.shares`          bounds what one client holds of what all clients share.
 :mod:`.idempotency`     keeps the first answer for each idempotency key.
 :mod:`.types`           defines the bodies of requests and answers.
 :mod:`.operations`      holds the table of operations: method, path, types, handler.
@@ -40,6 +41,7 @@ The modules, in the order in which a request passes them:
 :mod:`.agency`          runs branches for the sidecars that began their transactions.
 :mod:`.agent_branch`    implements a branch that another sidecar runs for this one.
 :mod:`.statements`      runs SQL statements for clients.
+:mod:`.branch_ends`     finds the statements that would end their branch.
 :mod:`.sql_values`      converts values of SQL to JSON and back, without loss.
 :mod:`.health`          reports whether the sidecar lives, is ready, and leads; holds its metrics.
 :mod:`.openapi`         makes the description of the API from the table and the types.

@@ -76,6 +76,8 @@ class AgentWork:
     key: Key
     secret: str = field(repr=False)
     state: AgentState = AgentState.OPEN
+    set_up: bool = False
+    """Its session has the settings with which values are written (:func:`.statements.begin`)."""
     why: BaseException | None = None
     statements: asyncio.Lock = field(default_factory=asyncio.Lock)
     voting: asyncio.Task[None] | None = None
@@ -149,11 +151,14 @@ class Agency:
             connection = work.branch.connection
             if not isinstance(connection, AsyncBranchConnection):
                 raise TypeError(type(connection))
+            if not work.set_up:
+                await statements.begin(connection, participant.name)
+                work.set_up = True
             try:
                 return await statements.run(connection, participant.name, sql, parameters, self._settings)
-            except statements.TooMuch as error:
-                await self._end(work, error)
-                raise work.refusal() from error
+            except statements.UnreadableAnswer as error:
+                await self._end(work, statements.without_frames(error))
+                raise work.refusal() from None
 
     async def _work(
         self, shown: SealedCapability, owner: str, participant: PostgresParticipant

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections import Counter
 
 import msgspec
 from starlette.requests import ClientDisconnect
@@ -22,6 +23,7 @@ from undoubt.serve.sidecar.idempotency import Answer, KeyedAnswers, fingerprint,
 from undoubt.serve.sidecar.operations import OPERATIONS, Operation
 from undoubt.serve.sidecar.problems import MEDIA_TYPE, RequestRefused, busy, refusal_of
 from undoubt.serve.sidecar.routes import Routes
+from undoubt.serve.sidecar.shares import may_take
 from undoubt.serve.sidecar.tokens import Client, Doorkeeper
 from undoubt.serve.sidecar.types import StatementRequest
 
@@ -31,6 +33,18 @@ _WAIT = re.compile(r"(?:^|[,;]\s*)wait\s*=\s*\"?([0-9]{1,9})\"?\s*(?:[,;]|$)", r
 _HEADERS = (
     (b"cache-control", b"no-store"),
     (b"x-content-type-options", b"nosniff"),
+)
+
+
+_SINGLE = frozenset(
+    {
+        b"host",
+        b"origin",
+        b"authorization",
+        b"content-type",
+        b"content-length",
+        b"idempotency-key",
+    }
 )
 
 
@@ -49,6 +63,8 @@ class Door:
         self._keyed = KeyedAnswers(sidecar.settings)
         self._working = 0
         self._routes = Routes(OPERATIONS)
+        self._working_for: Counter[str] = Counter()
+        """The number of requests by client."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -69,6 +85,7 @@ class Door:
         """The answer to one request. Raises ``ClientDisconnect``."""
         try:
             self._check_room(scope)
+            _check_single(scope)
             http = HttpRequest(scope, receive)
             self._doorkeeper.check_host(_peer(scope), http.headers)
             operation, scope["path_params"] = self._routes.find(scope["method"], scope["path"])
@@ -90,6 +107,19 @@ class Door:
     async def _work(self, operation: Operation, http: HttpRequest, access: Access) -> Answer:
         client = self._client(operation, http)
         access.client = client.name
+        most = self._sidecar.settings.requests_max
+        if operation.guarded and not may_take(self._working_for[client.name], self._working - 1, most):
+            raise busy("TooManyRequests", "too many requests of this client are being worked on")
+        self._working_for[client.name] += 1
+        try:
+            return await self._judged(operation, http, access, client)
+        finally:
+            self._working_for[client.name] -= 1
+            self._working_for += Counter()  # without those that have none
+
+    async def _judged(
+        self, operation: Operation, http: HttpRequest, access: Access, client: Client
+    ) -> Answer:
         body = await self._body(http)
         key = key_of(http.headers.get("idempotency-key")) if operation.keyed else None
 
@@ -102,7 +132,7 @@ class Door:
 
         if key is None:
             return await work()
-        print_ = fingerprint(operation.method, http.url.path, body)
+        print_ = fingerprint(operation.method, http.scope["path"], body)
         answer, access.replayed = await self._keyed.once(client.name, key, print_, work)
         return answer
 
@@ -200,6 +230,14 @@ def _peer(scope: Scope) -> Peer:
 def _header(scope: Scope, name: bytes) -> str | None:
     found = next((value for key, value in scope["headers"] if key == name), None)
     return None if found is None else found.decode("latin-1")
+
+
+def _check_single(scope: Scope) -> None:
+    """Raises :class:`RequestRefused` for two of a header of which one counts: another server on the request's
+    way may have judged the other one."""
+    names = [name for name, _ in scope["headers"] if name in _SINGLE]
+    if len(names) != len({*names}):
+        raise RequestRefused(400, "DoubledHeader", "a header that may be there once is there twice")
 
 
 def _problem(access: Access, error: Exception) -> Answer:

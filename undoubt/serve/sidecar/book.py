@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -29,6 +30,7 @@ from undoubt.serve.sidecar import statements
 from undoubt.serve.sidecar.lookup import look_up
 from undoubt.serve.sidecar.problems import RequestRefused, busy, reason_of
 from undoubt.serve.sidecar.settings import SidecarSettings
+from undoubt.serve.sidecar.shares import may_take
 from undoubt.serve.sidecar.types import BranchInfo, ProtocolName, State, TransactionShown
 
 log = logging.getLogger(__name__)
@@ -178,6 +180,8 @@ class Book:
         self._ended: dict[str, OpenTransaction] = {}
         """The ended transactions, in the order in which they have ended."""
         self._beginning = 0
+        self._held: Counter[str] = Counter()
+        """Transactions that have not ended, by their owners."""
         self._draining = False
         self._sweeping = Supervised("sidecar", self._keep_sweeping).start("undoubt-sidecar-sweep")
         self._following: set[asyncio.Task[None]] = set()
@@ -205,14 +209,20 @@ class Book:
         end, and the errors of ``Transaction.start``."""
         if self._draining:
             raise busy("Draining", "this sidecar is about to end: use another one", status=503)
-        if self.open >= self._settings.transactions_max:
-            raise busy("TooManyTransactions", f"{self.open} transactions are open")
+        if not may_take(self._held[owner], self.open, self._settings.transactions_max):
+            raise busy(
+                "TooManyTransactions", f"{self.open} transactions are open, {self._held[owner]} of them yours"
+            )
         chosen = self.coordinator.settings.timeout_s if timeout_s is None else timeout_s
         chosen = min(chosen, self._settings.timeout_max_s)
         self._beginning += 1
+        self._held[owner] += 1
         try:
             transaction = self.coordinator.transaction(timeout=chosen, protocol=protocol)
             await transaction.start()
+        except BaseException:
+            self._held[owner] -= 1
+            raise
         finally:
             self._beginning -= 1
         entry = OpenTransaction(transaction, owner, datetime.now(UTC) + timedelta(seconds=chosen), trace)
@@ -351,6 +361,7 @@ class Book:
     def _retire(self, entry: OpenTransaction) -> None:
         """Move the entry to the ended transactions if its outcome is known."""
         if entry.final and self._live.pop(entry.id, None) is not None:
+            self._held[entry.owner] -= 1
             entry.ended_s = asyncio.get_running_loop().time()
             self._ended[entry.id] = entry
 

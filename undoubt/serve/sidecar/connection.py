@@ -1,8 +1,8 @@
 """The HTTP protocol of one connection: uvicorn's, which also identifies the peer and bounds the wait for it.
 
-A head of a request that arrives too late, or is too large, ends the connection. A request that offers another
-protocol (``Upgrade``) is answered in HTTP/1.1, as RFC 9110, 7.8, allows: java.net.http offers HTTP/2 with its
-first request.
+A head of a request that arrives too late, or is too large, ends the connection, and so does an answer that
+the peer does not take. A request that offers another protocol (``Upgrade``) is answered in HTTP/1.1, as
+RFC 9110, 7.8, allows: java.net.http offers HTTP/2 with its first request.
 """
 
 from __future__ import annotations
@@ -82,9 +82,12 @@ class SidecarProtocol(HttpToolsProtocol):
         self._head_bytes = 0
         self._head_timer: asyncio.TimerHandle | None = None
         self._expect_head()
+        self._unsent = 0
+        self._looking = self.loop.call_later(self.head_timeout_s, self._look)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._head_arrived()
+        self._looking.cancel()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -92,6 +95,19 @@ class SidecarProtocol(HttpToolsProtocol):
         if self._head_timer is None and (cycle is None or cycle.response_complete):
             self._expect_head()
         super().data_received(data)
+
+    def resume_writing(self) -> None:
+        self._unsent = 0
+        super().resume_writing()
+
+    def _look(self) -> None:
+        """End a connection of which the other side has taken nothing since the last look: its answers keep
+        memory and, also after it was closed here, its descriptor."""
+        before, self._unsent = self._unsent, self.transport.get_write_buffer_size()
+        if 0 < before <= self._unsent:
+            self.transport.abort()
+        else:
+            self._looking = self.loop.call_later(self.head_timeout_s, self._look)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()

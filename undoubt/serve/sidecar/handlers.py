@@ -6,6 +6,9 @@ Each raises :class:`~undoubt.serve.sidecar.problems.RequestRefused`, or an error
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -28,6 +31,7 @@ from undoubt.serve.sidecar.lookup import look_up
 from undoubt.serve.sidecar.peers import OtherSidecars
 from undoubt.serve.sidecar.problems import RETRY_AFTER_S, RequestRefused
 from undoubt.serve.sidecar.settings import SidecarSettings
+from undoubt.serve.sidecar.shares import may_take
 from undoubt.serve.sidecar.sql_values import Parameter, parameter
 from undoubt.serve.sidecar.tokens import Client
 from undoubt.serve.sidecar.types import (
@@ -96,9 +100,9 @@ class Sidecar:
     sealer: Sealer = field(default_factory=Sealer)
     peers: OtherSidecars | None = None
     agency: Agency | None = None
-    waiting: int = 0
-    """The number of requests that wait for the end of a transaction. It is limited, so that requests that end
-    transactions can still be served."""
+    waiting: Counter[str] = field(default_factory=Counter)
+    """The number of requests that wait for the end of a transaction, by client. It is limited, so that
+    requests that end transactions can still be served."""
 
     @property
     def ledger(self) -> Any:
@@ -123,6 +127,20 @@ class Sidecar:
             return await self.peers.owner_of(self.ledger, first)
         except RequestRefused:  # an address without TLS
             return ""
+
+    @contextlib.contextmanager
+    def waits(self, request: JudgedRequest) -> Iterator[float]:
+        """For how long it may wait for an end; 0 where half of all requests wait: they leave room for those
+        that bring an end about."""
+        name, most = request.client.name, self.settings.requests_max // 2
+        if not request.wait_s or not may_take(self.waiting[name], self.waiting.total(), most):
+            yield 0.0
+            return
+        self.waiting[name] += 1
+        try:
+            yield request.wait_s
+        finally:
+            self.waiting[name] -= 1
 
     def participant(self, request: JudgedRequest, name: str) -> PostgresParticipant:
         """The participant ``name``, if the client and its capability allow it. Raises ``UnknownParticipant``,
@@ -244,12 +262,11 @@ async def execute(sidecar: Sidecar, request: JudgedRequest) -> Answer:
         entry.check_active()
         connection = await sidecar.book.connection(entry, name)
         try:
-            rows = await statements.run(connection, name, wanted.sql, values, sidecar.settings)
+            return answer(await statements.run(connection, name, wanted.sql, values, sidecar.settings))
         except statements.UnreadableAnswer as error:
-            entry.transaction.doom(error)
+            entry.transaction.doom(statements.without_frames(error))
             entry.check_active()
             raise
-    return answer(rows)
 
 
 def parameters(request: JudgedRequest) -> list[Parameter]:
@@ -359,15 +376,12 @@ async def show(sidecar: Sidecar, request: JudgedRequest) -> Answer:
         return answer(await _recorded(sidecar, request))
     if request.capability is None and not request.client.sees(entry.owner):
         raise _no_such(request.path["id"])
-    if request.wait_s and sidecar.waiting < sidecar.settings.requests_max // 2:
-        sidecar.waiting += 1
-        try:
-            await sidecar.book.wait_for_end(entry, request.wait_s)
-        finally:
-            sidecar.waiting -= 1
+    with sidecar.waits(request) as wait_s:
+        if wait_s:
+            await sidecar.book.wait_for_end(entry, wait_s)
     shown = answer(entry.info())
-    if request.wait_s:
-        shown.headers["preference-applied"] = f"wait={request.wait_s:g}"
+    if wait_s:
+        shown.headers["preference-applied"] = f"wait={wait_s:g}"
     return shown
 
 
@@ -381,14 +395,15 @@ async def _recorded(sidecar: Sidecar, request: JudgedRequest) -> TransactionShow
         txid = TxId.parse(request.path["id"])
     except InvalidName:
         raise _no_such(request.path["id"]) from None
-    end_s = asyncio.get_running_loop().time() + request.wait_s
-    while True:
-        found = await look_up(sidecar.ledger, txid)
-        if found is None:
-            raise _no_such(request.path["id"])
-        if found.state != "unknown" or asyncio.get_running_loop().time() >= end_s:
-            return found
-        await asyncio.sleep(0.1)
+    with sidecar.waits(request) as wait_s:
+        end_s = asyncio.get_running_loop().time() + wait_s
+        while True:
+            found = await look_up(sidecar.ledger, txid)
+            if found is None:
+                raise _no_such(request.path["id"])
+            if found.state != "unknown" or asyncio.get_running_loop().time() >= end_s:
+                return found
+            await asyncio.sleep(0.1)
 
 
 async def list_transactions(sidecar: Sidecar, request: JudgedRequest) -> Answer:

@@ -13,12 +13,13 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from undoubt.serve.sidecar.problems import RequestRefused, busy
 from undoubt.serve.sidecar.settings import SidecarSettings
+from undoubt.serve.sidecar.shares import may_take
 
 KEY_CHARACTERS_MAX = 255
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
@@ -74,6 +75,9 @@ class KeyedAnswers:
         self._settings = settings
         self._entries: OrderedDict[tuple[str, str], _Entry] = OrderedDict()
         self._bytes = 0
+        self._held: Counter[str] = Counter()
+        """Entries by the names of their clients."""
+        self._held_bytes: Counter[str] = Counter()
 
     async def once(
         self, client: str, key: str, print_: bytes, work: Callable[[], Awaitable[Answer]]
@@ -89,21 +93,22 @@ class KeyedAnswers:
             if entry.answer is None:
                 raise RequestRefused(409, "StillWorking", "the first request with that key has no answer yet")
             return entry.answer, True
-        if len(self._entries) >= self._settings.keys_max or self._bytes >= self._settings.keys_bytes_max:
+        if not self._has_room(client):
             raise busy("TooManyKeys", "too many answers to keyed requests are kept")
         self._entries[name] = entry = _Entry(print_)
+        self._held[client] += 1
         try:
             answer = await work()
         except BaseException:
-            del self._entries[name]
+            self._drop(name)
             raise
         if answer.final:
             entry.answer = answer
             entry.kept_until_s = asyncio.get_running_loop().time() + self._settings.kept_s
             self._entries.move_to_end(name)
-            self._bytes += len(answer.body) + ENTRY_BYTES
+            self._count_bytes(client, len(answer.body) + ENTRY_BYTES)
         else:
-            del self._entries[name]
+            self._drop(name)
         return answer, False
 
     def _sweep(self) -> None:
@@ -114,5 +119,19 @@ class KeyedAnswers:
                 continue
             if entry.kept_until_s > now_s:
                 break
-            self._bytes -= len(entry.answer.body) + ENTRY_BYTES
-            del self._entries[name]
+            self._count_bytes(name[0], -len(entry.answer.body) - ENTRY_BYTES)
+            self._drop(name)
+
+    def _has_room(self, client: str) -> bool:
+        settings = self._settings
+        return may_take(self._held[client], len(self._entries), settings.keys_max) and may_take(
+            self._held_bytes[client], self._bytes, settings.keys_bytes_max
+        )
+
+    def _drop(self, name: tuple[str, str]) -> None:
+        del self._entries[name]
+        self._held[name[0]] -= 1
+
+    def _count_bytes(self, client: str, size: int) -> None:
+        self._bytes += size
+        self._held_bytes[client] += size

@@ -22,6 +22,7 @@ from psycopg.pq import ExecStatus, Format
 from undoubt.participants.bounds import text
 from undoubt.participants.errors import ParticipantUnavailable, UsageError
 from undoubt.participants.postgres.psycopg.connection import AsyncBranchConnection, as_failure
+from undoubt.serve.sidecar.branch_ends import check_keeps_branch
 from undoubt.serve.sidecar.problems import RequestRefused
 from undoubt.serve.sidecar.settings import SidecarSettings
 from undoubt.serve.sidecar.sql_values import Parameter, type_name, value
@@ -73,6 +74,12 @@ class UnreadableAnswer(Exception):
     the transaction has to be aborted."""
 
 
+def without_frames(error: UnreadableAnswer) -> UnreadableAnswer:
+    """The error as it may be kept for as long as its transaction is known: its frames hold the rows."""
+    error.__cause__ = error.__context__ = None
+    return error.with_traceback(None)
+
+
 class TooMuch(UnreadableAnswer):
     """The answer to a statement is larger than the bounds of the sidecar, or no rows (COPY)."""
 
@@ -101,6 +108,7 @@ async def run(
     branch's connection; and :class:`UnreadableAnswer`, after which the transaction has to be aborted, because
     a part of the answer has not been read."""
     statement = text("sql", sql, most=settings.body_bytes_max, empty=False)
+    check_keeps_branch(statement)
     if len(parameters) > PARAMETERS_MAX:
         raise UsageError(f"a statement has at most {PARAMETERS_MAX} parameters")
     reading = _Reading(settings)
@@ -180,11 +188,11 @@ class _Reading:
         for row in range(result.ntuples):
             texts = [result.get_value(row, number) for number in range(result.nfields)]
             self._bytes += sum(len(each) for each in texts if each is not None)
+            if self._bytes > self._settings.rows_bytes_max:
+                raise TooMuch(
+                    f"the statement gives more than {self._settings.rows_bytes_max} bytes"
+                    " (sidecar.rows_bytes_max): select less at a time"
+                )
             self.rows.append(
                 [value(each, column.type) for each, column in zip(texts, self.columns, strict=True)]
-            )
-        if self._bytes > self._settings.rows_bytes_max:
-            raise TooMuch(
-                f"the statement gives more than {self._settings.rows_bytes_max} bytes"
-                " (sidecar.rows_bytes_max): select less at a time"
             )

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -25,6 +26,7 @@ from undoubt.serve.sidecar.settings import EVERYTHING, ROLES, SidecarSettings, T
 
 TOKEN_PREFIX = "undoubt_"  # noqa: S105 - what every token begins with
 _CHALLENGE = {"WWW-Authenticate": 'Bearer realm="undoubt"'}
+_HOST = re.compile(r"(?P<name>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+)(?::[0-9]{1,5})?")
 _LOCAL = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
@@ -83,12 +85,12 @@ class Doorkeeper:
             return  # no browser connects to a unix socket
         host = headers.get("host", "")
         name = _host_name(host)
-        if name not in self._hosts:
+        if not name or name not in self._hosts:
             raise RequestRefused(
                 421, "WrongHost", "Host names another server; sidecar.hosts lists the names of this one"
             )
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
+        if origin is not None and origin.lower().partition("://")[2] != host.lower():
             raise RequestRefused(403, "CrossOrigin", "requests from pages of other servers are refused")
 
     def client(self, peer: Peer, headers: Mapping[str, str]) -> Client:
@@ -129,8 +131,7 @@ def _client(known: TokenSettings) -> Client:
 
 
 def _host_name(host: str) -> str:
-    """Without its port."""
-    try:
-        return (urlsplit(f"//{host}").hostname or "").lower()
-    except ValueError:
-        return ""
+    """Without its port; empty of what is no name with a port, such as one with a user or a path (RFC 9110,
+    section 7.2)."""
+    match = _HOST.fullmatch(host)
+    return "" if match is None else match["name"].strip("[]").lower()
