@@ -81,25 +81,24 @@ class Settler:
         transaction under it: a transaction of a role that prepares no branches of ours counts as absent. The
         server prevents an ordinary role from ending it. A superuser looks up the owner first, and then
         changes to that role."""
-        return await self._settle(gid, order, evidence)
+        settled, final = await self._settle(gid, order, evidence)
+        return settled if final else await self._in_the_books(settled, order, evidence)
 
     async def _settle(
         self, gid: Gid, order: Decision, evidence: Evidence | None, holder: _Holder | None = None
-    ) -> Settled:
-        """As :meth:`settle`. ``holder`` is what a look has just shown."""
+    ) -> tuple[Settled, bool]:
+        """The result, and whether :meth:`settle` needs no look at the status of the transaction id. That look
+        comes after this call, when the session is back in the pool: to wait for a second session while
+        holding one could be a deadlock. ``holder`` is what a look has just shown."""
         try:
             async with self._management.session() as session:
                 if not session.intro.superuser:
-                    return await end_prepared(session, gid, order, self._management.timeout_s)
-                settled, final = await self._as_superuser(session, gid, order, evidence, holder)
+                    return await end_prepared(session, gid, order, self._management.timeout_s), True
+                return await self._as_superuser(session, gid, order, evidence, holder)
         except ServerError as error:
-            return await self._refused(gid, order, evidence, error)
+            return await self._refused(gid, order, evidence, error), True
         except (NoAnswer, NotSent) as error:
             raise participant_error(self._management.participant, error) from error
-        # The session is back in the pool: to wait for a second session while holding one could be a deadlock.
-        if final:
-            return settled
-        return await self._in_the_books(settled, order, evidence)
 
     async def settle_alone(self, gid: Gid, order: Decision, evidence: Evidence | None) -> Settled:
         """End a branch that another program has prepared. That program may end it and prepare another
@@ -112,8 +111,8 @@ class Settler:
         holder = _holder(self._management.participant, await self._management.read(*self._who(gid)))
         if holder is None or not _is_branch(holder, evidence):
             return await self._absent(order, evidence)
-        settled = await self._settle(gid, order, evidence, holder)
-        if settled is not Settled.APPLIED:
+        settled, final = await self._settle(gid, order, evidence, holder)
+        if final and settled is not Settled.APPLIED:
             return settled
         return await self._in_the_books(settled, order, evidence)
 
