@@ -4,8 +4,9 @@
 roles and settings of the databases, prepared transactions, transactions that are open, ended or begun, the
 number of commits. ``disclosed``: answers that hold what is only the victim's. ``stalled``: transactions of
 the well-behaved client that took longer than 10 seconds or failed, and connections, memory and sessions that
-are left afterwards. ``answered_5xx``: every answer of 500 and above but the 503 of one stated limit: an
-attacker that ends its own database session is told ``ParticipantUnavailable``; ``limited`` counts those.
+are left afterwards. ``answered_5xx``: every answer of 500 and above but the 503 of two stated limits, which
+``limited`` counts: an attacker that ends its own database session gets ``ParticipantUnavailable``, and one
+that rolls back an id that nobody has begun, in a session that is open, gets ``OutcomeUnknown``.
 ``control``: for each rule, what the same attack finds in a copy of the tree with that rule's bug planted; the
 least of them.
 

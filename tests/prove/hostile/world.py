@@ -35,7 +35,7 @@ LOOK_S = 0.05
 BODY_BYTES_MAX = 100_000
 BODY_TIMEOUT_S = 2.0
 TRANSACTIONS_MAX = 60
-LIMITS = ("ParticipantUnavailable",)
+LIMITS = ("ParticipantUnavailable", "OutcomeUnknown")
 """Names of the 503 of stated limits."""
 SETTLED_S = 20.0
 

@@ -50,6 +50,7 @@ session_ttl_s = 5.0
 [sidecar]
 socket = ""
 listen = "127.0.0.1:{port}"
+url = "http://127.0.0.1:{port}"
 drain_s = 0.0
 
 [[sidecar.tokens]]
