@@ -56,7 +56,7 @@ with ours as (
       from pg_catalog.pg_namespace as n where n.nspname operator(pg_catalog.=) {schema}
 ),
 held as (
-    select c.oid, c.relowner, c.relacl, c.relkind,
+    select c.oid, c.relowner, c.relacl, c.relkind, c.relpersistence,
            ours.name operator(pg_catalog.||) '.' operator(pg_catalog.||) c.relname::pg_catalog.text as name
       from ours
       join pg_catalog.pg_class as c on c.relnamespace operator(pg_catalog.=) ours.oid
@@ -114,7 +114,10 @@ select distinct power.kind, power.name,
 union all
 select 'shape', held.name, ''
   from held
- where held.relkind operator(pg_catalog.<>) 'r'
+ where held.relkind operator(pg_catalog.<>) 'r' or held.relpersistence operator(pg_catalog.<>) 'p'
+    or exists (select from pg_catalog.pg_trigger as t
+                where t.tgrelid operator(pg_catalog.=) held.oid and not t.tgisinternal
+                  and (t.tgtype::pg_catalog.int4 operator(pg_catalog.&) 2) operator(pg_catalog.=) 2)
     or exists (select from pg_catalog.pg_rewrite as w where w.ev_class operator(pg_catalog.=) held.oid)
  order by 1, 2, 3
 """
@@ -150,7 +153,8 @@ class Power(enum.StrEnum):
     TRIGGERED = "triggered"
     """The role owns the function of a trigger on a table in it."""
     SHAPE = "shape"
-    """No role's power: a view is in place of a table, or a table has a rule."""
+    """No role's power: a view or an unlogged table is in place of a table, or a table has a rule or a BEFORE
+    trigger, which may suppress its rows."""
 
 
 OWNING = frozenset({Power.OWNER, Power.OBJECT, Power.TRIGGERED})
@@ -185,7 +189,7 @@ class Fault:
             case Power.TRIGGERED:
                 return f"{self.name} has a trigger whose function belongs to {who}"
             case Power.SHAPE:
-                return f"{self.name} is not a plain table, or has rules"
+                return f"{self.name} is not a plain logged table, or has rules or BEFORE triggers"
 
 
 def faults_of(rows: Iterable[tuple[str, str, str]]) -> tuple[Fault, ...]:

@@ -55,6 +55,7 @@ from undoubt.participants.postgres.sqlstate import (
     IN_USE,
     branch_failure,
     lost,
+    note_impossible,
     participant_error,
     schema_changed,
     swallowed,
@@ -85,14 +86,15 @@ class Lost:
 
     ``session`` is the lost session. ``proof`` is the proof of the note that was sent before COMMIT, empty if
     there was no note. ``evidence`` is that of the branch, None if it was not known before COMMIT was sent.
-    ``wrote``: the branch is known to have changed something, and so has left its note if it committed.
+    ``certain``: COMMIT could not be executed without the note, so that a missing note proves that the branch
+    has not committed.
     """
 
     session: ServerSession
     gid: Gid
     proof: bytes = field(repr=False)
     evidence: Evidence | None
-    wrote: bool
+    certain: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +198,7 @@ class PostgresBranch:
         # The note makes the commit of a three-phase branch visible exactly when the branch commits.
         note = note_script(self._proof, intro) if self._gid.protocol is Protocol.THREE_PHASE else ""
         lent = self._slot.timeouts_ms is not None
-        script = guard_script(self._marker, head, intro, self._around.owners, lent=lent)
+        script = guard_script(self._marker, head, intro, self._around.owners, lent=lent, noted=bool(note))
         script += f"; {note}prepare transaction {literal(str(self._gid))}"
         before = self._session.application_name
         self._asked = True
@@ -247,33 +249,62 @@ class PostgresBranch:
 
     async def commit_one_phase(self) -> Settled:
         self._stop_application()
-        guard = f"{query('guard_deferred')}; {commit_guard(self._marker)}"
         proof = self._proof if self._session.intro.notes_commits else b""
-        script = f"{guard}; {note_script(proof, self._session.intro)}commit"
+        # Without one of these the branch may have nothing to note, and commits in any case. A transaction
+        # that the application has ended itself has no note although it has committed: poll excludes that.
+        handle = self._handle
+        wrote = handle.undoubt_wrote and not handle.undoubt_committed
+        certain = bool(proof) and (wrote or self._xid is not None)
+        try:
+            return await self._commit_now(proof, certain=certain)
+        except ServerError as error:
+            if not (certain and note_impossible(error)):
+                raise self._refused(error) from error
+        await self._give_up_note()
+        try:
+            return await self._commit_now(b"", certain=False)
+        except ServerError as error:
+            raise self._refused(error) from error
+
+    async def _give_up_note(self) -> None:
+        """Continue after the error of ``note_certain``, and learn what else may prove the outcome."""
+        try:
+            await self._session.script(query("note_given_up"), timeout_s=self._around.statement_timeout_s)
+        except ServerError as error:
+            raise self._refused(error) from error
+        except (NoAnswer, NotSent) as error:
+            raise self._lost(" before COMMIT", error) from error
+        await self.poll()
+
+    async def _commit_now(self, proof: bytes, *, certain: bool) -> Settled:
+        """Send COMMIT. Raises ``ServerError`` if it was refused, and the session continues."""
+        note = note_script(proof, self._session.intro)
+        if certain:
+            note = f"{query('note_certain')}; {note}"
+        script = f"{query('guard_deferred')}; {commit_guard(self._marker)}; {note}commit"
         try:
             answer = await self._session.script(script, timeout_s=self._timeout_s)
         except ServerError as error:
             if error.fatal:
-                return await self._ask_books(proof, error)
-            raise self._refused(error) from error
+                return await self._ask_books(proof, certain, error)
+            raise
         except NotSent as error:
             raise self._lost(" before COMMIT", error) from error
         except NoAnswer as error:
-            return await self._ask_books(proof, error)
+            return await self._ask_books(proof, certain, error)
         if answer.tag != "COMMIT":
             raise self._swallowed(f"COMMIT answered {answer.tag}")
         # A commit without a standby's confirmation is still committed here, and its note would prove no more.
         self._over = Settled.APPLIED if answer.unconfirmed is None else Settled.HEURISTIC_HAZARD
         return self._over
 
-    async def _ask_books(self, proof: bytes, error: ServerError | NoAnswer) -> Settled:
+    async def _ask_books(self, proof: bytes, certain: bool, error: ServerError | NoAnswer) -> Settled:
         """The outcome of a COMMIT whose answer was ``error``. If the server gave a reason for ending the
         session, an error with that reason is raised instead of ABSENT or HEURISTIC_HAZARD."""
         evidence = None
         if self._xid is not None and self._place is not None:
             evidence = evidence_at(self._place, self._xid)
-        wrote = self._handle.undoubt_wrote or self._xid is not None
-        asked = Lost(self._session, self._gid, proof, evidence, wrote)
+        asked = Lost(self._session, self._gid, proof, evidence, certain)
         self._over = await self._around.look_up(asked)
         if error.sqlstate is not None and self._over is Settled.ABSENT:
             raise self._lost(" during COMMIT", error) from error
@@ -388,11 +419,11 @@ def report_head(name: str, *, pooler: bool) -> str:
 
 
 def guard_script(
-    marked: str, head: str, intro: ServerParameters, owners: tuple[str, ...], *, lent: bool
+    marked: str, head: str, intro: ServerParameters, owners: tuple[str, ...], *, lent: bool, noted: bool
 ) -> str:
     """The statements before PREPARE TRANSACTION in its round trip; ``marked`` is the branch's marker,
     ``head`` comes from :func:`report_head`, ``owners`` from the settings. ``lent``: the session was opened by
-    undoubt, and is reset before its next use."""
+    undoubt, and is reset before its next use. ``noted``: a note is written behind these statements."""
     script = fill("guard_prepare", marker=marked, report=head)
     script = _durable(script, local=intro.pooled or not lent)
     position = query("guard_position" if intro.reports_position else "guard_no_position")
@@ -404,6 +435,8 @@ def guard_script(
         # Without these conditions a session can only change to roles that were granted to the login role.
         guard = guard_role(intro.role, owners, pooled=intro.pooled, superuser=intro.superuser)
         script = f"{guard}; {script}"
+    if noted:
+        script = f"{query('note_of_changes')}; {script}"
     return f"{query('guard_deferred')}; {script}"
 
 

@@ -12,6 +12,12 @@ from undoubt.participants.ids import Gid
 from undoubt.participants.postgres.session import ServerError, ServerSession
 
 _BLANK = r"(?:\s|--[^\n]*\n|/\*.*?\*/)*"
+_COMMITS = re.compile(
+    rf"(?:^|;){_BLANK}(?:commit\b|prepare\b{_BLANK}transaction\b"
+    # In a block of PL/pgSQL the last "end" is mostly followed by a quote.
+    rf"|end\b(?:{_BLANK}\b(?:work|transaction|and|no|chain)\b)*{_BLANK}(?:;|$))",
+    re.IGNORECASE | re.DOTALL,
+)
 _OUTLIVES = re.compile(rf"(?:^|;){_BLANK}(?:(?:prepare|load)\b|do\b.*\bload\b)", re.IGNORECASE | re.DOTALL)
 
 
@@ -27,6 +33,11 @@ def outlives_reset(statement: str) -> bool:
 _CHANGED = re.compile(r"(?:INSERT \d+|UPDATE|DELETE|MERGE) [1-9]")
 
 LISTEN_REFUSED = "LISTEN needs a separate connection: PostgreSQL cannot prepare a branch with it"
+
+
+def may_commit(statement: str) -> bool:
+    """Whether ``statement`` may end its transaction with a commit; true also if it only looks so."""
+    return _COMMITS.search(statement) is not None
 
 
 def changed_rows(tag: str) -> bool:
@@ -64,6 +75,11 @@ class Handle(Protocol):
         ...
 
     @property
+    def undoubt_committed(self) -> bool:
+        """Whether a statement may have ended the transaction, and committed what came before it."""
+        ...
+
+    @property
     def undoubt_reusable(self) -> bool:
         """Whether the session may be lent to another branch."""
         ...
@@ -87,7 +103,10 @@ class ApplicationSide:
     undoubt_wrote: bool = False
     """A statement reported a changed row. Then there is a transaction id (also if the change was rolled back
     to a savepoint), or PREPARE fails (rows of postgres_fdw), or it does no harm to prepare an empty branch (a
-    view whose INSTEAD OF trigger did nothing)."""
+    view whose INSTEAD OF trigger did nothing). It does not prove that there is an id."""
+    undoubt_committed: bool = False
+    """A statement may have ended the transaction, and committed what came before it. Also true of statements
+    that only look like one, such as the body of a function."""
     undoubt_reusable: bool = True
     undoubt_stale: bool = False
     undoubt_failure: ServerError | None = None

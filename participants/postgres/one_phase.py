@@ -5,8 +5,9 @@ again after a crash, if no record of the branch had reached the log, so "committ
 transaction. "Aborted", and an id that is not assigned yet, are true of our branch in both cases. The proof of
 a commit is a note that was written inside the branch (``undoubt.undoubt_note``, see
 :mod:`undoubt.participants.postgres.schema`), if the database has that table. If the session has ended and
-there is no note, that proves the contrary. Without either proof the result is a hazard. Every role may write
-notes, so the note of a branch is made of a secret, without which it can be neither written nor looked up."""
+there is no note, that proves the contrary, but only of a branch whose COMMIT could not run without its note.
+Without either proof the result is a hazard. Every role may write notes, so the note of a branch is made of a
+secret, without which it can be neither written nor looked up."""
 
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ from undoubt.participants.errors import ParticipantError
 from undoubt.participants.postgres.admin_pool import Management
 from undoubt.participants.postgres.branch import Lost
 from undoubt.participants.postgres.history import columns, place_in, place_of
-from undoubt.participants.postgres.session import ServerSession
+from undoubt.participants.postgres.session import Row, ServerSession
 from undoubt.participants.postgres.settle import Settler
 from undoubt.participants.postgres.sql import query
 
@@ -57,7 +58,7 @@ class OnePhase:
 
     async def _look(self, lost: Lost) -> Settled:
         if lost.proof:
-            settled = await self._look_for_note(lost.session, lost.proof, lost.wrote)
+            settled = await self._look_for_note(lost.session, lost.proof, lost.certain)
             if settled is not Settled.BUSY:
                 return settled
         if lost.evidence is None:
@@ -65,29 +66,23 @@ class OnePhase:
             return Settled.BUSY if lost.proof else Settled.HEURISTIC_HAZARD
         return await self._look_for_xid(lost.evidence)
 
-    async def _look_for_note(self, session: ServerSession, proof: bytes, wrote: bool) -> Settled:
+    async def _look_for_note(self, session: ServerSession, proof: bytes, certain: bool) -> Settled:
         # Look at the session first: if there is no note after the session's end, there never will be.
         gone = False
         if not session.intro.pooled:
-            [row] = await self._management.read(
-                query("backend_gone"), session.pid, session.intro.backend_start
-            )
-            gone = row["gone"]
-        [row] = await self._management.read(query("noted"), proof)
+            row = await self._row("backend_gone", session, session.pid, session.intro.backend_start)
+            gone = row["gone"] and _same_place(row, session)
+        row = await self._row("noted", session, proof)
         if row["noted"]:
             return Settled.APPLIED
-        if not gone or not await self._same_history(session):
+        if not gone or not _same_place(row, session):
             return Settled.BUSY
-        return Settled.ABSENT if wrote else Settled.HEURISTIC_HAZARD
+        return Settled.ABSENT if certain else Settled.HEURISTIC_HAZARD
 
-    async def _same_history(self, session: ServerSession) -> bool:
-        """Whether the server is still in the history of ``session``: in another history the note may be
-        missing because it was lost with the former history."""
-        before = place_of(session.intro)
-        if before is None:
-            return False
-        [row] = await self._management.read(f"select {columns(session.intro)}")
-        return place_in(row, session.intro) == before
+    async def _row(self, name: str, session: ServerSession, *args: object) -> Row:
+        sql = query(name).replace("{whereabouts}", columns(session.intro))
+        [row] = await self._management.read(sql, *args)
+        return row
 
     async def _look_for_xid(self, evidence: Evidence) -> Settled:
         match await self._settler.evidence(evidence):
@@ -97,3 +92,10 @@ class OnePhase:
                 return Settled.BUSY
             case XactStatus.COMMITTED | XactStatus.UNKNOWN:
                 return Settled.HEURISTIC_HAZARD
+
+
+def _same_place(row: Row, session: ServerSession) -> bool:
+    """Whether the server that answered with ``row`` is in the history of ``session``. On another server, or
+    in another history, the session and its note may be missing although the branch has committed."""
+    place = place_of(session.intro)
+    return place is not None and place_in(row, session.intro) == place

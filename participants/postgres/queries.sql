@@ -199,21 +199,47 @@ select case when pg_catalog.current_setting('undoubt.tx', true) operator(pg_cata
 
 -- name: note_commit
 -- Writes a row that is visible exactly if the branch has committed; it writes nothing in a branch that has written
--- nothing. The proof is a constant: it is sent with PREPARE or COMMIT in one simple query, which takes no parameters.
+-- nothing, or has become read only since. The proof is a constant: it is sent with PREPARE or COMMIT in one simple
+-- query, which takes no parameters.
 select undoubt.note_commit({proof}::pg_catalog.bytea)
  where pg_catalog.pg_current_xact_id_if_assigned() is not null
    and pg_catalog.current_setting('transaction_read_only') operator(pg_catalog.=) 'off'
 
+-- name: note_certain
+-- Sent before the note, if a missing note has to prove that the branch has not committed. Fails with 22P02 and the text
+-- "undoubt note" if no note can be written: what the branch has changed is in other databases, so that it has no
+-- transaction id here, or the transaction has been made read only since. The savepoint lets it commit without a note
+-- then; it is released before the note is written, which would otherwise need a transaction id of its own.
+savepoint undoubt_note;
+select case when pg_catalog.pg_current_xact_id_if_assigned() is not null
+                 and pg_catalog.current_setting('transaction_read_only') operator(pg_catalog.=) 'off' then 0
+            else ('undoubt note ' operator(pg_catalog.||)
+                  pg_catalog.current_setting('transaction_read_only'))::pg_catalog.int4 end;
+release savepoint undoubt_note
+
+-- name: note_given_up
+rollback to savepoint undoubt_note; release savepoint undoubt_note
+
+-- name: note_of_changes
+-- Sent before the guard of PREPARE, which assigns a transaction id. Fails with 22P02 and the text "undoubt note" if the
+-- branch has changed something and can write no note, because it has been made read only since.
+select case when pg_catalog.pg_current_xact_id_if_assigned() is null
+                 or pg_catalog.current_setting('transaction_read_only') operator(pg_catalog.=) 'off' then 0
+            else ('undoubt note ' operator(pg_catalog.||)
+                  pg_catalog.current_setting('transaction_read_only'))::pg_catalog.int4 end
+
 -- name: noted
-select undoubt.is_noted($1::pg_catalog.bytea) as noted
+-- With the place of the server, in the same statement: a note may be missing because another server was asked.
+select undoubt.is_noted($1::pg_catalog.bytea) as noted, {whereabouts}
 
 -- name: backend_gone
--- True if the session that $1 (pid) and $2 (its start) identify has ended, and its transaction with it.
+-- True if the session that $1 (pid) and $2 (its start) identify has ended, and its transaction with it. With the place
+-- of the server, as in noted: the session never was on another server.
 select not exists (select from pg_catalog.pg_stat_activity as a
                     where a.pid operator(pg_catalog.=) $1
                       and (a.backend_start is null
                            or extract(epoch from a.backend_start)::pg_catalog.text
-                              operator(pg_catalog.=) $2::pg_catalog.text)) as gone
+                              operator(pg_catalog.=) $2::pg_catalog.text)) as gone, {whereabouts}
 
 -- name: owned
 -- Whether {owner} is a role that prepares branches of ours: the login role, a role that was granted to it, or a role of
@@ -484,10 +510,11 @@ select pg_catalog.pg_cancel_backend(a.pid) as sent
         or pg_catalog.split_part(a.application_name, '#', 1) operator(pg_catalog.=) $4::pg_catalog.text)
 
 -- name: prune
--- A note that belongs to a row of three-phase commit is proof until the row is deleted.
+-- A note that belongs to a row of three-phase commit is proof until the row is deleted. A note that is younger than an
+-- hour may still be looked for: without it a commit whose answer was lost would be taken for a rollback.
 delete from undoubt.undoubt_note as n
  where n.noted_at operator(pg_catalog.<) (pg_catalog.clock_timestamp() operator(pg_catalog.-)
-                                          pg_catalog.make_interval(secs => $1))
+                                          pg_catalog.make_interval(secs => greatest($1, 3600)))
    and not exists (select from undoubt.undoubt_branch as b where b.note operator(pg_catalog.=) n.hash)
 
 -- name: prune_old

@@ -62,9 +62,9 @@ def _taking_back() -> str:
 
 
 async def prune(participant: str, settings: ParticipantSettings, *, older_than_s: float) -> int:
-    """Delete notes of commits that are older than ``older_than_s`` seconds; returns their number. The dsn's
-    user must own the table. A note is looked up within seconds after a lost answer, so that a day is long
-    enough."""
+    """Delete notes of commits that are older than ``older_than_s`` seconds, and than an hour; returns their
+    number. The dsn's user must own the table. A note is looked up within seconds after a lost answer, so that
+    a day is long enough."""
     return await asyncio.to_thread(_prune, participant, settings, older_than_s)
 
 

@@ -20,6 +20,7 @@ from undoubt.participants.postgres.session import NoAnswer, NotSent, ServerError
 
 MARKER_TEXT = "undoubt marker"
 SCHEMA_TEXT = "undoubt schema"
+NOTE_TEXT = "undoubt note"
 _ROLE = re.compile(r"undoubt role <(.*)>", re.DOTALL)
 
 UNDEFINED_OBJECT = "42704"
@@ -55,6 +56,11 @@ ENDED_BY_APPLICATION = (
 SWALLOWED = (
     "an SQL error in this branch was swallowed: PostgreSQL has rolled it back, so everything aborts;"
     " use 'async with connection.transaction()' around statements that may fail"
+)
+
+NOTE_IMPOSSIBLE = (
+    "its transaction was made read only after it had changed something: it cannot note its commit, which"
+    " three-phase commit needs. Leave out SET TRANSACTION READ ONLY there, or use protocol 2pc"
 )
 
 SCHEMA_CHANGED = (
@@ -142,18 +148,29 @@ def marker_lost(error: ServerError) -> bool:
     return error.sqlstate == "22P02" and MARKER_TEXT in error.message
 
 
+def note_impossible(error: ServerError) -> bool:
+    """Whether ``note_certain`` or ``note_of_changes`` of ``queries.sql`` raised ``error``."""
+    return error.sqlstate == "22P02" and NOTE_TEXT in error.message
+
+
 def schema_changed(error: ServerError) -> bool:
     """Whether ``same_schema`` of ``queries.sql`` raised ``error``."""
     return error.sqlstate == "22P02" and SCHEMA_TEXT in error.message
 
 
+_RAISED_BY_GUARDS = (
+    (marker_lost, ENDED_BY_APPLICATION),
+    (schema_changed, SCHEMA_CHANGED),
+    (note_impossible, NOTE_IMPOSSIBLE),
+)
+
+
 def _explain(error: ServerError) -> str:
-    if marker_lost(error):
-        return ENDED_BY_APPLICATION
+    for raised_it, text in _RAISED_BY_GUARDS:
+        if raised_it(error):
+            return text
     if error.sqlstate == "22P02" and (role := _ROLE.search(error.message)) is not None:
         return _ROLE_LEFT.format(role=role[1])
-    if schema_changed(error):
-        return SCHEMA_CHANGED
     # The hint names the setting in every language; 53200 is the server's code if all are in use.
     if error.sqlstate == IN_USE and "max_prepared_transactions" in error.hint:
         return f"{error.message}: " + _PREPARED_MAX.format(what="0", value=100)

@@ -194,17 +194,26 @@ FAULTS = [
     (
         "create function fired() returns trigger language plpgsql as 'begin return new; end';"
         "alter function fired() owner to landlord;"
-        "create trigger t before insert on undoubt.undoubt_branch for each row execute function fired()",
+        "create trigger t after insert on undoubt.undoubt_branch for each row execute function fired()",
         "undoubt.undoubt_branch has a trigger whose function belongs to role landlord",
     ),
     (
+        "create function mute() returns trigger language plpgsql as 'begin return null; end';"
+        "create trigger t before insert on undoubt.undoubt_note for each row execute function mute()",
+        "undoubt.undoubt_note is not a plain logged table, or has rules or BEFORE triggers",
+    ),
+    (
+        "alter table undoubt.undoubt_note set unlogged",
+        "undoubt.undoubt_note is not a plain logged table, or has rules or BEFORE triggers",
+    ),
+    (
         "create rule r as on delete to undoubt.undoubt_note do also select 1",
-        "undoubt.undoubt_note is not a plain table, or has rules",
+        "undoubt.undoubt_note is not a plain logged table, or has rules or BEFORE triggers",
     ),
     (
         "drop table undoubt.undoubt_history cascade;"
         "create view undoubt.undoubt_history as select 'a' as id, 1::bigint as system, '1' as timeline",
-        "undoubt.undoubt_history is not a plain table, or has rules",
+        "undoubt.undoubt_history is not a plain logged table, or has rules or BEFORE triggers",
     ),
 ]
 

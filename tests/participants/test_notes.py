@@ -72,6 +72,34 @@ async def test_a_branch_is_committed_once_its_own_note_is_seen(
     assert not await participant.states.bury(three, charter(three))
 
 
+@pytest.mark.parametrize("then", ["set transaction read only", "set local transaction_read_only = on"])
+async def test_changes_of_three_phase_commit_are_noted_or_not_prepared(
+    participant: PostgresParticipant, noted: Database, three: Gid, then: str
+) -> None:
+    """Broken if a branch commits whose row then says that it was rolled back."""
+    branch = await participant.begin(three, timeout_s=30, key=KEY)
+    await at(branch).execute(WRITE)
+    await at(branch).execute(then)
+    result = await branch.prepare()
+    assert result.vote is Vote.ABORT
+    assert "made read only after it had changed something" in str(result.reason)
+    assert await branch.rollback() is Settled.APPLIED
+    await branch.release()
+    assert (await noted.prepared(), await noted.balance()) == ([], 100)
+
+
+async def test_a_reader_of_three_phase_commit_is_prepared_without_a_note(
+    participant: PostgresParticipant, noted: Database, three: Gid
+) -> None:
+    """Broken if a serializable reader, which has no changes to lose, makes its transaction abort."""
+    branch = await participant.begin(three, timeout_s=30, key=KEY)
+    await at(branch).execute("set transaction isolation level serializable, read only")
+    await at(branch).fetch("select * from account")
+    assert (await branch.prepare()).vote is Vote.PREPARED
+    assert await branch.commit() is Settled.APPLIED
+    await branch.release()
+
+
 async def test_a_stranger_can_neither_make_nor_read_a_note(
     participant: PostgresParticipant, noted: Database, stranger: Connection, three: Gid
 ) -> None:

@@ -149,6 +149,17 @@ async def test_prune(participant: PostgresParticipant, noted: Database) -> None:
     assert await noted.admin.fetchval("select count(*) from undoubt.undoubt_note") == 1
 
 
+async def test_prune_keeps_what_may_still_be_looked_for(
+    participant: PostgresParticipant, noted: Database, gid: Gid
+) -> None:
+    """Broken if a commit whose answer is lost is told as a rollback, because its note was pruned."""
+    branch = await participant.begin(gid, timeout_s=30, key=KEY)
+    await at(branch).execute(WRITE)
+    await branch.commit_one_phase()
+    await branch.release()
+    assert await prune("p", ParticipantSettings(dsn=noted.dsn), older_than_s=0.0) == 0
+
+
 async def test_migrate_without_the_right(database: Database, server: EmbeddedServer) -> None:
     """A refusal names the participant and what was missing."""
     await database.admin.execute("create role nobody_much login")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -21,7 +23,7 @@ from undoubt.participants.errors import BranchFailed, ParticipantUnavailable
 from undoubt.participants.ids import Gid
 from undoubt.participants.postgres import PostgresParticipant
 from undoubt.participants.postgres.one_phase import OnePhase
-from undoubt.participants.postgres.session import ServerSession
+from undoubt.participants.postgres.session import ServerParameters, ServerSession
 
 _SLOW_TRIGGER = (
     "create function dawdle() returns trigger language plpgsql as"
@@ -99,9 +101,9 @@ async def test_lost_answer_of_a_commit_that_still_runs(
         looks = []
 
         async def then_let_it_commit(
-            books: OnePhase, session: ServerSession, proof: bytes, wrote: bool
+            books: OnePhase, session: ServerSession, proof: bytes, certain: bool
         ) -> Settled:
-            looks.append(await look_for_note(books, session, proof, wrote))
+            looks.append(await look_for_note(books, session, proof, certain))
             if len(looks) == 1:
                 await noted.admin.execute("select pg_advisory_unlock(4711)")
             return looks[-1]
@@ -171,3 +173,51 @@ async def test_evidence_of_one_phase_is_not_evidence_of_commit() -> None:
     for fate in XactStatus:
         phase = OnePhase(None, Books(fate))  # type: ignore[arg-type]
         assert await phase._look_for_xid(Evidence(7, 1, "00000001")) is expected[fate]
+
+
+@pytest.mark.parametrize("ending", ["commit", "commit and chain", "commit; begin", "/* so */ end; begin"])
+async def test_the_application_has_committed_itself_before_the_answer_is_lost(
+    noted: Database, gid: Gid, ending: str
+) -> None:
+    """Broken if "aborted" is said of a row that is there: the missing note is that of a later transaction."""
+    async with Proxy(noted.dsn) as proxy:
+        participant = participant_at(proxy.dsn)
+        branch = await participant.begin(gid, timeout_s=30, key=KEY)
+        await at(branch).execute(WRITE)
+        await at(branch).execute(ending)
+        proxy.freeze()
+        commit = asyncio.create_task(branch.commit_one_phase())
+        await proxy.held.wait()
+        proxy.cut()
+        assert await commit is Settled.HEURISTIC_HAZARD
+        await branch.release()
+        await participant.close()
+    assert await noted.balance() == 90
+
+
+@pytest.mark.parametrize(
+    ("of_session", "of_note", "settled"),
+    [
+        ("here", "here", Settled.ABSENT),
+        ("elsewhere", "here", Settled.BUSY),
+        ("here", "elsewhere", Settled.BUSY),
+        (None, None, Settled.BUSY),
+    ],
+)
+async def test_a_note_is_missing_only_where_the_session_was(
+    of_session: str | None, of_note: str | None, settled: Settled
+) -> None:
+    """Broken if a server that never had the session, between two failovers, proves that nothing committed."""
+
+    class Servers:
+        async def read(self, sql: str, *args: object) -> list[dict[str, object]]:
+            history = of_note if "is_noted" in sql else of_session
+            assert "current_history" in sql
+            return [{"gone": True, "noted": False, "system": None, "timeline": None, "history": history}]
+
+    intro = ServerParameters(
+        180000, "on", 0.0, 0.0, True, None, None, "1", reports_history=True, history="here"
+    )
+    session: Any = SimpleNamespace(intro=intro, pid=7)
+    phase = OnePhase(Servers(), None)  # type: ignore[arg-type]
+    assert await phase._look_for_note(session, b"proof", True) is settled

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import select
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
+import asyncpg
 import pytest
 
 from tests.participants.hands import at, is_lost, sql_error
@@ -15,8 +17,10 @@ from undoubt.participants.contract import Branch, PrepareUnanswered, Settled, Vo
 from undoubt.participants.errors import BranchFailed, ParticipantError
 from undoubt.participants.ids import Gid
 from undoubt.participants.postgres import PostgresParticipant
-from undoubt.participants.postgres.asyncpg.session import read_session_end
+from undoubt.participants.postgres.asyncpg.connection import BranchConnection
+from undoubt.participants.postgres.asyncpg.session import Listening, read_session_end
 from undoubt.participants.postgres.psycopg.session import PsycopgSession
+from undoubt.participants.postgres.session import ServerError
 from undoubt.participants.postgres.sqlstate import with_setting
 
 KINDS = ("asyncpg", "psycopg", "psycopg-sync")
@@ -254,6 +258,54 @@ def test_the_end_of_a_session_is_read_from_its_bytes() -> None:
     assert read_session_end(message("ERROR", "25P03")) is None
     for data in (b"", b"E", b"E\0\0\0\4", b"E\xff\xff\xff\xffSFATAL", b"T\0\0\0\4"):
         assert read_session_end(data) is None
+
+
+def fatal(severity: str = "FATAL") -> bytes:
+    fields = f"S{severity}\0V{severity}\0C25P03\0Mtoo long\0\0".encode()
+    return b"E" + (len(fields) + 4).to_bytes(4) + fields
+
+
+@pytest.mark.parametrize(
+    ("data", "ends"),
+    [
+        (fatal(), True),
+        (b"C\0\0\0\x0aBEGIN\0Z\0\0\0\5T" + fatal(), True),
+        (fatal("ERROR") + b"Z\0\0\0\5E" + fatal(), True),
+        (fatal("ERROR") + b"Z\0\0\0\5E", False),
+        (b"D\0\0\0\x0cFATAL\0\0\0" + b"Z\0\0\0\5T", False),
+        (b"D\0\0\0\0FATAL\0" + fatal()[:9], False),
+    ],
+)
+def test_the_end_of_a_session_behind_an_answer_is_read(data: bytes, ends: bool) -> None:
+    """Broken if the reason is lost because it arrived in one piece with the answer before it."""
+    passed: list[bytes] = []
+    protocol = SimpleNamespace(data_received=passed.append)
+    transport = SimpleNamespace(get_protocol=lambda: protocol, set_protocol=lambda _: None)
+    listening = Listening(SimpleNamespace(_transport=transport))
+    listening.data_received(data)
+    assert passed == [data]
+    assert (listening.end is not None and listening.end.sqlstate == "25P03") is ends
+
+
+async def test_a_statement_between_the_servers_last_word_and_the_end(gid: Gid) -> None:
+    """Broken if an application reads of asyncpg's states instead of the reason why its session ended."""
+
+    class Ending:
+        _loop = asyncio.get_running_loop()
+
+        async def execute(self, *args: object, **options: object) -> str:
+            raise asyncpg.InternalClientError(
+                "cannot switch to state 15; another operation (2) is in progress"
+            )
+
+    connection: Any = BranchConnection(
+        Ending(),  # type: ignore[arg-type]
+        gid,
+        lambda: ServerError("25P03", "too long", fatal=True),
+    )
+    with pytest.raises(asyncpg.PostgresError, match="too long") as raised:
+        await connection.execute("select 1")
+    assert raised.value.sqlstate == "25P03"
 
 
 def test_a_setting_is_named_only_where_it_is_sure() -> None:

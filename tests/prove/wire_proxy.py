@@ -72,12 +72,13 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Strike:
-    """``place`` may be a text instead: the first message whose label begins with it. ``hold_s``:
-    how long a message is held back, if it is."""
+    """``place`` may be a text instead: the first message whose label begins with it, behind ``passing`` other
+    ones. ``hold_s``: how long a message is held back, if it is."""
 
     place: Place | str
     fault: Fault
     hold_s: float
+    passing: int = 0
 
 
 class Wire:
@@ -91,6 +92,7 @@ class Wire:
         self._numbers = 0
         self._generation = 0
         self._strike: Strike | None = None
+        self._passing = 0
         self.struck = False
         self.dark = False
         """Nobody is let through: every connection is cut, and every new one refused."""
@@ -116,6 +118,7 @@ class Wire:
         self._generation += 1
         self._numbers = 0
         self._strike, self.struck = strike, False
+        self._passing = 0 if strike is None else strike.passing
         self.heard, self.to_nobody = [], []
 
     def heal(self) -> None:
@@ -204,6 +207,9 @@ class Wire:
             return None
         wanted = self._strike.place
         if not (label.startswith(wanted) if isinstance(wanted, str) else place == wanted):
+            return None
+        if self._passing:
+            self._passing -= 1
             return None
         self.struck = True
         return self._strike

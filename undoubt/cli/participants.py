@@ -142,7 +142,8 @@ def migrate(context: Context, names: tuple[str, ...], sql: bool, note: str) -> N
 def prune(context: Context, older_than: float, note: str) -> None:
     """Delete old notes of one-phase commits from the tables that `migrate` made.
 
-    A caller asks within seconds after its answer was lost, so one day is enough.
+    A caller asks within seconds after its answer was lost, so one day is enough. What is younger than an
+    hour is kept in any case.
 
     \b
     Example:

@@ -22,6 +22,7 @@ from undoubt.participants.postgres.connection_proxy import (
     ApplicationSide,
     after_branch,
     changed_rows,
+    may_commit,
     outlives_reset,
 )
 from undoubt.participants.postgres.session import FATAL, ServerError
@@ -58,6 +59,9 @@ _STALE = (
 )
 """The errors if a prepared statement, or asyncpg's knowledge of types, is older than a change of the
 schema."""
+_LOST = (asyncpg.InterfaceError, asyncpg.ConnectionDoesNotExistError, asyncpg.InternalClientError)
+"""asyncpg's errors of a connection that has ended, or is ending: the last is raised for a statement between
+the server's last message and the end of the connection ("cannot switch to state …")."""
 _WRITES = re.compile(r"\s*(?:insert|update|delete|merge)\b", re.IGNORECASE)
 
 
@@ -179,7 +183,7 @@ class BranchConnection(ApplicationSide):
     def _undoubt_reason(self, error: Exception) -> Exception:
         """``error``, or the server's reason for ending the session, if asyncpg reports only that it has
         ended."""
-        if not isinstance(error, asyncpg.InterfaceError | asyncpg.ConnectionDoesNotExistError):
+        if not isinstance(error, _LOST):
             return error
         if (reason := session_end(error)) is not None:
             return reason
@@ -194,6 +198,8 @@ class BranchConnection(ApplicationSide):
         forgets = _FORGETS.search(query) is not None
         if forgets or outlives_reset(query):
             self.undoubt_reusable = False
+        if may_commit(query):
+            self.undoubt_committed = True
         return forgets
 
     def _undoubt_check(self, name: str) -> None:

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 _ERROR = b"E"
 _HEADER_BYTES = 5
+_ENDING = tuple(f"{severity}\0".encode() for severity in FATAL)
 
 TRANSLATED = (
     asyncpg.PostgresError,
@@ -228,8 +229,8 @@ class Listening(asyncio.Protocol):
             self._transport.set_protocol(cast("asyncio.Protocol", self._protocol))
 
     def data_received(self, data: bytes) -> None:
-        if data[:1] == _ERROR:
-            self.end = read_session_end(data) or self.end
+        if any(word in data for word in _ENDING):
+            self.end = last_session_end(data) or self.end
         self._protocol.data_received(data)
 
     def eof_received(self) -> bool | None:
@@ -244,6 +245,18 @@ class Listening(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self._protocol.resume_writing()
+
+
+def last_session_end(data: bytes) -> ServerError | None:
+    """The error among the messages in ``data`` that ends the session; None if there is none, or if ``data``
+    does not begin with a message. It may come in one piece with the answer before it: then asyncpg refuses
+    the next statement with an error of its own (``InternalClientError``)."""
+    end, start = None, 0
+    while len(data) - start >= _HEADER_BYTES:
+        if data[start : start + 1] == _ERROR:
+            end = read_session_end(data[start:]) or end
+        start += 1 + int.from_bytes(data[start + 1 : start + _HEADER_BYTES])
+    return end
 
 
 def read_session_end(data: bytes) -> ServerError | None:

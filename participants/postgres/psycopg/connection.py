@@ -20,6 +20,7 @@ from undoubt.participants.postgres.connection_proxy import (
     LISTEN_REFUSED,
     ApplicationSide,
     changed_rows,
+    may_commit,
     outlives_reset,
 )
 from undoubt.participants.postgres.psycopg.gate import AsyncGate, SyncGate
@@ -122,6 +123,8 @@ class _Exits(ApplicationSide):
         for text in (statement, tag):
             if isinstance(text, str) and outlives_reset(text):
                 self.undoubt_reusable = False
+            if isinstance(text, str) and may_commit(text):
+                self.undoubt_committed = True
         if rows > 0 and tag and changed_rows(tag):
             self.undoubt_wrote = True
 

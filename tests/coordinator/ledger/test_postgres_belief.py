@@ -180,7 +180,7 @@ FAULTS = [
     ),
     (
         "create rule r as on delete to undoubt_ledger.unfinished do also select 1",
-        "undoubt_ledger.unfinished is not a plain table, or has rules",
+        "undoubt_ledger.unfinished is not a plain logged table, or has rules or BEFORE triggers",
     ),
 ]
 
