@@ -196,7 +196,7 @@ class Transaction:
 
     @property
     def fixed_elsewhere(self) -> bool:
-        """True if COMMIT is fixed in participants or acceptors, and still being recorded in the ledger."""
+        """True if COMMIT is fixed in participants or acceptors, and not yet recorded in the ledger."""
         return self._context is not None and self._context.state in CERTAIN_BEFORE_THE_LEDGER
 
     @property
@@ -308,8 +308,8 @@ class Transaction:
         Returns once COMMIT is certain (recorded in the ledger; in three-phase commit, in every participant;
         in Paxos Commit, by the acceptors) and was sent to every participant. Raises ``TransactionAborted``
         (no participant has committed), ``OutcomeUnknown`` (no answer within the timeout: the commit goes on
-        in the background), or ``HeuristicOutcome``. Cancelling the caller after PREPARE was sent does not
-        stop the commit.
+        in the background), or ``HeuristicOutcome``. Cancelling the caller does not stop the commit: it is in
+        a note of ``CancelledError``.
         """
         self._host.check_here()
         await self._undone()
@@ -339,9 +339,8 @@ class Transaction:
         await self._undo()
 
     async def end_block(self) -> None:
-        """End a ``with`` block whose body raised no error. Returns if the transaction is committed, by this
-        call or before, or was rolled back by the application. Raises the errors of ``commit``, also those of
-        an earlier call."""
+        """End a ``with`` block whose body raised no error. Returns if the transaction is committed, or was
+        rolled back by the application. Raises the errors of ``commit``, also those of an earlier call."""
         self._host.check_here()
         if self._state is TransactionState.ACTIVE:
             await self.commit()
@@ -349,8 +348,7 @@ class Transaction:
             await self._undone()
             self._raise_aborted(self._reason)
         elif self._context is not None and self._commit is not None:
-            # Report the outcome again, since the body may have swallowed it; or for the first time, if
-            # commit() was cancelled.
+            # The body may have swallowed the outcome, or commit() may have been cancelled.
             await self.committed()
 
     def doom(self, cause: BaseException) -> bool:
@@ -392,14 +390,13 @@ class Transaction:
             await self.undo_after(error)
             if self._interrupted:
                 self._raise_aborted(self._reason)
-        elif self.committing:
-            self.note_ongoing_commit(error)
+        else:
+            self.note_commit(error)
 
-    def note_ongoing_commit(self, error: BaseException) -> None:
-        """Add a note to ``error``, which leaves the block while a commit is running that may commit."""
-        note = f"the commit of transaction {self.id} goes on; coordinator.outcome returns its outcome"
-        if self.may_have_committed and note not in getattr(error, "__notes__", ()):
-            error.add_note(note)
+    def note_commit(self, error: BaseException) -> None:
+        """Add a note to ``error``, unless it is the outcome, if the transaction may have committed."""
+        if self._context is not None:
+            self._context.note_on(error)
 
     async def undo_after(self, error: BaseException) -> None:
         """End a ``with`` block whose body raised ``error``: roll back. If a statement was cancelled because
@@ -410,9 +407,8 @@ class Transaction:
         await self._undo()
 
     async def find_out(self, error: BaseException) -> BaseException | None:
-        """Return why the transaction was interrupted, if ``error``, which a branch has raised, may be a
-        consequence of that; None if it is not. A cause that another process has recorded aborts the
-        transaction now."""
+        """Return why the transaction was interrupted, if ``error`` of a branch may come of that; else None.
+        A cause that another process has recorded aborts the transaction now."""
         self._host.check_here()
         if self._interrupted:
             return self._reason
@@ -545,12 +541,16 @@ class Transaction:
 
     async def _watch(self, context: CommitContext, task: Uncancellable[None]) -> CommitResult:
         """Wait until the outcome is known or the deadline has passed; return or raise the outcome."""
-        await all_done([context.answer_ready], max(context.remaining_s(), 0))
-        if not task.done() and context.phase is Phase.VOTING:
-            await all_done([context.answer_ready], VOTING_GRACE_S)
-        if not task.done() and context.phase is Phase.ABORTED:
-            await all_done([context.answer_ready], ROLLBACK_GRACE_S)
-        return self._result(context, task)
+        try:
+            await all_done([context.answer_ready], max(context.remaining_s(), 0))
+            if not task.done() and context.phase is Phase.VOTING:
+                await all_done([context.answer_ready], VOTING_GRACE_S)
+            if not task.done() and context.phase is Phase.ABORTED:
+                await all_done([context.answer_ready], ROLLBACK_GRACE_S)
+            return self._result(context, task)
+        except BaseException as error:
+            self.note_commit(error)
+            raise
 
     def _result(self, context: CommitContext, task: Uncancellable[None]) -> CommitResult:
         self._state = TransactionState.ENDED

@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from undoubt.coordinator.errors import HeuristicOutcome, LedgerUnavailable
+from undoubt.coordinator.errors import HeuristicOutcome, LedgerUnavailable, OutcomeUnknown, TransactionAborted
 from undoubt.coordinator.ledger.contract import BranchRecord, Heuristic, Ledger, RecordedDecision, record_of
 from undoubt.coordinator.protocols.steps import Observer, reach
 from undoubt.participants.backoff import pauses
@@ -298,6 +298,19 @@ class CommitContext:
     def decision(self) -> Decision | None:
         """The outcome that the caller may get; None as long as the outcome is not certain."""
         return OUTCOMES[self.phase]
+
+    def note_on(self, error: BaseException) -> None:
+        """Add a note to ``error``, which leaves a call or a block of the application, if the transaction may
+        have committed. An outcome names the transaction itself; nor is a second note added."""
+        told = any(str(self.txid) in note for note in getattr(error, "__notes__", ()))
+        if told or self.phase is Phase.ABORTED:
+            return
+        outcomes = TransactionAborted, OutcomeUnknown, HeuristicOutcome
+        if isinstance(error, outcomes) and error.txid == self.txid:
+            return
+        goes_on = f"the commit of transaction {self.txid} goes on; coordinator.outcome returns its outcome"
+        has_committed = f"transaction {self.txid} has committed"
+        error.add_note(has_committed if self.decision is Decision.COMMIT else goes_on)
 
     def set_answer_ready(self) -> None:
         """Wake the caller: the outcome is known, or nothing more will become known in this process."""

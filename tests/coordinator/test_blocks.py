@@ -287,3 +287,66 @@ async def test_a_commit_that_was_refused_is_raised_again(stage: Stage) -> None:
             with contextlib.suppress(TransactionAborted):
                 await tx.commit()
     assert stage.fates() == {XactStatus.ABORTED}
+
+
+@pytest.mark.parametrize("door", ["block", "commit", "run"])
+@pytest.mark.parametrize("by", ["cancel", "timeout"])
+async def test_a_commit_that_goes_on_is_noted(stage: Stage, door: str, by: str) -> None:
+    """Broken if whoever is cancelled while the block's end commits cannot tell it from a rollback. A timeout of
+    asyncio raises another exception, whose cause is the cancellation."""
+    preparing = stage.hold("prepare beta")
+    seen: list[Transaction] = []
+    limit = asyncio.timeout(None)
+
+    async def work(tx: Transaction) -> None:
+        seen.append(tx)
+        await tx.branch("alpha")
+        await tx.branch("beta")
+        if door == "commit":
+            await tx.commit()
+
+    async def program() -> None:
+        if door == "run":
+            await stage.coordinator.run(work)
+        else:
+            async with stage.coordinator.transaction() as tx:
+                await work(tx)
+
+    async def limited() -> None:
+        async with limit:
+            await program()
+
+    task = asyncio.create_task(limited())
+    await preparing.wait()
+    if by == "cancel":
+        task.cancel()
+    else:
+        limit.reschedule(0.0)
+    with pytest.raises(asyncio.CancelledError if by == "cancel" else TimeoutError) as raised:
+        await task
+    cancelled = raised.value if by == "cancel" else raised.value.__cause__
+    assert cancelled is not None
+    [note] = cancelled.__notes__
+    assert f"the commit of transaction {seen[0].id} goes on" in note
+    assert seen[0].may_have_committed
+    stage.gates["prepare beta"].set()
+    await seen[0].committed()
+    assert stage.fates() == {XactStatus.COMMITTED}
+
+
+async def test_an_error_after_the_commit_is_noted(stage: Stage) -> None:
+    """The block's error does not say that everything was rolled back, if it was committed before."""
+    with pytest.raises(ZeroDivisionError) as raised:
+        async with stage.coordinator.transaction() as tx:
+            await tx.branch("alpha")
+            await tx.branch("beta")
+            await tx.commit()
+            raise ZeroDivisionError
+    assert raised.value.__notes__ == [f"transaction {tx.id} has committed"]
+    with pytest.raises(OutcomeUnknown) as outcome:
+        async with stage.coordinator.transaction() as tx:
+            await tx.branch("alpha")
+            await tx.branch("beta")
+            await tx.commit()
+            raise OutcomeUnknown(tx.id, "says the test")
+    assert not getattr(outcome.value, "__notes__", [])

@@ -128,6 +128,11 @@ class Portal:
         ended."""
         self._send(_Call(function, arguments))
 
+    def flush(self) -> None:
+        """Return once all calls that were sent before, also calls that were interrupted in their threads,
+        have begun. Raises as :meth:`call`."""
+        self.call(_nothing)
+
     def check(self) -> None:
         """Raise the error with which ``call`` would be refused, if any."""
         if self.elsewhere:
@@ -158,9 +163,13 @@ class Portal:
     def _send(self, call: _Call[Any]) -> None:
         self._calls.append(call)
         if not self._woken:
-            self._woken = True
-            with contextlib.suppress(RuntimeError):  # the loop is closed: see below
-                self._loop.call_soon_threadsafe(self._take)
+            try:
+                self._woken = True
+                with contextlib.suppress(RuntimeError):  # the loop is closed: see below
+                    self._loop.call_soon_threadsafe(self._take)
+            except BaseException:  # raised by the handler of a signal: otherwise no call would wake the loop
+                self._woken = False
+                raise
         if self._ended:
             self._fail_all()
 
@@ -189,6 +198,10 @@ class Portal:
             runner.get_loop().run_forever()
         self._ended = True
         self._fail_all()
+
+
+async def _nothing() -> None:
+    pass
 
 
 def _refuse_in_a_loop() -> None:

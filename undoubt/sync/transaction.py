@@ -88,9 +88,10 @@ class Transaction:
 
         Returns once COMMIT is certain and COMMIT PREPARED was sent to every participant. Raises
         ``TransactionAborted`` (committed nowhere), ``OutcomeUnknown`` (no answer within the timeout: the
-        commit goes on in the background), or ``HeuristicOutcome``. Ctrl-C does not stop the commit: after
-        ``KeyboardInterrupt`` it goes on in the background too, and ``coordinator.outcome(tx.id)`` may return
-        its outcome later."""
+        commit goes on in the background), or ``HeuristicOutcome``. An exception that the handler of a signal
+        raises (``KeyboardInterrupt``, a time limit) does not stop the commit: it goes on in the background
+        too, a note of the exception says so, and ``coordinator.outcome(tx.id)`` may return its outcome
+        later."""
         return self._finish(self._engine.commit)
 
     def _finish(self, function: Callable[[], Coroutine[Any, Any, T]]) -> T:
@@ -100,8 +101,12 @@ class Transaction:
             if self._engine.committing:
                 raise OutcomeUnknown(self.id, "the coordinator was closed meanwhile") from None
             raise
-        except (KeyboardInterrupt, SystemExit) as error:
-            self._engine.note_ongoing_commit(error)
+        except UndoubtError:
+            raise
+        except BaseException as error:  # the handler of a signal has raised it in this thread
+            if self._engine.active:
+                self._portal.flush()  # the commit may be on its way to the loop
+            self._engine.note_commit(error)
             raise
 
     def rollback(self) -> None:
@@ -115,10 +120,15 @@ class Transaction:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is None:
-            self._finish(self._engine.end_block)
+            try:
+                self._finish(self._engine.end_block)
+            except BaseException as left:
+                if self._engine.active:  # it was interrupted before the commit began
+                    self._roll_back(left)
+                raise
             return
-        if self._engine.committing:
-            self._engine.note_ongoing_commit(error)
+        if self._engine.committing or self._engine.may_have_committed:
+            self._engine.note_commit(error)
         else:
             self._roll_back(error)
         cause = self._engine.interruption

@@ -97,6 +97,12 @@ class App:
         engine = self.engines[name]
         return getattr(engine, "sync_engine", engine)  # type: ignore[no-any-return]
 
+    async def outcome(self, txid: Any) -> Any:
+        """What the coordinator answers, whichever door it is behind."""
+        if self.world.kind.startswith("sync"):
+            return await asyncio.to_thread(self.coordinator.outcome, txid)
+        return await self.coordinator.outcome(txid)
+
     async def run(self, program: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         """``program(session, …)`` in a session of its own: in a thread, or from a coroutine."""
         if self.world.kind.startswith("sync"):

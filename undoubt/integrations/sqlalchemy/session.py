@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import sqlalchemy as sa
 from sqlalchemy import event, orm
@@ -13,11 +13,13 @@ from sqlalchemy.orm.session import SessionTransaction
 
 from undoubt.coordinator.coordinator import Coordinator
 from undoubt.coordinator.settings import PROTOCOLS
+from undoubt.coordinator.transaction import Transaction
 from undoubt.integrations.sqlalchemy.enlisted_connection import checked_in, failed
 from undoubt.integrations.sqlalchemy.sync_bridge import Bridge
 from undoubt.integrations.sqlalchemy.unit_of_work import Unit
 from undoubt.participants import bounds
 from undoubt.participants.errors import UsageError
+from undoubt.participants.ids import TxId
 from undoubt.sync import Coordinator as SyncCoordinator
 
 Engines = Mapping[sa.Engine, str] | Mapping[sa_asyncio.AsyncEngine, str]
@@ -66,6 +68,24 @@ class Session(orm.Session):
                 event.listen(engine, "checkin", checked_in)
                 event.listen(engine, "handle_error", failed)
 
+    @property
+    def undoubt_txid(self) -> TxId | None:
+        """The id of the session's current transaction, or of the last one; None before the first statement.
+        ``coordinator.outcome`` takes it."""
+        transaction = self._undoubt_transaction
+        return None if transaction is None else transaction.id
+
+    @property
+    def undoubt_may_have_committed(self) -> bool:
+        """Whether the transaction of ``undoubt_txid`` may have committed: False until its commit begins, and
+        again once it is certain that it did not commit."""
+        transaction = self._undoubt_transaction
+        return transaction is not None and transaction.may_have_committed
+
+    @property
+    def _undoubt_transaction(self) -> Transaction | None:
+        return None if self._undoubt_unit is None else self._undoubt_unit.transaction
+
     def undoubt_begun(self, root: SessionTransaction, connection: sa.Connection) -> None:
         """Make a connection on which SQLAlchemy has begun a transaction part of the unit of work."""
         if self._undoubt_unit is None or not self._undoubt_unit.belongs_to(root):
@@ -110,3 +130,17 @@ class AsyncSession(sa_asyncio.AsyncSession):
     """``sqlalchemy.ext.asyncio.AsyncSession`` over :class:`Session`, with the same additional arguments."""
 
     sync_session_class = Session
+
+    @property
+    def undoubt_txid(self) -> TxId | None:
+        """As that of :class:`Session`."""
+        return self._undoubt_session.undoubt_txid
+
+    @property
+    def undoubt_may_have_committed(self) -> bool:
+        """As that of :class:`Session`."""
+        return self._undoubt_session.undoubt_may_have_committed
+
+    @property
+    def _undoubt_session(self) -> Session:
+        return cast("Session", self.sync_session)

@@ -39,3 +39,8 @@ class Bridge:
         if self._portal is not None:
             return self._portal.call(function, *arguments)
         return await_(function(*arguments))
+
+    def flush(self) -> None:
+        """Return once all calls that were sent before have begun, also those that were interrupted."""
+        if self._portal is not None:
+            self._portal.flush()

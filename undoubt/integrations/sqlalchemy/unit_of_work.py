@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 from sqlalchemy.orm.session import SessionTransaction, SessionTransactionState
 
-from undoubt.coordinator.errors import TransactionAborted
+from undoubt.coordinator.errors import CoordinatorClosed, OutcomeUnknown, TransactionAborted
 from undoubt.coordinator.transaction import Transaction
 from undoubt.integrations.sqlalchemy.enlisted_connection import EnlistedConnection, checked
 from undoubt.integrations.sqlalchemy.sync_bridge import Bridge
@@ -40,6 +40,11 @@ class Unit:
         self._failure: BaseException | None = None
         """Why a connection could not become a branch; the unit must not commit then."""
         self.over = False
+
+    @property
+    def transaction(self) -> Transaction | None:
+        """The transaction; None before it has a branch."""
+        return self._transaction
 
     def belongs_to(self, root: SessionTransaction) -> bool:
         return self._root is root and not self.over
@@ -95,10 +100,27 @@ class Unit:
         except TransactionAborted:
             self._finish(committed=False)
             raise
-        except BaseException:
-            self._leave()
+        except BaseException as error:
+            self._interrupted(error)
             raise
         self._finish(committed=True)
+
+    def _interrupted(self, error: BaseException) -> None:
+        """The call of the commit has raised ``error``, which may leave the commit running. Raises
+        ``OutcomeUnknown`` if the coordinator was closed during the commit."""
+        transaction = self._transaction
+        if transaction is not None and not isinstance(error, UndoubtError):
+            # Raised by the handler of a signal, or by the cancellation of the caller.
+            if transaction.active:
+                self._bridge.flush()  # the commit may be on its way to the loop
+            if transaction.active:
+                self.over = False
+                self.rollback()
+                return
+            transaction.note_commit(error)
+        self._leave()
+        if transaction is not None and transaction.committing and isinstance(error, CoordinatorClosed):
+            raise OutcomeUnknown(transaction.id, "the coordinator was closed meanwhile") from None
 
     def rollback(self) -> None:
         """Roll back all connections. Does nothing after ``commit`` was called, which may have decided."""
