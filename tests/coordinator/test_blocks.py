@@ -292,8 +292,8 @@ async def test_a_commit_that_was_refused_is_raised_again(stage: Stage) -> None:
 @pytest.mark.parametrize("door", ["block", "commit", "run"])
 @pytest.mark.parametrize("by", ["cancel", "timeout"])
 async def test_a_commit_that_goes_on_is_noted(stage: Stage, door: str, by: str) -> None:
-    """Broken if whoever is cancelled while the block's end commits cannot tell it from a rollback. A timeout of
-    asyncio raises another exception, whose cause is the cancellation."""
+    """Broken if whoever is cancelled while the block's end commits cannot tell it from a rollback. A timeout
+    of asyncio raises another exception, whose cause is the cancellation."""
     preparing = stage.hold("prepare beta")
     seen: list[Transaction] = []
     limit = asyncio.timeout(None)

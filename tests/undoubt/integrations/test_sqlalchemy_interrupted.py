@@ -1,4 +1,4 @@
-"""A session's commit is interrupted in its thread or task, and goes on: the exception says so, and names it."""
+"""A session's commit is interrupted in its thread or task, and goes on: the exception says so."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import threading
 from typing import Any
 
 import pytest
-from sqlalchemy.orm import Session
 
 from tests.undoubt.integrations.conftest import App, World
 from tests.undoubt.integrations.test_sqlalchemy import both
 from undoubt import OutcomeUnknown
 from undoubt.coordinator.errors import CoordinatorClosed
 from undoubt.coordinator.ledger.contract import RecordedDecision
+from undoubt.integrations.sqlalchemy import Session
 
 
 class TimeLimit(BaseException):
@@ -148,8 +148,8 @@ async def test_a_coordinator_that_is_closed_during_the_commit(app: App, world: W
 
         def closed(*arguments: Any) -> None:
             bridge.call = call
-            transaction = session._undoubt_unit._transaction  # type: ignore[union-attr]
-            call(start_commit, transaction)
+            unit: Any = session._undoubt_unit
+            call(start_commit, unit.transaction)
             raise CoordinatorClosed
 
         bridge.call = closed

@@ -1,7 +1,7 @@
 """A signal's handler raises while a thread waits for the end of its transaction.
 
-Celery's time limits, decorators over ``signal.alarm`` and Ctrl-C do so. The commit goes on: whoever hears of the
-exception has to hear of that."""
+Celery's time limits, decorators over ``signal.alarm`` and Ctrl-C do so. The commit goes on: whoever hears of
+the exception has to hear of that."""
 
 from __future__ import annotations
 
@@ -69,8 +69,12 @@ def test_a_commit_that_goes_on_is_noted(
     def handler() -> None:
         raise kind
 
+    def when_it_prepares() -> None:
+        gate.wait()
+        strike()
+
     handle(handler)
-    striking = Background(lambda: (gate.wait(), strike()))
+    striking = Background(when_it_prepares)
     with pytest.raises(kind) as caught, stage.coordinator.transaction() as tx:
         ends(tx, end)
     striking.ended()
