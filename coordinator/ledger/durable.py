@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from pathlib import Path
 
-from undoubt.coordinator.errors import LedgerUnusable
+from undoubt.coordinator.errors import LedgerUnavailable
+from undoubt.participants.errors import UsageError
+
+_OF_THE_PATH = frozenset(
+    {
+        *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR),
+        *(errno.ENAMETOOLONG, errno.EINVAL, errno.ELOOP),
+    }
+)
+"""Errors that another path would not have had."""
 
 
 def sync_folder(folder: Path) -> None:
@@ -19,13 +29,14 @@ def sync_folder(folder: Path) -> None:
 
 
 def write_new(path: Path, content: bytes, what: str) -> None:
-    """Write a new file of mode 0600, durably and atomically. Raises ``LedgerUnusable`` if the file exists or
-    cannot be written; ``what`` names the kind of file in that message."""
+    """Write a new file of mode 0600, durably and atomically. Raises ``UsageError`` if the file exists or
+    cannot be made at that path, and ``LedgerUnavailable`` if there is no room or the disk fails; ``what``
+    names the kind of file in the message. Both are the same to a client of the ledger's owner."""
     try:
         fresh = path.with_name(path.name + f".{os.getpid()}.new")
         fresh.unlink(missing_ok=True)  # left by a killed process with the same id
     except (OSError, ValueError) as error:  # not a valid name of a file, or too long
-        raise LedgerUnusable(f"cannot write {str(path)[:200]!r}: {error}") from None
+        raise UsageError(f"cannot write {str(path)[:200]!r}: {error}") from None
     try:
         with fresh.open("xb") as file:
             os.fchmod(file.fileno(), 0o600)
@@ -38,8 +49,9 @@ def write_new(path: Path, content: bytes, what: str) -> None:
             fresh.unlink()
         sync_folder(path.parent)
     except FileExistsError:
-        raise LedgerUnusable(f"{path} exists already; {what} overwrites no file") from None
+        raise UsageError(f"{path} exists already; {what} overwrites no file") from None
     except OSError as error:
         with contextlib.suppress(OSError):
             fresh.unlink(missing_ok=True)
-        raise LedgerUnusable(f"cannot write {path}: {error.strerror or error}") from error
+        kind = UsageError if error.errno in _OF_THE_PATH else LedgerUnavailable
+        raise kind(f"cannot write {path}: {error.strerror or error}") from error

@@ -63,11 +63,14 @@ def backend_of(url: str) -> str:
 
 def sqlite_path(url: str) -> Path:
     """The file of a ``sqlite:///`` URL; three slashes begin a relative path, four an absolute path, as in
-    SQLAlchemy. Raises ``LedgerMisconfigured`` for any other URL."""
+    SQLAlchemy. Raises ``LedgerMisconfigured`` for any other URL, and if the path is a folder."""
     head = f"{SQLITE}:///"
     if not url.startswith(head) or len(url) == len(head) or ":memory:" in url:
         raise _unsupported(url)
-    return Path(url.removeprefix(head))
+    path = url.removeprefix(head)
+    if os.path.isdir(path):  # noqa: PTH112 - unlike Path.is_dir() it raises nothing
+        raise LedgerMisconfigured(f"ledger.url must name a file, and {path} is a folder")
+    return Path(path)
 
 
 def sqlite_file(url: str) -> Path:

@@ -302,5 +302,5 @@ async def test_a_secret_is_written_once_for_its_owner_alone(lost: Lost) -> None:
     again = await asyncio.to_thread(
         undoubt, "ledger", "init", "--yes", "--export-secret", str(lost.secret), cwd=lost.folder
     )
-    assert again.status == 1
+    assert again.status == 2
     assert "overwrites no file" in again.err

@@ -283,7 +283,7 @@ def _page(
         out.line(f"  {chosen}. {_more(one)}")
     for name, gid, why in seen.impostors:
         out.line(f"not changed: {gid} in {name}: {printable(why)}")
-    if not seen.transactions and not seen.impostors:
+    if not seen.transactions and not seen.impostors and not seen.unreachable:
         out.note(f"no branch of ledger {wishes.ledger_id} is prepared")
 
 

@@ -74,7 +74,7 @@ def list_(context: Context) -> None:
     All participants are asked, then the ledger. Foreign prepared transactions and impostors are listed too,
     with what is wrong with each; undoubt changes neither. If a participant does not answer, the others are
     listed, with exit status 4. If the ledger does not answer, prepared branches are listed without decisions,
-    with exit status 4.
+    with exit status 4; heuristic outcomes are not known then (`null` in JSON).
 
     \b
     Example:
@@ -87,7 +87,8 @@ def list_(context: Context) -> None:
     else:
         _tables(context, seen, seen.found)
         if not seen.found and not seen.heuristics and not seen.unreachable:
-            context.output.note("nothing is prepared, and no heuristic outcome is open")
+            open_ones = "" if seen.ledger_error else ", and no heuristic outcome is open"
+            context.output.note(f"nothing is prepared{open_ones}")
     _end_unless_all_answered(seen)
 
 

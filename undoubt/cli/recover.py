@@ -85,18 +85,21 @@ def recover(
             raise click.UsageError("--adopt does not go with --once or --without-ledger")
         adopt(context, wishes)
     elif without_ledger:
-        _show(context, context.run(_without_ledger(context, ledger_id, once=once, dry_run=dry_run)))
+        report = context.run(_without_ledger(context, ledger_id, once=once, dry_run=dry_run))
+        _show(context, report, without_ledger=True)
     elif once or dry_run:
         _show(context, context.run(_once(context, dry_run, note)))
     else:
         context.run(_stay(context, note))
 
 
-def _show(context: Context, report: Report) -> None:
+def _show(context: Context, report: Report, *, without_ledger: bool = False) -> None:
+    """Without a ledger it is not known what is unfinished."""
     if context.output.json:
-        context.output.document(msgspec.to_builtins(report))
+        document = msgspec.to_builtins(report)
+        context.output.document(document | {"unfinished": None} if without_ledger else document)
     else:
-        _page(context, report)
+        _page(context, report, without_ledger=without_ledger)
     if report.errors:
         raise CommandError(Exit.UNREACHABLE, "; ".join(report.errors.values()))
     found = [line for line in report.lines if line.action == "heuristic" and line.result == "done"]
@@ -158,7 +161,7 @@ async def _stay(context: Context, note: str) -> None:
             await stop.wait()
 
 
-def _page(context: Context, report: Report) -> None:
+def _page(context: Context, report: Report, *, without_ledger: bool) -> None:
     out = context.output
     if report.lines:
         out.table(
@@ -172,7 +175,7 @@ def _page(context: Context, report: Report) -> None:
         unknown = f"; not configured here: {', '.join(left.unknown)}" if left.unknown else ""
         out.line(f"{left.decision} of {left.txid} waits for {', '.join(left.waits_for)}{unknown}")
     if not report.lines and not report.unfinished and not report.errors:
-        out.note("nothing is prepared, and nothing is unfinished")
+        out.note("nothing is prepared" + ("" if without_ledger else ", and nothing is unfinished"))
 
 
 def _result(line: ReportedBranch) -> str:

@@ -78,7 +78,7 @@ def heuristic(found: Heuristic) -> dict[str, Any]:
     }
 
 
-def prepared(one: SurveyedBranch, siblings: Sequence[Heuristic] = ()) -> dict[str, Any]:
+def prepared(one: SurveyedBranch, siblings: Sequence[Heuristic] | None = ()) -> dict[str, Any]:
     """One prepared branch as ``indoubt list`` prints it. ``txid`` and ``protocol`` are null for a foreign
     one. ``fix`` makes an impostor whose only fault is its owner a branch of ours, or is the statement for a
     superuser where ``owner_gone``; else it is null."""
@@ -92,7 +92,9 @@ def prepared(one: SurveyedBranch, siblings: Sequence[Heuristic] = ()) -> dict[st
         "why": one.why,
         "fix": one.fix,
         "action": one.standing.action,
-        "siblings": [{"gid": str(each.gid), "kind": str(each.kind)} for each in siblings],
+        "siblings": None
+        if siblings is None
+        else [{"gid": str(each.gid), "kind": str(each.kind)} for each in siblings],
         "database": one.branch.database,
         "owner": one.branch.owner,
         "owner_gone": one.branch.owner_gone,
@@ -168,10 +170,12 @@ def finding(one: Finding) -> dict[str, Any]:
 
 
 def survey(seen: Survey) -> dict[str, Any]:
-    """All prepared branches and heuristic outcomes, and the participants that did not answer."""
+    """All prepared branches and heuristic outcomes, and the participants that did not answer. If the ledger
+    did not answer, ``heuristics`` and ``siblings`` are null."""
+    known = not seen.ledger_error
     return {
-        "branches": [prepared(one, seen.siblings(one)) for one in seen.found],
-        "heuristics": [heuristic(one) for one in seen.heuristics],
+        "branches": [prepared(one, seen.siblings(one) if known else None) for one in seen.found],
+        "heuristics": [heuristic(one) for one in seen.heuristics] if known else None,
         "ledger_error": seen.ledger_error or None,
         "unreachable": [
             {"participant": name, "error": str(error)} for name, error in seen.unreachable.items()

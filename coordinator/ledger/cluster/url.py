@@ -33,9 +33,12 @@ def addresses_of(url: str) -> Sequence[Address]:
             " raft://10.0.0.1:7400,10.0.0.2:7400,10.0.0.3:7400"
         )
     try:
-        return [Address.parse(text, port=PORT) for text in url.removeprefix(RAFT).rstrip("/").split(",")]
+        found = [Address.parse(text, port=PORT) for text in url.removeprefix(RAFT).rstrip("/").split(",")]
     except ValueError as error:
         raise LedgerMisconfigured(
             f"ledger URL {redact(url)!r}: {error}; for example"
             " raft://10.0.0.1:7400,10.0.0.2:7400,10.0.0.3:7400"
         ) from None
+    if twice := [each for each in found if found.count(each) > 1]:
+        raise LedgerMisconfigured(f"ledger URL {redact(url)!r} names node {twice[0]} twice")
+    return found

@@ -10,7 +10,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import psycopg
 import sqlalchemy
+from psycopg.conninfo import make_conninfo
 
 from undoubt.coordinator.errors import LedgerMisconfigured
 from undoubt.coordinator.settings import LedgerSettings
@@ -54,6 +56,11 @@ def parameters(settings: LedgerSettings) -> dict[str, Any]:
             "the name of the database in the ledger URL is a connection string itself; write"
             f" {SCHEME}user@host:5432/database"
         )
+    try:
+        make_conninfo("", **given)
+    except psycopg.Error as error:
+        words = redact(str(error).strip().splitlines()[0])
+        raise LedgerMisconfigured(f"ledger URL {redact(settings.url)!r} cannot be used: {words}") from None
     for port in str(given.get("port", "")).split(","):
         if port and not (_DIGITS.fullmatch(port) and is_port(int(port))):
             raise LedgerMisconfigured(

@@ -5,9 +5,16 @@ SQLSTATEs: https://www.postgresql.org/docs/current/errcodes-appendix.html.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
-from undoubt.coordinator.errors import LedgerError, LedgerMissing, LedgerUnavailable, LedgerUnusable
+from undoubt.coordinator.errors import (
+    LedgerError,
+    LedgerMisconfigured,
+    LedgerMissing,
+    LedgerUnavailable,
+    LedgerUnusable,
+)
 from undoubt.participants.believed import Mend
 from undoubt.participants.redact import redact
 
@@ -27,6 +34,8 @@ _REFUSALS = (
 )
 """Parts of messages: for a failed connection libpq reports no SQLSTATE, only the server's message."""
 
+_INVALID = re.compile(r"invalid \w+ value: ")
+"""libpq refuses the value of a parameter of the URL (src/interfaces/libpq/fe-connect.c)."""
 UNCONFIRMED = frozenset({"01000", "57P01"})
 """SQLSTATEs of the warnings if the wait of a COMMIT for a synchronous standby was cancelled
 (src/backend/replication/syncrep.c)."""
@@ -56,7 +65,8 @@ def may_repeat(error: Exception) -> bool:
     """Whether a repetition may succeed soon: a lost connection, a server that starts, a conflict."""
     state = _state(error)
     if state is None:
-        return not any(words in str(_original(error)) for words in _REFUSALS)
+        told = str(_original(error))
+        return not (_INVALID.search(told) or any(words in told for words in _REFUSALS))
     return state in AGAIN | _STARTING | _IDLE or state.startswith("08") or is_stale(error)
 
 
@@ -91,6 +101,8 @@ def as_ledger_error(error: Exception, url: str) -> LedgerError:  # noqa: PLR0911
             " undoubt_ledger; select, insert, update, delete on all tables in schema undoubt_ledger. It can"
             " then read the secret and record decisions: name it in ledger.schema_owners"
         )
+    if state is None and _INVALID.search(words):
+        return LedgerMisconfigured(f"ledger {url} cannot be used: {words}")
     if (state or "").startswith(_REFUSED) or (state is None and any(text in words for text in _REFUSALS)):
         return LedgerUnusable(f"ledger {url} cannot be used: {words}")
     return LedgerUnavailable(f"no answer from ledger {url}: {words}")

@@ -10,7 +10,7 @@ import msgspec
 import psycopg
 import sqlalchemy
 
-from undoubt.coordinator.errors import LedgerMissing, LedgerUnusable
+from undoubt.coordinator.errors import LedgerMisconfigured, LedgerMissing, LedgerUnusable
 from undoubt.coordinator.ledger import schema
 from undoubt.coordinator.ledger.postgres import address, errors, opening
 from undoubt.coordinator.ledger.postgres.connections import Connections
@@ -148,7 +148,7 @@ def _revision(connection: sqlalchemy.Connection) -> str | None:
 
 async def problems(settings: LedgerSettings) -> list[str]:
     """The problems of the ledger and of its server's settings; empty if there are none. Raises
-    ``LedgerMissing`` or ``LedgerUnavailable``."""
+    ``LedgerMissing``, ``LedgerMisconfigured`` or ``LedgerUnavailable``."""
     connections = Connections(settings)
     try:
         ((revision,),) = await connections.run("revision") or [(None,)]
@@ -158,7 +158,7 @@ async def problems(settings: LedgerSettings) -> list[str]:
         for session, seq, branches in await connections.run("branch_lists"):
             if not _readable(branches):
                 found.append(f"the branches of unfinished transaction {session}.{seq} cannot be read")
-    except LedgerMissing:
+    except (LedgerMissing, LedgerMisconfigured):
         raise
     except LedgerUnusable as error:
         return [str(error)]

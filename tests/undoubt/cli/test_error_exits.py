@@ -3,10 +3,12 @@ not there, or does not answer; participants that do not answer; ids of nothing."
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import pytest
 
+import undoubt.sync
 from undoubt.cli import main
 
 TXID = "3-4f1d0c9a77b2e815.42"
@@ -56,6 +58,16 @@ CASES = [
         for words in (*OF_LEDGER[2:], *OF_FILES, ("ledger", "backup", "b"))
     ),
     *(("sqlite:///none.db", "", words, 2) for words in OF_CLUSTERS),
+    *(
+        (url, NO_ANSWER, words, 2)
+        for url in (
+            "postgresql+psycopg://app:hunter2@127.0.0.1:1/x?nonsense=1",
+            "postgresql+psycopg://app:hunter2@127.0.0.1:1/x?sslmode=nonsense",
+            "raft://127.0.0.1:1,127.0.0.1:1",
+            "sqlite:///.",
+        )
+        for words in (*OF_LEDGER, *OF_FILES, ("ledger", "init", "--yes"))
+    ),
     ("mysql://x/y", "", ("recover", "--adopt", "k3v9q0x2ab", "--yes"), 2),
 ]
 
@@ -88,6 +100,45 @@ def test_a_ledger_that_cannot_be_used(
     assert ended == status, told
     assert "hunter2" not in told
     assert "bug of undoubt" not in told
+
+
+@pytest.mark.parametrize("url", ["raft://127.0.0.1:1", "postgresql+psycopg://127.0.0.1:1/x"])
+def test_what_a_silent_ledger_would_know_is_not_said_to_be_absent(
+    url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Broken if an operator reads that no heuristic outcome is open, although the ledger was not asked."""
+    Path("undoubt.toml").write_text(f'[ledger]\nurl = "{url}"\n{NO_ANSWER}')
+    ended, told = run(capsys, "indoubt", "list")
+    assert ended == 4
+    assert "nothing is prepared\n" in told
+    assert "heuristic" not in told
+    ended, told = run(capsys, "indoubt", "list", "-o", "json")
+    assert ended == 4
+    assert '"heuristics": null' in told
+    ended, told = run(capsys, "recover", "--without-ledger", "--once")
+    assert (ended, told) == (0, "nothing is prepared\n")
+    assert '"unfinished": null' in run(capsys, "recover", "--without-ledger", "--once", "-o", "json")[1]
+
+
+def test_an_adoption_says_nothing_of_a_silent_database(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("undoubt.toml").write_text(f'[ledger]\nurl = "sqlite:///l.db"\n{SILENT}')
+    ended, told = run(capsys, "recover", "--adopt", "k3v9q0x2ab", "--yes")
+    assert ended == 4
+    assert "is prepared" not in told
+
+
+@pytest.mark.parametrize("used", [False, True])
+def test_a_backup_that_cannot_be_written(used: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    """Broken if the same refusal has another exit status while another process owns the ledger."""
+    Path("undoubt.toml").write_text('[ledger]\nurl = "sqlite:///l.db"\n')
+    assert run(capsys, "ledger", "init", "--yes")[0] == 0
+    Path("there").write_text("")
+    with contextlib.ExitStack() as stack:
+        if used:
+            stack.enter_context(undoubt.sync.connect("undoubt.toml"))
+        for name, words in (("there", "overwrites no file"), ("none/backup", "cannot write")):
+            ended, told = run(capsys, "ledger", "backup", name)
+            assert (ended, words in told) == (2, True), told
 
 
 @pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
