@@ -6,7 +6,9 @@ Service A begins a transfer at sidecar A and takes the money; service B joins th
 transfers are brought to different moments, then the victim is killed (SIGKILL), then the services go on as
 far as they can, then the victim is started again and every transfer is looked at: it is in both databases or
 in neither, nothing stays prepared, and both sidecars tell the outcome that the databases show. A service may
-also forget to prepare."""
+also forget to prepare. SQL of service B runs at its own sidecar, the agent of sidecar A: the kill strikes
+also when the agent has prepared and sidecar A has not decided, and when the agent's own deadline has passed.
+Every second transfer is committed at sidecar B, which forwards the request."""
 
 from __future__ import annotations
 
@@ -36,6 +38,17 @@ from undoubt.embedded import EmbeddedServer
 
 VICTIMS = ("a", "b", "both")
 TIMEOUT_MS = 60_000
+HASTY_S = 2.0
+"""The longest timeout of the agent whose deadline passes first."""
+LOCK = 77
+"""While it is held in the first database, a branch that wrote into ``slow`` cannot be prepared there."""
+SLOW = f"""
+create table slow (id int);
+create function waits() returns trigger language plpgsql as
+    $$ begin perform pg_advisory_xact_lock_shared({LOCK}); return null; end $$;
+create constraint trigger waits after insert on slow deferrable initially deferred
+    for each row execute function waits();
+"""
 SETTLED_S = 120.0
 PLANTED = ("announced-and-missing-has-read",)
 CONTROL_S = 420.0
@@ -51,7 +64,14 @@ class Moment(enum.StrEnum):
     FORGOTTEN = "joined, never prepared"
     GIVEN = "given"
     COMMITTING = "committing"
+    PREPARED = "one of two prepared"
+    LATE = "the agent's deadline has passed"
     COMMITTED = "committed"
+
+
+def happens(moment: Moment, *, own_a: bool, own_b: bool) -> bool:
+    """A branch of a service's own is prepared before the commit; only an agent has a deadline of its own."""
+    return not (moment is Moment.PREPARED and own_a) and not (moment is Moment.LATE and own_b)
 
 
 @dataclass
@@ -78,13 +98,14 @@ class Transfer:
 class Play:
     """The two services."""
 
-    def __init__(self, a: Stage, b: Stage, databases: dict[str, str]) -> None:
-        self.a, self.b, self.databases = a, b, databases
+    def __init__(self, a: Stage, b: Stage, hasty: Stage, databases: dict[str, str]) -> None:
+        self.a, self.b, self.hasty, self.databases = a, b, hasty, databases
 
     def begin(self, transfer: Transfer) -> None:
         work = self.a.tcp("shop").begin(timeout_ms=TIMEOUT_MS)
         transfer.work = work
-        transfer.joined = Work(self.b.tcp("shop", **{"Undoubt-Transaction": work.join}), work.id)
+        agent = self.hasty if transfer.moment is Moment.LATE else self.b
+        transfer.joined = Work(agent.tcp("shop", **{"Undoubt-Transaction": work.join}), work.id)
 
     def take(self, transfer: Transfer) -> None:
         assert transfer.work is not None
@@ -93,6 +114,8 @@ class Play:
             prepare(self.databases["orders"], transfer.work.announce("orders"), sql)
         else:
             transfer.work.run(sql)
+            if transfer.moment is Moment.PREPARED:
+                transfer.work.run("insert into slow values (1)")
 
     def join(self, transfer: Transfer) -> None:
         assert transfer.joined is not None
@@ -109,12 +132,19 @@ class Play:
         else:
             answer = transfer.joined.sql(sql, participant="payments")
             assert answer.status_code == 200, answer.text
+        while transfer.moment is Moment.LATE:
+            if transfer.joined.sql("select 1", participant="payments").status_code != 200:
+                break
 
     def commit(self, transfer: Transfer) -> None:
+        """At sidecar A; every second one at sidecar B first."""
         assert transfer.work is not None
-        with contextlib.suppress(httpx.HTTPError):
-            answer = transfer.work.commit()
-            transfer.answered = answer.json().get("outcome") or answer.json().get("name", "")
+        there = Work(self.b.tcp("shop"), transfer.work.id)
+        for work in (there, transfer.work) if transfer.account % 2 else (transfer.work,):
+            with contextlib.suppress(httpx.HTTPError):
+                told = work.commit().json()
+                transfer.answered = told.get("outcome") or told.get("name", "")
+                return
 
     def to_moment(self, transfer: Transfer) -> None:
         steps = (self.begin, self.take, self.join, self.give)
@@ -154,6 +184,7 @@ def _made(servers: list[EmbeddedServer]) -> None:
                 admin.execute(f"create database {name}".encode())
         with psycopg.connect(server.dsn(names[0]), autocommit=True) as connection:
             connection.execute(TABLES)
+            connection.execute(SLOW.encode())
 
 
 @dataclass
@@ -170,7 +201,7 @@ class Findings:
 
 def _rounds(databases: dict[str, str], ledger: str, folder: Path, options: argparse.Namespace) -> Findings:
     findings = Findings()
-    places = {name: folder / name for name in ("init", "a", "b")}
+    places = {name: folder / name for name in ("init", "a", "b", "hasty")}
     for place in places.values():
         place.mkdir()
     made = undoubt(
@@ -184,12 +215,16 @@ def _rounds(databases: dict[str, str], ledger: str, folder: Path, options: argpa
             stack.enter_context(staged(places[name], databases, ledger, more, reachable=True))
             for name in "ab"
         )
-        play = Play(a, b, databases)
+        hasty = stack.enter_context(
+            staged(places["hasty"], databases, ledger, more, reachable=True, timeout_max_s=HASTY_S)
+        )
+        play = Play(a, b, hasty, databases)
         for victim, own_b in itertools.product(options.victims.split(","), (True, False)):
             # Branches that a sidecar runs hold a connection each, of a participant's connections_max.
             transfers = [
                 Transfer(next(accounts), moment, own_a, own_b, victim)
                 for moment, own_a in itertools.product(Moment, (True, False))
+                if happens(moment, own_a=own_a, own_b=own_b)
             ]
             began = time.monotonic()
             _round(play, victim, transfers)
@@ -201,21 +236,27 @@ def _rounds(databases: dict[str, str], ledger: str, folder: Path, options: argpa
 
 
 def _round(play: Play, victim: str, transfers: list[Transfer]) -> None:
-    for transfer in transfers:
-        play.to_moment(transfer)
-    for transfer in transfers:
-        if transfer.moment is Moment.COMMITTING:
-            transfer.thread = threading.Thread(target=play.commit, args=(transfer,), daemon=True)
-            transfer.thread.start()
-            time.sleep(0.01)  # so that the kill strikes them at different steps
     stages = [stage for name, stage in (("a", play.a), ("b", play.b)) if victim in {name, "both"}]
-    for stage in stages:
-        stage.end(signal.SIGKILL)
+    with psycopg.connect(play.databases["orders"], autocommit=True) as lock:
+        lock.execute(f"select pg_advisory_lock({LOCK})".encode())
+        for transfer in transfers:
+            play.to_moment(transfer)
+        for moment in (Moment.PREPARED, Moment.COMMITTING):
+            for transfer in transfers:
+                if transfer.moment is moment:
+                    transfer.thread = threading.Thread(target=play.commit, args=(transfer,), daemon=True)
+                    transfer.thread.start()
+            for transfer in transfers:
+                while moment is transfer.moment is Moment.PREPARED and not _prepared(play, transfer):
+                    time.sleep(0.01)
+        time.sleep(0.01)  # so that the kill strikes those that commit at different steps
+        for stage in stages:
+            stage.end(signal.SIGKILL)
     for transfer in transfers:
-        if transfer.moment is not Moment.COMMITTED:
-            play.go_on(transfer)
         if transfer.thread is not None:
             transfer.thread.join(60)
+        if transfer.moment is not Moment.COMMITTED:
+            play.go_on(transfer)
     for stage in stages:
         stage.start()
 
@@ -272,7 +313,7 @@ async def main(options: argparse.Namespace) -> tuple[dict[str, Any], bool]:
         "outcomes": findings.outcomes,
     }
     holds = (
-        findings.cases >= 60
+        findings.cases > 84
         and not (findings.half_applied or findings.told_wrong or findings.prepared_after)
         and set(findings.outcomes) == {"committed", "aborted"}
     )
