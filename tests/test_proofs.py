@@ -339,8 +339,8 @@ async def test_values_through_the_sidecar() -> None:
 
 
 async def test_two_sidecars() -> None:
-    """Broken if the death of either of two sidecars that share a transaction splits it, leaves it in doubt, or
-    makes one of them tell a wrong outcome. With its control: ``make prove PROOF=two-sidecars``."""
+    """Broken if the death of either of two sidecars that share a transaction splits it, leaves it in doubt,
+    or makes one of them tell a wrong outcome. With its control: ``make prove PROOF=two-sidecars``."""
     told = await prove("two-sidecars", "--no-control")
     assert told["cases"] > 84
     assert (told["half_applied"], told["prepared_after"], told["told_wrong"]) == (0, 0, 0)

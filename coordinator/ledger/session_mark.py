@@ -12,7 +12,14 @@ own, so nodes of every version keep it, for as long as they keep the session."""
 from __future__ import annotations
 
 from undoubt.coordinator.errors import SessionLost
-from undoubt.coordinator.ledger.contract import Ledger, RecordedDecision, Session, SessionInfo, record_of
+from undoubt.coordinator.ledger.contract import (
+    Ledger,
+    RecordedDecision,
+    Session,
+    SessionInfo,
+    TransactionInfo,
+    record_of,
+)
 from undoubt.participants.contract import Decision
 from undoubt.participants.ids import Gid, Protocol, SessionKey, TxId
 
@@ -30,6 +37,26 @@ async def mark(ledger: Ledger, session: Session, key: SessionKey) -> None:
     if await ledger.decide(txid, Decision.COMMIT, [record_of(gid)]) is not Decision.COMMIT:
         raise SessionLost(f"session {session.id} was closed or has expired")
     await ledger.finish([txid])
+
+
+def is_mark(txid: TxId) -> bool:
+    """Whether ``txid`` is the transaction id of a mark, which is no transaction of anybody."""
+    return txid.seq == MARK_SEQ
+
+
+async def transactions_without_marks(
+    ledger: Ledger, *, limit: int, before: TxId | None = None
+) -> list[TransactionInfo]:
+    """At most ``limit`` transactions, as ``ledger.transactions`` returns them, without marks. Raises
+    ``LedgerError``."""
+    found: list[TransactionInfo] = []
+    while len(found) < limit:
+        page = await ledger.transactions(limit=limit, before=before)
+        found += [info for info in page if not is_mark(info.txid)]
+        if len(page) < limit:
+            break
+        before = page[-1].txid
+    return found[:limit]
 
 
 async def is_marked(ledger: Ledger, session: Session | SessionInfo) -> bool:

@@ -12,6 +12,7 @@ from undoubt.cli.names import TxIdParam
 from undoubt.cli.output import Output
 from undoubt.cli.whole import resolve
 from undoubt.coordinator.ledger.contract import Ledger, RecordedDecision, TransactionInfo, Verdict
+from undoubt.coordinator.ledger.session_mark import transactions_without_marks
 from undoubt.participants.ids import TxId
 
 
@@ -114,7 +115,8 @@ def state(info: TransactionInfo) -> str:
 
 async def _list(context: Context, limit: int, before: TxId | None) -> tuple[list[TransactionInfo], str]:
     async with opened(context) as tools:
-        return list(await tools.ledger.transactions(limit=limit, before=before)), tools.ledger.ledger_id
+        found = await transactions_without_marks(tools.ledger, limit=limit, before=before)
+        return found, tools.ledger.ledger_id
 
 
 async def _show(context: Context, txid: TxId) -> tuple[TransactionInfo | None, str]:

@@ -20,6 +20,7 @@ from undoubt.coordinator.errors import (
 from undoubt.coordinator.ledger.contract import DecisionRecord, Ledger, LedgerInfo
 from undoubt.coordinator.ledger.disk import usable
 from undoubt.coordinator.ledger.pages import every_unfinished
+from undoubt.coordinator.ledger.session_mark import is_mark
 from undoubt.coordinator.ledger.sqlite import anchored
 from undoubt.coordinator.ledger.sqlite.lock import holder
 from undoubt.coordinator.settings import LedgerSettings
@@ -98,11 +99,12 @@ def room_beside(settings: LedgerSettings) -> list[Finding]:
 async def look_at_ledger(ledger: Ledger, settings: Settings, older_than_s: float) -> list[Finding]:
     """The findings about an open ledger. Raises ``LedgerError``."""
     info = await ledger.info()
+    unfinished = [record async for record in every_unfinished(ledger) if not is_mark(record.txid)]
     return [
         _identity(info),
         *_place(settings.ledger, ledger),
         *await _rights(settings.ledger),
-        *_unfinished([record async for record in every_unfinished(ledger)], settings, older_than_s),
+        *_unfinished(unfinished, settings, older_than_s),
         _heuristics(info.heuristics_open),
     ]
 

@@ -253,11 +253,14 @@ def staged(
     more: str = "",
     *,
     reachable: bool = False,
+    secure: bool = False,
     **sidecar: object,
 ) -> Iterator[Stage]:
-    """A running one. The ledger is a new file in ``folder`` unless given. ``reachable``: by other
-    sidecars."""
+    """A running one. The ledger is a new file in ``folder`` unless given. ``reachable``: by other sidecars,
+    to which it shows a token; ``secure``: as localhost, by TLS, and it shows them its certificate."""
     [port] = free_ports(1)
+    if secure:
+        sidecar |= {"url": f'"https://localhost:{port}"', "hosts": '["localhost"]'}
     if reachable:
         (folder / "peer.token").write_text(token("peer") + "\n")
         sidecar |= {"url": f'"http://127.0.0.1:{port}"', "token_file": f'"{folder}/peer.token"'}

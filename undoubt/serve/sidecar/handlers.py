@@ -16,6 +16,7 @@ import msgspec
 
 from undoubt.coordinator.errors import OutcomeUnknown
 from undoubt.coordinator.ledger.pages import every_unfinished
+from undoubt.coordinator.ledger.session_mark import is_mark
 from undoubt.coordinator.transaction import CommitResult
 from undoubt.participants.contract import Settled
 from undoubt.participants.ids import InvalidName, TxId
@@ -425,6 +426,8 @@ async def list_transactions(sidecar: Sidecar, request: JudgedRequest) -> Answer:
         async for record in every_unfinished(sidecar.ledger):
             if len(found) >= LISTED_MAX:
                 break
+            if is_mark(record.txid):
+                continue
             found.setdefault(str(record.txid), TransactionShown(str(record.txid), _state_of(record.decision)))
     return answer(TransactionList(tuple(found.values())[:LISTED_MAX]))
 
