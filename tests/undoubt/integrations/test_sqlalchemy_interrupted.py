@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import threading
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,7 +16,9 @@ from tests.undoubt.integrations.test_sqlalchemy import both
 from undoubt import OutcomeUnknown
 from undoubt.coordinator.errors import CoordinatorClosed
 from undoubt.coordinator.ledger.contract import RecordedDecision
+from undoubt.coordinator.transaction import Transaction
 from undoubt.integrations.sqlalchemy import Session
+from undoubt.integrations.sqlalchemy.sync_bridge import Bridge
 
 
 class TimeLimit(BaseException):
@@ -111,20 +115,29 @@ async def test_a_session_names_its_transaction(app: App, world: World) -> None:
     assert await app.outcome(after[0]) is RecordedDecision.COMMIT
 
 
-async def test_a_commit_that_was_never_asked_for_is_rolled_back(app: App, world: World) -> None:
+def next_call(monkeypatch: pytest.MonkeyPatch, instead: Callable[..., None]) -> None:
+    """The next call of a session into the engine is ``instead``, with the real one as its first argument."""
+    call = Bridge.call
+
+    def once(bridge: Bridge, *arguments: Any) -> None:
+        monkeypatch.setattr(Bridge, "call", call)
+        instead(partial(call, bridge), *arguments)
+
+    monkeypatch.setattr(Bridge, "call", once)
+
+
+async def test_a_commit_that_was_never_asked_for_is_rolled_back(
+    app: App, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Broken if an exception just before the call leaves the branches, with their locks, to the timeout."""
+
+    def interrupted(*_: Any) -> None:
+        raise TimeLimit
 
     def program(session: Session) -> None:
         session.add_all(both(1))
         session.flush()
-        bridge: Any = session._undoubt_bridge
-        call = bridge.call
-
-        def interrupted(*_: Any) -> None:
-            bridge.call = call
-            raise TimeLimit
-
-        bridge.call = interrupted
+        next_call(monkeypatch, interrupted)
         with pytest.raises(TimeLimit) as raised:
             session.commit()
         assert not getattr(raised.value, "__notes__", [])
@@ -137,28 +150,29 @@ async def test_a_commit_that_was_never_asked_for_is_rolled_back(app: App, world:
     assert await world.ids() == ({2}, {2})
 
 
-async def test_a_coordinator_that_is_closed_during_the_commit(app: App, world: World) -> None:
+async def test_a_coordinator_that_is_closed_during_the_commit(
+    app: App, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Broken if the caller hears that the coordinator is closed, and not that the outcome is unknown."""
+    commits: list[asyncio.Task[Any]] = []
+
+    async def begin_to_commit(transaction: Transaction) -> None:
+        commits.append(asyncio.create_task(transaction.commit()))
+        while not transaction.committing:
+            await asyncio.sleep(0)
+
+    def closed(call: Any, _: Any, transaction: Transaction) -> None:
+        call(begin_to_commit, transaction)
+        raise CoordinatorClosed
 
     def program(session: Session) -> None:
         session.add_all(both(1))
         session.flush()
-        bridge: Any = session._undoubt_bridge
-        call = bridge.call
-
-        def closed(*arguments: Any) -> None:
-            bridge.call = call
-            unit: Any = session._undoubt_unit
-            call(start_commit, unit.transaction)
-            raise CoordinatorClosed
-
-        bridge.call = closed
+        next_call(monkeypatch, closed)
         with pytest.raises(OutcomeUnknown) as raised:
             session.commit()
         assert raised.value.txid == session.undoubt_txid
 
     await app.run(program)
-
-
-async def start_commit(transaction: Any) -> None:
-    transaction._start_commit()
+    while not commits[0].done():
+        await asyncio.sleep(0.01)

@@ -5,7 +5,7 @@ the exception has to hear of that."""
 
 from __future__ import annotations
 
-import os
+import asyncio
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -86,32 +86,40 @@ def test_a_commit_that_goes_on_is_noted(
     assert stage.fates() == {XactStatus.COMMITTED}
 
 
+def interrupted(monkeypatch: pytest.MonkeyPatch, before: Callable[..., None]) -> None:
+    """The next call into the loop raises, after ``before``."""
+    call = Portal.call
+
+    def once(portal: Portal, function: Any, *arguments: Any) -> None:
+        monkeypatch.setattr(Portal, "call", call)
+        before(portal, function, *arguments)
+        raise TimeLimit
+
+    monkeypatch.setattr(Portal, "call", once)
+
+
 @pytest.mark.parametrize("end", ["commit", "block"])
-def test_a_commit_on_its_way_to_the_loop_is_noted(stage: Stage, handle: Any, end: str) -> None:
+def test_a_commit_on_its_way_to_the_loop_is_noted(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
     """Broken if a commit that has been asked for, and begins after the exception, begins without a word."""
-    portal, busy, free = stage.coordinator.portal, threading.Event(), threading.Event()
+    busy, free = threading.Event(), threading.Event()
 
     async def block() -> None:
         busy.set()
         free.wait(WAIT_S)
 
-    def handler() -> None:
+    def send(portal: Portal, function: Any, *arguments: Any) -> None:
+        portal.post(function, *arguments)
         free.set()
-        raise TimeLimit
 
-    def when_it_waits() -> None:
-        until(lambda: bool(portal._calls))
-        strike()
-
-    handle(handler)
     with pytest.raises(TimeLimit) as caught, stage.coordinator.transaction() as tx:
         tx.branches("alpha", "beta")
-        portal.post(block)
+        stage.coordinator.portal.post(block)
         assert busy.wait(WAIT_S)
-        striking = Background(when_it_waits)
+        interrupted(monkeypatch, send)
         if end == "commit":
             tx.commit()
-    striking.ended()
     [note] = caught.value.__notes__
     assert str(tx.id) in note
     stage.coordinator.close()
@@ -122,15 +130,9 @@ def test_a_commit_that_was_never_asked_for_is_rolled_back(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Broken if an exception just before the call leaves the branches, with their locks, to the timeout."""
-    sent = Portal._send
-
-    def send(self: Portal, call: Any) -> None:
-        monkeypatch.setattr(Portal, "_send", sent)
-        raise TimeLimit
-
     with pytest.raises(TimeLimit) as caught, stage.coordinator.transaction() as tx:
         tx.branches("alpha", "beta")
-        monkeypatch.setattr(Portal, "_send", send)
+        interrupted(monkeypatch, lambda *_: None)
     assert not tx.active
     assert not getattr(caught.value, "__notes__", [])
     stage.coordinator.close()
@@ -145,19 +147,23 @@ def test_an_error_after_the_commit_is_noted(stage: Stage) -> None:
     assert caught.value.__notes__ == [f"transaction {tx.id} has committed"]
 
 
-def test_an_interrupted_call_does_not_hold_up_the_next(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+class Interrupting(asyncio.SelectorEventLoop):
+    """Its first wake-up is interrupted."""
+
+    struck = False
+
+    def call_soon_threadsafe(self, callback: Any, *arguments: Any, context: Any = None) -> asyncio.Handle:
+        if not self.struck:
+            self.struck = True
+            raise TimeLimit
+        return super().call_soon_threadsafe(callback, *arguments, context=context)
+
+
+def test_an_interrupted_call_does_not_hold_up_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
     """Broken if an exception before the loop was woken leaves it asleep for every call that follows."""
-    loop, calls = stage.coordinator.portal._loop, list[int]()
-
-    class Interrupted:
-        def __getattr__(self, name: str) -> Any:
-            if name == "call_soon_threadsafe" and not calls:
-                calls.append(os.getpid())
-                raise TimeLimit
-            return getattr(loop, name)
-
-    monkeypatch.setattr(stage.coordinator.portal, "_loop", Interrupted())
+    monkeypatch.setattr("undoubt.sync.portal._new_loop", Interrupting)
+    portal = Portal("test", lambda: None)
     with pytest.raises(TimeLimit):
-        stage.coordinator.portal.flush()
-    stage.coordinator.portal.flush()
-    assert calls
+        portal.flush()
+    Background(portal.flush).ended()
+    portal.close()
