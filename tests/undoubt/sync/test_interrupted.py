@@ -147,22 +147,18 @@ def test_an_error_after_the_commit_is_noted(stage: Stage) -> None:
     assert caught.value.__notes__ == [f"transaction {tx.id} has committed"]
 
 
-class Interrupting(asyncio.SelectorEventLoop):
-    """Its first wake-up is interrupted."""
-
-    struck = False
-
-    def call_soon_threadsafe(self, callback: Any, *arguments: Any, context: Any = None) -> asyncio.Handle:
-        if not self.struck:
-            self.struck = True
-            raise TimeLimit
-        return super().call_soon_threadsafe(callback, *arguments, context=context)
-
-
 def test_an_interrupted_call_does_not_hold_up_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
     """Broken if an exception before the loop was woken leaves it asleep for every call that follows."""
-    monkeypatch.setattr("undoubt.sync.portal._new_loop", Interrupting)
+    loop = asyncio.SelectorEventLoop()
+    wake = loop.call_soon_threadsafe
+
+    def interrupted_once(*_: Any) -> None:
+        monkeypatch.setattr(loop, "call_soon_threadsafe", wake)
+        raise TimeLimit
+
+    monkeypatch.setattr("undoubt.sync.portal._new_loop", lambda: loop)
     portal = Portal("test", lambda: None)
+    monkeypatch.setattr(loop, "call_soon_threadsafe", interrupted_once)
     with pytest.raises(TimeLimit):
         portal.flush()
     Background(portal.flush).ended()
