@@ -214,6 +214,14 @@ def participants(world: World) -> None:
         ]
     world.ask(*requests)
     ended(world, id_)
+    for name in ("orders", "payments"):
+        id_ = begun(world)
+        steal = {"participant": name, "sql": "update account set balance = 0 where id = 1"}
+        world.ask(
+            post(f"/v1/transactions/{id_}/statements", steal, token=mine),
+            post(f"/v1/transactions/{id_}/commit", token=mine),
+        )
+        ended(world, id_)
 
 
 def capabilities(world: World) -> None:
@@ -325,7 +333,7 @@ def keys(world: World) -> None:
             f"keys: {len(given)} transactions, {id_ in given and 'one of the victim'}, of one key"
         )
     world.ask(*(post("/v1/transactions", token=who, Idempotency_Key=key) for who in (None, "x", token(LATE))))
-    for own in given:
+    for own in given - {id_}:
         _one_note(world, own)
         ended(world, own)
     bad = [
