@@ -1,14 +1,18 @@
-"""Branches that this sidecar runs for others: statements of services that join a transaction which another
-sidecar, the owner, has begun.
+"""Runs branches for other sidecars: statements of services that join a transaction of another sidecar, the
+owner.
 
-Duties, in order: the owner verifies the capability and gives the branch its name; the branch is begun here,
-with this sidecar's own rights; statements run in it; on the owner's order it is prepared, and the owner looks
-for it in the database (:mod:`.agent_branch`) and ends it there. An order is believed by a secret that this
-process has drawn for the branch and told the owner alone.
+Duties, in order:
 
-A branch that is not prepared by its deadline is rolled back here, whether or not the owner still lives: it is
-then never prepared, so that the owner can only abort. A prepared branch is left to the owner and to recovery.
-"""
+1. Ask the owner for a branch. The owner verifies the capability and returns the gid.
+2. Begin the branch with this sidecar's role in the database, and run the statements.
+3. Prepare the branch when the owner orders it. The owner then reads the branch from the database
+   (:mod:`.agent_branch`), and ends it there.
+
+An order contains a secret that this process has drawn for the branch, and has sent to the owner only.
+
+A branch that is not prepared at its deadline is rolled back, also if the owner does not answer any more: it
+can then never be prepared, and the owner can only abort. A prepared branch is ended by the owner or by
+recovery."""
 
 from __future__ import annotations
 
@@ -48,13 +52,13 @@ NO_AGENT = "NoAgent"
 
 
 Key = tuple[bytes, str]
-"""The hash of a capability as it was shown, and a participant: who shows another one gets another branch."""
+"""The hash of the capability's text, and a participant: another capability never reaches the same branch."""
 AT_OWNER_MAX = 10_000
 FORGOTTEN_S = 86_400.0
 
 
 class OwnerAnswered(Exception):
-    """With what the client is to be answered."""
+    """The owner refused; ``answer`` is for the client."""
 
     def __init__(self, answer: Answer) -> None:
         super().__init__(answer.status)
@@ -70,7 +74,7 @@ class AgentState(enum.Enum):
 
 @dataclass(slots=True, eq=False)
 class AgentWork:
-    """One branch. ``why``: what has ended it."""
+    """One branch. ``why`` is the reason why it was rolled back."""
 
     branch: Branch
     key: Key
@@ -100,7 +104,7 @@ class AgentWork:
             )
 
     def refusal(self) -> RequestRefused:
-        """Of whatever needs the branch."""
+        """The answer to a request that needs the branch, which is rolled back."""
         return RequestRefused(
             409,
             "BranchFailed",
@@ -113,7 +117,7 @@ class AgentWork:
 
 
 class Agency:
-    """Those of one process."""
+    """The branches that one process runs for other sidecars."""
 
     def __init__(self, coordinator: Coordinator, settings: SidecarSettings, peers: OtherSidecars) -> None:
         self._coordinator = coordinator
@@ -284,7 +288,7 @@ class Agency:
         ending.add_done_callback(self._ending.discard)
 
     def _forget(self, work: AgentWork) -> None:
-        """From then on the owner tells what has become of the transaction."""
+        """Remove the branch from memory: later requests are sent to the owner."""
         for timer in work.timers:
             timer.cancel()
         self._begun.pop(work.key, None)

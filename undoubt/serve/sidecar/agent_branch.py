@@ -1,10 +1,9 @@
-"""A branch that another sidecar runs for this one, which began its transaction: this side of it.
+"""Implements a branch that another sidecar, the agent, runs in a transaction that was begun here.
 
-The vote of the agent's sidecar is only the signal to look: as with a branch that a caller runs
-(:mod:`undoubt.participants.postgres.announced`), the branch counts if its database shows it prepared, and
-this process ends it there. So an agent that lies, dies or answers late can abort a transaction and do no
-more. The other side is :mod:`.agency`.
-"""
+The agent's vote is not believed. As for a branch that a caller runs
+(:mod:`undoubt.participants.postgres.announced`), this process reads from the database whether the branch is
+prepared, and ends it there. An agent that answers wrongly, late or not at all can only abort the transaction.
+:mod:`.agency` implements the agent."""
 
 from __future__ import annotations
 

@@ -8,7 +8,8 @@ Duties, in order:
    (:mod:`undoubt.coordinator.ledger.session_mark`) and open. A header must contain the same address.
 4. Call the owner.
 
-No other address is ever called, so that a header cannot make this sidecar connect to an arbitrary server.
+An agent (:mod:`.agent_branch`) is called in the same way, at the address in its own session. No other address
+is ever called, so that a header cannot make this sidecar connect to an arbitrary server.
 
 A request with a capability is sent to the owner with this sidecar's token, never with that of its client. A
 request without a capability is sent with the client's token, never with that of this sidecar: a sidecar gives
