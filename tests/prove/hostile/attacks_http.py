@@ -36,6 +36,10 @@ PATHS = (
     "http://evil.example/v1/transactions", "/v1/transactions?state=%ff", "/" + "a" * 9000, "/%", "/%zz",
     "/\x7f", "/é",
 )  # fmt: skip
+UNTAKEN = 30
+"""Connections of which no answer is taken."""
+HELD_S = 12.0
+"""For how long one client holds what it could take: longer than the other one may need."""
 CROWD = 300
 """Connections at once, each slow in a way of its own: more than the requests that are worked on at once."""
 
@@ -283,8 +287,8 @@ def slow(world: World) -> None:
     kind = "Content-Type: application/json\r\nContent-Length: 99\r\n\r\n"
     body = f"POST /v1/transactions HTTP/1.1\r\n{host}{auth}{kind}"
     id_ = begun(world)
-    rows = {"participant": "scratch", "sql": "select repeat('x', 1000) from generate_series(1, 90)"}
-    unread = post(f"/v1/transactions/{id_}/statements", rows, token=who).bytes(host[6:-2]) * 200
+    rows = {"participant": "scratch", "sql": "select repeat('x', 1000) from generate_series(1, 900)"}
+    unread = post(f"/v1/transactions/{id_}/statements", rows, token=who).bytes(host[6:-2]) * 10
     kinds = (
         f"GET /livez HTTP/1.1\r\n{host}X: ".encode(),
         b"",
@@ -292,25 +296,27 @@ def slow(world: World) -> None:
         f"{body}{{".encode(),
         body.replace(auth, "").encode(),
         f"POST /v1/transactions HTTP/1.1\r\n{host}{auth}Transfer-Encoding: chunked\r\n\r\n5\r\n".encode(),
-        unread,
     )
     lines = [Line(world.port) for _ in range(CROWD)]
+    untaken = [Line(world.port, takes_bytes=4096) for _ in range(UNTAKEN)]
     try:
         for number, line in enumerate(lines):
             line.door.setblocking(False)
             with contextlib.suppress(BlockingIOError):
                 line.send(kinds[number % len(kinds)])
-        end = time.monotonic() + BODY_TIMEOUT_S * 2.5
+        for line in untaken:
+            line.send(unread)
+        end = time.monotonic() + BODY_TIMEOUT_S * 5
         while time.monotonic() < end:
             for line in lines:
                 line.send(b"x")  # a byte at a time, for ever
             time.sleep(0.5)
-        world.take((), CROWD)
+        world.take((), CROWD + UNTAKEN)
         left = world.sockets() - world.sockets_before
-        if left > CROWD // 10:
+        if left > UNTAKEN // 2:
             world.stalled.append(f"slow: {left} connections are kept that do nothing")
     finally:
-        for line in lines:
+        for line in (*lines, *untaken):
             line.close()
     ended(world, id_)
 
@@ -334,7 +340,7 @@ def waits(world: World) -> None:
         ]
         held += [answer.json()["id"] for answer in world.ask(*keyed) if answer.status == 201]
         world.take((), CROWD)
-        time.sleep(BODY_TIMEOUT_S)  # beside the client that works
+        time.sleep(HELD_S)  # beside the client that works
     finally:
         for line in lines:
             line.close()

@@ -78,13 +78,19 @@ class Line:
     """One connection."""
 
     port: int
+    takes_bytes: int = 0
+    """How much the kernel takes of answers that are not read, if that is set."""
     door: socket.socket = field(init=False)
     _left: bytes = b""
     closed: bool = False
     """The server has ended it, or will."""
 
     def __post_init__(self) -> None:
-        self.door = socket.create_connection(("127.0.0.1", self.port), timeout=TIMEOUT_S)
+        self.door = socket.socket()
+        self.door.settimeout(TIMEOUT_S)
+        if self.takes_bytes:
+            self.door.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self.takes_bytes)
+        self.door.connect(("127.0.0.1", self.port))
 
     def send(self, data: bytes) -> None:
         """What arrives of it is not told."""
