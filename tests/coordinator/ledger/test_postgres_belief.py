@@ -175,7 +175,7 @@ FAULTS = [
     (
         "create function fired() returns trigger language plpgsql as 'begin return new; end';"
         "alter function fired() owner to ledger_landlord;"
-        "create trigger t before insert on undoubt_ledger.doomed for each row execute function fired()",
+        "create trigger t after insert on undoubt_ledger.doomed for each row execute function fired()",
         "undoubt_ledger.doomed has a trigger whose function belongs to role ledger_landlord",
     ),
     (

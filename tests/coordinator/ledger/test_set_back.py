@@ -28,6 +28,7 @@ from undoubt.coordinator.ledger.sqlite.ledger import SqliteLedger
 from undoubt.coordinator.ledger.sqlite.store import SqliteStore
 from undoubt.coordinator.settings import LedgerSettings
 from undoubt.participants.contract import Decision
+from undoubt.participants.errors import UsageError
 from undoubt.participants.ids import Gid
 
 COMMIT = Decision.COMMIT
@@ -482,7 +483,7 @@ async def test_a_backup_overwrites_nothing_and_a_damaged_one_is_refused(
     await ledger.close()
     file = tmp_path / "undoubt.backup"
     await maintenance.backup(settings, file)
-    with pytest.raises(LedgerUnusable, match="exists already"):
+    with pytest.raises(UsageError, match="exists already"):
         await maintenance.backup(settings, file)
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
