@@ -113,7 +113,7 @@ async def test_an_older_format_is_refused(folder: Path) -> None:
     with sqlite3.connect(folder / FILE_NAME) as connection:
         connection.execute("update meta set value = '1' where key = 'format'")
     connection.close()
-    with pytest.raises(LedgerUnusable, match="has format 1, this version of undoubt knows 2"):
+    with pytest.raises(LedgerUnusable, match="has format 1, this version of undoubt reads 2"):
         await NodeStorage.open(folder)
 
 
@@ -155,5 +155,8 @@ async def test_damage_stops_the_node_and_says_how_to_rejoin(folder: Path, damage
     with sqlite3.connect(folder / FILE_NAME) as connection:
         assert connection.execute(DAMAGES[damage]).rowcount >= 1
     connection.close()
-    with pytest.raises(StorageDamaged, match=r"is damaged: .*rejoin.*`undoubt cluster remove 2`"):
+    with pytest.raises(
+        StorageDamaged,
+        match=r"is damaged: .*must not run on it again\. Add it again under a new number: `undoubt cluster remove 2`",
+    ):
         await NodeStorage.open(folder)
