@@ -157,6 +157,6 @@ async def test_damage_stops_the_node_and_says_how_to_rejoin(folder: Path, damage
     connection.close()
     with pytest.raises(
         StorageDamaged,
-        match=r"is damaged: .*must not run on it again\. Add it again under a new number: `undoubt cluster remove 2`",
+        match=r"is damaged: .*must not run on it again.* under a new number: `undoubt cluster remove 2`",
     ):
         await NodeStorage.open(folder)

@@ -26,6 +26,7 @@ from undoubt.coordinator.node.storage.node_storage import create
 from undoubt.coordinator.raft import ConfigChange
 from undoubt.coordinator.wire import VERSIONS
 from undoubt.participants.contract import Decision
+from undoubt.participants.errors import UsageError
 from undoubt.participants.ids import TxId
 
 COMMIT, ABORT = Decision.COMMIT, Decision.ABORT
@@ -351,7 +352,7 @@ async def test_a_damaged_backup_is_not_restored(cluster: Cluster, tmp_path: Path
     path = tmp_path / "backup"
     kept = await taken(cluster, path)
     assert backup.read(path) == kept
-    with pytest.raises(LedgerUnusable, match="exists already"):
+    with pytest.raises(UsageError, match="exists already"):
         backup.write(path, kept)
     whole = path.read_bytes()
     assert path.stat().st_mode & 0o777 == 0o600

@@ -322,7 +322,7 @@ async def _stops_or_is_whole(folder: Path, path: Path, at: int) -> bool:
     try:
         stored = await found(folder)
     except StorageDamaged as error:
-        return "rejoin under a new number" in str(error)
+        return "again under a new number" in str(error)
     # Zeros that pad a record to a multiple of eight bytes say nothing.
     return stored.entries == entries(2, 2, 2) and len(stored.acceptor.records) == 1
 
