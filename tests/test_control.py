@@ -17,7 +17,7 @@ def plant(folder: Path, text: str) -> Path:
 
 def also(statement: str) -> str:
     """The harmless patch, and a statement that runs on import."""
-    return HARMLESS.replace("-1,6 +1,6", "-1,6 +1,7").replace(" class", f"+{statement}\n class")
+    return HARMLESS.replace("-1,5 +1,5", "-1,5 +1,6").replace(" from coll", f"+{statement}\n from coll")
 
 
 async def test_the_copy_is_what_runs(tmp_path: Path) -> None:

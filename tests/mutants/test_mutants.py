@@ -15,14 +15,13 @@ seeds: 2
 
 --- a/participants/invariant.py
 +++ b/participants/invariant.py
-@@ -1,6 +1,6 @@
+@@ -1,5 +1,5 @@
 -\"\"\"Invariants that stay on in production: ``python -O`` removes ``assert``, but not these.\"\"\"
 +\"\"\"Invariants.\"\"\"
 
  from __future__ import annotations
 
-
- class InvariantViolation(AssertionError):
+ from collections.abc import Mapping
 """
 
 
