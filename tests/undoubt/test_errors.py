@@ -32,10 +32,14 @@ INTERNAL = {
     "StorageDamaged": "within a node, as LedgerUnusable",
     "StoreBroken": "within the SQLite ledger, as LedgerUnavailable",
     "StoreFull": "within the SQLite ledger, as LedgerUnavailable",
+    "UnexpectedAnswer": "of the benchmark",
     "WorkerFailed": "of the demo",
     "WrongCount": "of the benchmark",
 }
 """What no application and no operator's program meets, or meets by the name of its base."""
+
+OF_INTEGRATIONS = {"SidecarRefused": "sidecar.md", "SidecarOutcomeUnknown": "sidecar.md"}
+"""Of modules that need an optional package, which ``undoubt.errors`` does not import; the page of each."""
 
 LINE = re.compile(r"^    ([│├└─ ]*)([A-Z]\w+)(?:\s|$)")
 
@@ -73,7 +77,9 @@ def test_all_errors_are_there() -> None:
         if not module.name.endswith("__main__") and "migrations" not in module.name:
             importlib.import_module(module.name)
     known = {each.__name__ for each in subclasses(UndoubtError) if each.__module__.startswith("undoubt.")}
-    assert known - set(errors.__all__) == INTERNAL.keys()
+    assert known - set(errors.__all__) == INTERNAL.keys() | OF_INTEGRATIONS.keys()
+    for name, page in OF_INTEGRATIONS.items():
+        assert f"`{name}`" in (ROOT / "docs" / page).read_text()
 
 
 def test_the_pages_name_those_that_there_are() -> None:
@@ -91,4 +97,4 @@ def test_the_pages_name_those_that_there_are() -> None:
     ):
         assert name in named
         assert re.search(rf"except undoubt\.(errors\.)?{name}\b", example), name
-    assert named <= set(errors.__all__)
+    assert named <= {"CancelledError", *errors.__all__}
