@@ -20,6 +20,7 @@ from undoubt.coordinator.ledger.cluster.ledger import ClusterLedger
 from undoubt.coordinator.ledger.cluster.messages import SESSIONS_MAX, HeldCall, NodeStatus, StatusCall
 from undoubt.coordinator.ledger.cluster.status import ask, survey
 from undoubt.coordinator.ledger.cluster.url import wire_of
+from undoubt.coordinator.ledger.contract import SessionState
 from undoubt.coordinator.settings import LedgerSettings
 from undoubt.participants.ids import TxId
 from undoubt.serve.certs import Folder
@@ -235,6 +236,18 @@ class Nodes:
         async with within(f"what node {leader.node} knows, at node {number}"):
             while (await self._status(number)).applied_index < leader.commit_index:
                 await asyncio.sleep(0.02)
+
+    async def moved(self, *voters: int) -> None:
+        """Return once these are the acceptors of every open session: a coordinator replaces its session some
+        time after the voters have changed. Until then its votes are with those that the session began with,
+        perhaps fewer, and another node of these may be one too many."""
+        async with within(f"sessions that nodes {voters} decide for"), self._opened() as ledger:
+            while any(
+                session.acceptors and {*session.acceptors} != {*voters}
+                for session in await ledger.sessions()
+                if session.state is SessionState.OPEN
+            ):
+                await asyncio.sleep(0.1)
 
     async def _status(self, number: int) -> NodeStatus:
         status: NodeStatus = await ask(self.addresses[number], StatusCall(), 30.0, wire_of(self._patient))

@@ -208,6 +208,7 @@ async def rolling(stage: Stage, step: str) -> None:
         await _rolled(cluster, applications, 2, THIS)
         await cluster.leaves(2)
         await cluster.joins(4, LAST)
+        await cluster.moved(1, 3, 4)
         await _more(applications)
         if await _agreed(cluster) != {LAST_VERSION}:
             raise Wrong(f"agreed on {await _agreed(cluster)} while nodes of the last release were members")
