@@ -48,7 +48,7 @@ def stage(shops: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> It
     with staged(
         tmp_path_factory.mktemp("sidecar"),
         shops,
-        transactions_max=20,
+        transactions_max=60,
         branches_max=5,
         rows_max=1000,
         rows_bytes_max=100_000,

@@ -189,7 +189,7 @@ def test_too_many_transactions(stage: Stage) -> None:
         works.append(answer.json()["id"])
     assert (answer.status_code, answer.json()["name"]) == (429, "TooManyTransactions")
     assert int(answer.headers["retry-after"]) >= 1
-    assert len(works) <= 20
+    assert len(works) <= 60
     for id_ in works:
         assert client.post(f"/v1/transactions/{id_}/rollback").status_code == 200
     assert client.begin().rollback().status_code == 200
