@@ -36,7 +36,7 @@ from undoubt.participants.ids import Gid
 from undoubt.participants.postgres import PostgresParticipant
 from undoubt.participants.postgres.psycopg.connection import AsyncBranchConnection
 from undoubt.serve.sidecar import statements
-from undoubt.serve.sidecar.book import LOOK_S
+from undoubt.serve.sidecar.book import wait_while
 from undoubt.serve.sidecar.capability import SealedCapability
 from undoubt.serve.sidecar.idempotency import Answer
 from undoubt.serve.sidecar.peers import OtherSidecars
@@ -265,9 +265,7 @@ class Agency:
     async def drain(self, seconds: float) -> None:
         """Begin no more, and wait until none is open, but no longer."""
         self._draining = True
-        end = asyncio.get_running_loop().time() + seconds
-        while self.open and asyncio.get_running_loop().time() < end:
-            await asyncio.sleep(LOOK_S)
+        await wait_while(lambda: self.open > 0, seconds)
 
     async def close(self) -> None:
         """Roll back what is not prepared."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Literal
@@ -170,6 +170,13 @@ def instant(moment: datetime) -> str:
     return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
+async def wait_while(condition: Callable[[], bool], seconds: float) -> None:
+    """Return once ``condition()`` is false, at most after so many seconds."""
+    end = asyncio.get_running_loop().time() + seconds
+    while condition() and asyncio.get_running_loop().time() < end:
+        await asyncio.sleep(LOOK_S)
+
+
 class Book:
     """The transactions of one sidecar; see the module."""
 
@@ -327,16 +334,12 @@ class Book:
 
     async def wait_for_end(self, entry: OpenTransaction, seconds: float) -> None:
         """Wait until the outcome is known, at most for so many seconds."""
-        end = asyncio.get_running_loop().time() + seconds
-        while not entry.final and asyncio.get_running_loop().time() < end:
-            await asyncio.sleep(LOOK_S)
+        await wait_while(lambda: not entry.final, seconds)
 
     async def drain(self, seconds: float) -> None:
         """Begin no further transactions, and wait until none is open, at most for so many seconds."""
         self._draining = True
-        end = asyncio.get_running_loop().time() + seconds
-        while self.open and asyncio.get_running_loop().time() < end:
-            await asyncio.sleep(LOOK_S)
+        await wait_while(lambda: self.open > 0, seconds)
 
     async def close(self) -> None:
         """Stop the background tasks. The coordinator ends the transactions that are still open."""
