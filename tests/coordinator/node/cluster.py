@@ -99,9 +99,13 @@ class Cluster:
         del node.replica.raft.step
 
     async def settled(self) -> None:
-        """Once every running node has applied what the leader has committed."""
+        """Once every running node has applied what the leader has committed, what a leader adds by itself
+        included."""
         while True:
             leader = await self.leader()
+            with contextlib.suppress(LedgerUnavailable):
+                await leader.ledger.draw_secret()
+                await leader.ledger.agree_on_rules()
             index = leader.replica.raft.commit_index
             applied = {node.replica.raft.applied_index for node in self.nodes.values()}
             if applied == {index}:

@@ -7,6 +7,7 @@ import hashlib
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -72,16 +73,13 @@ class Stage:
     """The process, and what its clients need."""
 
     folder: Path
+    socket: Path
     config: Path
     port: int
     databases: Mapping[str, str]
     ledger: str
     process: subprocess.Popen[bytes] | None = None
     clients: list[httpx.Client] = field(default_factory=list)
-
-    @property
-    def socket(self) -> Path:
-        return self.folder / "undoubt-sidecar.run" / "http.sock"
 
     @property
     def log(self) -> str:
@@ -265,10 +263,13 @@ def staged(
         (folder / "peer.token").write_text(token("peer") + "\n")
         sidecar |= {"url": f'"http://127.0.0.1:{port}"', "token_file": f'"{folder}/peer.token"'}
     ledger = ledger or f"sqlite:///{folder}/ledger.db"
-    config = configuration(folder, ledger, databases, port, more, **sidecar)
-    stage = Stage(folder, config, port, databases, ledger)
-    try:
-        stage.start()
-        yield stage
-    finally:
-        stage.close()
+    # Not in ``folder``, whose name can be longer than the address of a unix socket (unix(7)).
+    with tempfile.TemporaryDirectory(prefix="undoubt-") as sockets:
+        socket = Path(sockets, "http.sock")
+        config = configuration(folder, ledger, databases, port, more, socket=f'"{socket}"', **sidecar)
+        stage = Stage(folder, socket, config, port, databases, ledger)
+        try:
+            stage.start()
+            yield stage
+        finally:
+            stage.close()

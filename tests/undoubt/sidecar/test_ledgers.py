@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import AsyncIterator
@@ -12,6 +13,7 @@ import psycopg
 import pytest
 
 from tests.coordinator.node.processes import processes
+from tests.ports import free_ports
 from tests.undoubt.cli.harness import undoubt
 from tests.undoubt.sidecar.conftest import TABLES
 from tests.undoubt.sidecar.stage import (
@@ -180,6 +182,31 @@ def test_two_at_one_socket_are_refused(shops: dict[str, str], tmp_path: Path) ->
         again = undoubt("sidecar", "--config", str(stage.config))
         assert (again.status, "another process serves" in again.err) == (2, True), again.err
         assert stage.unix().get("/livez").status_code == 200
+
+
+def test_the_socket_is_beside_the_configuration_unless_set(shops: dict[str, str]) -> None:
+    with tempfile.TemporaryDirectory(prefix="undoubt-") as folder:
+        config = configuration(Path(folder), f"sqlite:///{folder}/ledger.db", shops, free_ports(1)[0])
+        socket = Path(folder, "undoubt-sidecar.run", "http.sock")
+        stage = Stage(Path(folder), socket, config, 0, shops, "")
+        try:
+            stage.start()
+            assert stage.unix().get("/livez").status_code == 200
+            assert (socket.stat().st_mode & 0o777, socket.parent.stat().st_mode & 0o777) == (0o600, 0o700)
+        finally:
+            stage.close()
+
+
+def test_a_socket_with_too_long_a_path_is_refused_with_a_way_out(
+    shops: dict[str, str], tmp_path: Path
+) -> None:
+    socket = tmp_path / ("s" * 107) / "http.sock"
+    ledger = f"sqlite:///{tmp_path}/ledger.db"
+    config = configuration(tmp_path, ledger, shops, free_ports(1)[0], socket=f'"{socket}"')
+    refused = undoubt("sidecar", "--config", str(config))
+    assert refused.status == 2, refused.err
+    assert "sidecar.socket is too long" in refused.err, refused.err
+    assert "at most 107; choose a shorter one" in refused.err, refused.err
 
 
 def test_a_token_is_drawn(tmp_path: Path) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import datetime
 import ssl
-import tempfile
-from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -152,10 +150,8 @@ class Peers:
 
 
 @pytest.fixture
-def peers(shops: dict[str, str], ledger: str) -> Iterator[Peers]:
-    # The folder's name is short: the path of a unix socket has at most 107 bytes (unix(7)).
-    with tempfile.TemporaryDirectory(prefix="undoubt-") as folder:
-        yield Peers(Path(folder), shops, ledger)
+def peers(tmp_path: Path, shops: dict[str, str], ledger: str) -> Peers:
+    return Peers(tmp_path, shops, ledger)
 
 
 def test_sidecars_know_one_another_by_their_certificates(peers: Peers) -> None:

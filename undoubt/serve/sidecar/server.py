@@ -45,6 +45,8 @@ from undoubt.serve.sidecar.tokens import Doorkeeper
 log = logging.getLogger(__name__)
 
 BACKLOG = 1024
+SOCKET_PATH_BYTES_MAX = 107
+"""Of the address of a unix socket, without the byte that ends it (unix(7)); clients have the same limit."""
 CLOSE_S = 5
 """The longest wait for requests that are still being answered at the end."""
 
@@ -236,6 +238,11 @@ def _tls(settings: SidecarSettings) -> ssl.SSLContext:
 def _free_socket(path: Path) -> Path:
     """Prepare the path of the unix socket: make its folder, which only this user can enter, and remove the
     socket of an earlier process. Raises ``UsageError``, also if another process serves the socket."""
+    if (size := len(os.fsencode(path))) > SOCKET_PATH_BYTES_MAX:
+        raise UsageError(
+            f"sidecar.socket is too long: {path} has {size} bytes, and the path of a unix socket has at most"
+            f" {SOCKET_PATH_BYTES_MAX}; choose a shorter one"
+        )
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         if path.parent.stat().st_uid != os.getuid():
