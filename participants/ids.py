@@ -234,6 +234,11 @@ class SessionKey:
             return ""
         return base64.urlsafe_b64encode(self._hash("backend", f"{pid} {txid}")[:6]).decode()
 
+    def key_proof(self, txid: TxId, key: str) -> str:
+        """20 hexadecimal digits that prove that the coordinator of ``txid`` wants the idempotency key
+        ``key``. Empty if the ledger gave no key."""
+        return self._hash("key", f"{txid} {key}")[:TAG_BYTES].hex() if self._given else ""
+
     def _hash(self, use: str, text: str) -> bytes:
         return hmac.digest(self._key, f"{use}\0{text}".encode(), hashlib.sha256)
 

@@ -15,9 +15,12 @@ The modules and rooms, in the order in which a call passes them:
 :mod:`.calls`                 defines one message for each call of the contract, with the type of its reply,
                               and implements the contract by one function that carries out a message, in
                               this process or in another.
+:mod:`.ledger_call`           defines the base of those messages.
+:mod:`.key_calls`             defines the messages about idempotency keys.
 :mod:`.server`                answers the calls of other processes on the ledger that this process owns.
 :mod:`.state_machine_ledger`  implements the contract over a state machine in this process; a backend adds how
                               a command becomes durable.
+:mod:`.keyed_ledger`          implements the part of the contract that is about keys, over a state machine.
 :mod:`.rules`                 computes, for all backends, which names the ledger gave, and the answers that
                               follow from the records.
 :mod:`.commands`              defines all changes of the ledger's state as one closed union, encodes them, and
@@ -26,6 +29,8 @@ The modules and rooms, in the order in which a call passes them:
                               or randomness.
 :mod:`.state`                 holds the machine's state, with the rest of finished transactions, and encodes
                               it as a snapshot.
+:mod:`.keys`                  holds which transaction has an idempotency key, and the results of committed
+                              keys.
 :mod:`.leases`                computes which sessions have expired, by a monotonic clock.
 :mod:`.session_mark`          marks a session whose every commit is recorded; every process can read the mark.
 :mod:`.pages`                 reads all unfinished decisions in pages.

@@ -12,7 +12,7 @@ import abc
 import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Generic, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 import msgspec
 
@@ -32,32 +32,20 @@ from undoubt.coordinator.ledger.contract import (
     TransactionInfo,
     Verdict,
 )
+from undoubt.coordinator.ledger.key_calls import CallingKeys
+from undoubt.coordinator.ledger.ledger_call import Branches, LedgerCall
 from undoubt.coordinator.ledger.pages import behind
 from undoubt.coordinator.ledger.rules import new_request, nonce_of
 from undoubt.coordinator.ledger.state_machine_ledger import StateMachineLedger
-from undoubt.coordinator.rpc.calls import Call, any_of, reply_decoders
+from undoubt.coordinator.rpc.calls import any_of, reply_decoders
 from undoubt.coordinator.rpc.envelope import Request, requests_of
 from undoubt.coordinator.wire.rights import Right
 from undoubt.participants.contract import Claim, Decision
-from undoubt.participants.ids import BRANCH_NUMBER_MAX, Gid, Protocol, TxId, new_nonce
-
-R_co = TypeVar("R_co", covariant=True)
+from undoubt.participants.ids import Gid, Protocol, TxId, new_nonce
 
 IDS_MAX = 100_000
 _Ids = Annotated[tuple[TxId, ...], msgspec.Meta(max_length=IDS_MAX)]
 """The decoder refuses a longer tuple before it decodes the ids."""
-
-
-_Branches = Annotated[tuple[BranchRecord, ...], msgspec.Meta(max_length=BRANCH_NUMBER_MAX)]
-
-
-class LedgerCall(Call[R_co], Generic[R_co], frozen=True):
-    """Base of all calls of the ledger."""
-
-    async def serve(self, ledger: StateMachineLedger, *, remote: bool) -> R_co:
-        """Carry out this call on ``ledger``. Raises what the contract raises. ``remote``: the caller is
-        another process, which may outlive this one."""
-        raise NotImplementedError
 
 
 class OpenSessionCall(LedgerCall[Session], frozen=True, tag="open"):
@@ -117,7 +105,7 @@ class SessionsCall(LedgerCall[Sequence[SessionInfo]], frozen=True, tag="sessions
 class DecideCall(LedgerCall[Decision], frozen=True, tag="decide"):
     txid: TxId
     decision: Decision
-    branches: _Branches
+    branches: Branches
     protocol: Protocol
     cause: str = ""
     right: ClassVar[Right] = Right.TRANSACT
@@ -133,7 +121,7 @@ class DecideCall(LedgerCall[Decision], frozen=True, tag="decide"):
 
 class PrecommitCall(LedgerCall[None], frozen=True, tag="precommit"):
     txid: TxId
-    branches: _Branches
+    branches: Branches
     protocol: Protocol
     right: ClassVar[Right] = Right.TRANSACT
 
@@ -322,7 +310,7 @@ DECODE_REPLY = reply_decoders(LedgerCall)
 R = TypeVar("R")
 
 
-class CallingLedger(abc.ABC):
+class CallingLedger(CallingKeys):
     """The contract in terms of one function, which carries out a call in this process or in another.
     Implements all of :class:`~undoubt.coordinator.ledger.contract.Ledger` except its properties and
     ``close``."""

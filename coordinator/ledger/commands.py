@@ -26,6 +26,7 @@ from undoubt.coordinator.ledger.contract import (
     Heuristic,
     is_newer,
 )
+from undoubt.coordinator.ledger.keys import wrong_key, wrong_result
 from undoubt.coordinator.ledger.state import LedgerState
 from undoubt.participants.bounds import DURATION_S_MAX, count
 from undoubt.participants.contract import Decision
@@ -149,6 +150,31 @@ class RecordAct(_Command, frozen=True, tag="act"):
     keep: int
 
 
+class ClaimKey(_Command, frozen=True, tag="claim key"):
+    """An undecided transaction wants an idempotency key, which no other transaction must have then."""
+
+    txid: TxId
+    key: str
+
+
+class CommitKey(_Command, frozen=True, tag="commit key"):
+    """COMMIT of a transaction of two-phase commit, the key that it has claimed, and its encoded result."""
+
+    txid: TxId
+    key: str
+    result: bytes
+    branches: tuple[BranchRecord, ...]
+    at: float
+    """As in :class:`Decide`."""
+
+
+class FreeKey(_Command, frozen=True, tag="free key"):
+    """ABORT of a transaction that has claimed a key and has no prepared branch; frees the key."""
+
+    txid: TxId
+    key: str
+
+
 class Judge(_Command, frozen=True, tag="judge"):
     """From this entry on commands are checked by version ``rules`` of the rules (:func:`refusal`). There is
     only version 1."""
@@ -172,6 +198,9 @@ Command = (
     | Doom
     | RecordAct
     | Judge
+    | ClaimKey
+    | CommitKey
+    | FreeKey
 )
 
 FIRST_VERSION = 1
@@ -179,7 +208,7 @@ PAXOS_VERSION = 2
 """Paxos Commit: sessions that are bound to acceptors, and outcomes that acceptors have chosen."""
 TAGS_VERSION = 3
 """The ledger's secret, tagged names, evidence that names a history, causes of aborts, acts of operators,
-checked commands."""
+checked commands, idempotency keys."""
 RULES = 1
 """The version of the rules by which commands are checked when they are applied, after the first
 :class:`Judge` in the log."""
@@ -188,7 +217,7 @@ RULES = 1
 def since(command: Command) -> int:  # noqa: PLR0911 - one line per kind of command
     """The lowest version in which a process can apply ``command`` with these fields."""
     match command:
-        case DrawSecret() | Doom() | RecordAct() | Judge():
+        case DrawSecret() | Doom() | RecordAct() | Judge() | ClaimKey() | CommitKey() | FreeKey():
             return TAGS_VERSION
         case OpenSession():
             if command.tagged:
@@ -332,6 +361,16 @@ def _wrong(command: Command) -> str:  # noqa: PLR0911, PLR0912 - one line per ki
             return _act(command.act) or _number("keep", command.keep)
         case Doom():
             return _transaction(command.txid) or _text("cause", command.cause, CAUSE_CHARACTERS_MAX)
+        case ClaimKey() | FreeKey():
+            return _transaction(command.txid) or wrong_key(command.key)
+        case CommitKey():
+            return (
+                _transaction(command.txid)
+                or wrong_key(command.key)
+                or wrong_result(command.result)
+                or _branches(command.branches)
+                or _moment(command.at)
+            )
         case _:
             assert_never(command)
 

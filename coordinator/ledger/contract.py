@@ -24,6 +24,7 @@ from typing import Protocol
 
 import msgspec
 
+from undoubt.coordinator.ledger.keys import KeyHolder
 from undoubt.participants.contract import Claim, Decision, Evidence, Settled
 from undoubt.participants.ids import Gid, TxId
 from undoubt.participants.ids import Protocol as GidProtocol
@@ -384,6 +385,35 @@ class Ledger(Protocol):
         kept until the transaction is decided. Decides nothing: the protocol's own termination does. Raises
         ``SessionLost`` if the session is gone or the transaction below its floor: then precommit must be sent
         to no branch."""
+        ...
+
+    async def claim_key(self, txid: TxId, key: str, proof: str) -> KeyHolder:
+        """Claim the idempotency key ``key`` for an undecided transaction, if the key is free; returns the
+        transaction that has the key then. ``proof`` is
+        :meth:`~undoubt.participants.ids.SessionKey.key_proof`. A transaction has one key at most.
+
+        Raises ``SessionLost`` if the transaction can no longer commit, ``Impostor`` for a wrong proof,
+        ``UsageError`` for a key that is out of bounds, and ``VersionHeldBack`` if a member of a cluster is
+        too old for keys."""
+        ...
+
+    async def key_holder(self, key: str) -> KeyHolder | None:
+        """The transaction that has ``key``. None: the key is free, because no transaction has claimed it, the
+        last one is aborted, or its result is older than the retention."""
+        ...
+
+    async def commit_key(
+        self, txid: TxId, key: str, proof: str, result: bytes, branches: Sequence[BranchRecord]
+    ) -> Decision:
+        """As :meth:`decide` with COMMIT in two-phase commit, and keep ``result`` with the key in the same
+        command. Records and returns ABORT if the transaction has not claimed ``key``. ``branches`` may be
+        empty: then only the key and the result are recorded."""
+        ...
+
+    async def free_key(self, txid: TxId, key: str, proof: str) -> Decision:
+        """Abort a transaction that has claimed ``key`` and has no prepared branch, so that another one can
+        claim the key. Returns the decision: COMMIT if that is recorded already, and then the key is not
+        free."""
         ...
 
     async def outcomes(self, gids: Iterable[Gid]) -> Mapping[Gid, Verdict]:

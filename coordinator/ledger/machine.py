@@ -20,14 +20,18 @@ import msgspec
 from undoubt.coordinator.errors import BranchListMismatch, OutcomeUnknown, SessionLost
 from undoubt.coordinator.ledger.commands import (
     AdvanceTime,
+    ClaimKey,
     CloseSession,
     Command,
+    CommandRefused,
+    CommitKey,
     Decide,
     Doom,
     DrawSecret,
     ExpireSession,
     Finish,
     ForgetHeuristic,
+    FreeKey,
     Judge,
     KeepAlive,
     OpenSession,
@@ -49,9 +53,11 @@ from undoubt.coordinator.ledger.contract import (
     SessionState,
     Verdict,
 )
+from undoubt.coordinator.ledger.keys import KeyHolder, KeyState
 from undoubt.coordinator.ledger.rules import agrees, labels, sorted_branches, verdict_of
 from undoubt.coordinator.ledger.state import LedgerState, PrecommitRecord, SessionBook
 from undoubt.participants.contract import Decision, Settled
+from undoubt.participants.errors import UsageError
 from undoubt.participants.ids import Protocol, TxId
 from undoubt.participants.invariant import invariant
 
@@ -110,6 +116,12 @@ class Machine:
                 self._record_act(command.act, command.keep)
             case Judge():
                 self.state.rules = max(self.state.rules, command.rules)
+            case ClaimKey():
+                return self._claim_key(command)
+            case CommitKey():
+                return self._commit_key(command)
+            case FreeKey():
+                return self._free_key(command)
             case _:
                 assert_never(command)
         return None
@@ -139,7 +151,7 @@ class Machine:
         if book is None or book.state is not SessionState.OPEN:
             return SessionLost(f"session {command.session} was closed or has expired")
         book.floor = max(book.floor, command.floor)
-        self._drop_doomed(book)
+        self._drop_ended(book)
         return None
 
     def _close(self, session: int, nonce: str | None, state: SessionState) -> bool:
@@ -148,7 +160,7 @@ class Machine:
             return False
         book.state = state
         book.closed_ms = self.state.time_ms
-        self._drop_doomed(book)
+        self._drop_ended(book)
         return True
 
     def _doom(self, command: Doom) -> None:
@@ -158,8 +170,11 @@ class Machine:
         if book is not None and undecided and self._recorded(book, txid) is None:
             self.state.doomed.setdefault(txid, command.cause)
 
-    def _drop_doomed(self, book: SessionBook) -> None:
-        """Drop the causes of transactions that can no longer be undecided."""
+    def _drop_ended(self, book: SessionBook) -> None:
+        """Drop the causes of transactions that can no longer be undecided, and free the keys of those that
+        are aborted now."""
+        if book.state is not SessionState.RESTORED:
+            self.state.keys.free_below(book.id, book.floor if book.state is SessionState.OPEN else None)
         if self.state.doomed:
             over = book.state is not SessionState.OPEN
             self.state.doomed = {
@@ -168,7 +183,11 @@ class Machine:
                 if txid.session != book.id or (not over and txid.seq >= book.floor)
             }
 
-    def _decide(self, command: Decide) -> Decision | BranchListMismatch | OutcomeUnknown:
+    def _decide(
+        self, command: Decide, result: bytes = b"", *, may_commit: bool = True
+    ) -> Decision | BranchListMismatch | OutcomeUnknown:
+        """Record a decision. ``result`` is kept with the transaction's key. If nothing is recorded yet,
+        ABORT is recorded unless ``may_commit``."""
         txid = command.txid
         book = self._book(txid.session, txid.nonce)
         if book is None:
@@ -176,7 +195,7 @@ class Machine:
         recorded = self._recorded(book, txid)
         if recorded is not None:
             return self._compare(book, command, recorded)
-        decision = command.decision
+        decision = command.decision if may_commit else Decision.ABORT
         if command.protocol not in TERMINATES_BY_ITSELF:
             if book.state is SessionState.RESTORED:
                 return OutcomeUnknown(
@@ -184,6 +203,10 @@ class Machine:
                 )
             if book.state is not SessionState.OPEN or txid.seq < book.floor:
                 decision = Decision.ABORT
+        if decision is Decision.COMMIT:
+            self.state.keys.committed(txid, result, self.state.time_ms)
+        else:
+            self.state.keys.free(txid)
         if self.state.precommitted:
             self.state.precommitted.pop(txid, None)
         if self.state.doomed:
@@ -198,6 +221,39 @@ class Machine:
             command.cause if command.decision is Decision.ABORT else "",
         )
         return decision
+
+    def _claim_key(self, command: ClaimKey) -> KeyHolder | SessionLost | UsageError:
+        """Claim a key. A repeated command has the same result."""
+        txid, keys = command.txid, self.state.keys
+        if (holder := self.key_holder(command.key)) is not None:
+            return holder
+        book = self._book(txid.session, txid.nonce)
+        ended = book is None or book.state is not SessionState.OPEN or txid.seq < book.floor
+        if book is None or ended or self._recorded(book, txid) is not None:
+            return SessionLost(f"transaction {txid} has ended, or its session {txid.session} has")
+        if (other := keys.key_of(txid)) is not None:
+            return CommandRefused(f"transaction {txid} has another key, {other!r}")
+        keys.claim(command.key, txid)
+        return KeyHolder(txid, KeyState.RUNNING)
+
+    def _commit_key(self, command: CommitKey) -> Decision | BranchListMismatch | OutcomeUnknown:
+        held = self.state.keys.claimed.get(command.key) == command.txid
+        decide = Decide(command.txid, Protocol.TWO_PHASE, Decision.COMMIT, command.branches, command.at)
+        return self._decide(decide, command.result, may_commit=held)
+
+    def _free_key(self, command: FreeKey) -> Decision | OutcomeUnknown:
+        """Abort a transaction, of which no branch is prepared: nothing is left to finish."""
+        txid, keys = command.txid, self.state.keys
+        book = self._book(txid.session, txid.nonce)
+        if book is None:
+            return OutcomeUnknown(txid, "the ledger does not know its session, or has dropped it")
+        recorded = self._recorded(book, txid)
+        if recorded is None and book.state is SessionState.RESTORED:
+            return OutcomeUnknown(txid, "its session is from before the ledger was restored from a backup")
+        if recorded is None and keys.key_of(txid) == command.key:
+            book.finish(txid.seq, Decision.ABORT, fingerprint(()))
+            keys.free(txid)
+        return recorded or Decision.ABORT
 
     def _precommit(self, command: Precommit) -> SessionLost | None:
         txid = command.txid
@@ -290,6 +346,9 @@ class Machine:
         for number in dropped:
             del self.state.sessions[number]
         gone = set(dropped)
+        for number in dropped:
+            self.state.keys.free_below(number, None)  # of a session that a restore had closed
+        self.state.keys.drop(self.state.time_ms - command.retention_ms)
         for key, heuristic in list(self.state.heuristics.items()):
             if heuristic.gid.txid.session in gone:
                 del self.state.heuristics[key]
@@ -303,7 +362,7 @@ class Machine:
             if book.state is SessionState.OPEN:
                 book.state = SessionState.RESTORED
                 book.closed_ms = self.state.time_ms
-                self._drop_doomed(book)
+                self._drop_ended(book)
         return self.state.incarnation
 
     # Queries.
@@ -332,6 +391,17 @@ class Machine:
     def heuristics(self, *, include_forgotten: bool) -> list[Heuristic]:
         known = self.state.heuristics.values()
         return [heuristic for heuristic in known if include_forgotten or not heuristic.forgotten]
+
+    def key_holder(self, key: str) -> KeyHolder | None:
+        """The transaction that has ``key``; None if the key is free."""
+        if (kept := self.state.keys.kept.get(key)) is not None:
+            return KeyHolder(kept.txid, KeyState.COMMITTED, kept.result)
+        txid = self.state.keys.claimed.get(key)
+        if txid is None:
+            return None
+        book = self._book(txid.session, txid.nonce)
+        open_ = book is not None and book.state is SessionState.OPEN
+        return KeyHolder(txid, KeyState.RUNNING if open_ else KeyState.LOST)
 
     def acts(self, limit: int) -> list[Act]:
         """At most ``limit`` acts, newest first."""

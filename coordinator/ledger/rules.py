@@ -139,6 +139,11 @@ class Names:
         expected = self.key(claim.session, nonce).backend(txid, claim.pid)
         return txid if expected and _equal(expected, claim.proof) else None
 
+    def proves_key(self, txid: TxId, key: str, proof: str) -> bool:
+        """Whether ``proof`` shows that the coordinator of ``txid`` wants the idempotency key ``key``."""
+        expected = self.key(txid.session, txid.nonce).key_proof(txid, key)
+        return bool(expected) and _equal(expected, proof)
+
     def check(
         self,
         txid: TxId,

@@ -18,6 +18,7 @@ from undoubt.coordinator.ledger.contract import (
     SessionInfo,
     SessionState,
 )
+from undoubt.coordinator.ledger.keys import Keys, StoredKeys
 from undoubt.participants.contract import Decision
 from undoubt.participants.ids import Protocol, TxId
 
@@ -223,6 +224,7 @@ class _StoredState(msgspec.Struct, array_like=True):
     doomed: list[tuple[TxId, str]] = []
     acts: list[Act] = []
     rules: int = 0
+    keys: StoredKeys = StoredKeys()
 
 
 @dataclass(slots=True)
@@ -246,6 +248,7 @@ class LedgerState:
     rules: int = 0
     """The version of the rules by which commands are checked; 0: commands are not checked, as in version
     0.1.0."""
+    keys: Keys = field(default_factory=Keys)
 
     def encode(self) -> bytes:
         """The state as msgpack. Equal states give equal bytes."""
@@ -263,6 +266,7 @@ class LedgerState:
             sorted(self.doomed.items()),
             list(self.acts.values()),
             self.rules,
+            self.keys.stored(),
         )
         return msgspec.msgpack.encode(stored)
 
@@ -288,6 +292,7 @@ class LedgerState:
             dict(stored.doomed),
             {act.id: act for act in stored.acts},
             stored.rules,
+            Keys.loaded(stored.keys),
         )
 
 

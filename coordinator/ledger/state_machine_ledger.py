@@ -62,6 +62,7 @@ from undoubt.coordinator.ledger.contract import (
     without_newer,
 )
 from undoubt.coordinator.ledger.history import newest
+from undoubt.coordinator.ledger.keyed_ledger import KeyedLedger
 from undoubt.coordinator.ledger.leases import Leases
 from undoubt.coordinator.ledger.machine import Machine
 from undoubt.coordinator.ledger.pages import Pages
@@ -98,7 +99,7 @@ NEWEST = _Newest()
 """The version of a ledger in which only one process proposes and applies commands."""
 
 
-class StateMachineLedger(abc.ABC):
+class StateMachineLedger(KeyedLedger):
     """Implements :class:`~undoubt.coordinator.ledger.contract.Ledger`; a backend adds ``propose`` and the
     store of history.
 
@@ -173,6 +174,9 @@ class StateMachineLedger(abc.ABC):
     async def _up_to_date(self) -> None:  # noqa: B027 - nothing to wait for if no other process answers
         """Return once the machine has applied all changes that any caller was answered before. Raises
         ``LedgerError``."""
+
+    def _now_s(self) -> float:
+        return self._wall()
 
     async def _run(self, command: Command) -> Any:
         check_command(command)

@@ -24,6 +24,7 @@ from undoubt.coordinator.ledger.cluster.messages import (
     TransferCall,
 )
 from undoubt.coordinator.ledger.contract import Act
+from undoubt.coordinator.ledger.ledger_call import LedgerCall
 from undoubt.coordinator.node.admin import NodeAdmin
 from undoubt.coordinator.node.errors import NodeStopped, NotLeading
 from undoubt.coordinator.node.ledger import NodeLedger
@@ -107,7 +108,7 @@ class FromClient(Requests[AnyCall]):
             self.answer(number, self._operator.status())
         elif isinstance(call, OperatorCall):
             self.later(number, call, self._operated(call))
-        elif isinstance(call, calls.LedgerCall):
+        elif isinstance(call, LedgerCall):
             self.later(number, call, self._signed(call).serve(self._ledger, remote=True))
 
     def _signed(self, call: calls.AnyLedgerCall) -> calls.AnyLedgerCall:

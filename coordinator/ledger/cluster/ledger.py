@@ -25,6 +25,7 @@ from undoubt.coordinator.ledger.cluster.messages import DECODE_REPLY, decode_cal
 from undoubt.coordinator.ledger.cluster.status import status
 from undoubt.coordinator.ledger.cluster.url import addresses_of, wire_of
 from undoubt.coordinator.ledger.contract import RecordedDecision, Session, SessionInfo
+from undoubt.coordinator.ledger.ledger_call import LedgerCall
 from undoubt.coordinator.rpc.calls import AnyCall
 from undoubt.coordinator.rpc.client import SILENCE_S, Liveness, PendingCall, Replies, into
 from undoubt.coordinator.rpc.envelope import (
@@ -169,7 +170,7 @@ class ClusterLedger(CallingLedger):
     def _nonce(self) -> str:
         return f"{self._random.getrandbits(64):016x}"
 
-    async def _call(self, call: calls.LedgerCall[R]) -> R:
+    async def _call(self, call: LedgerCall[R]) -> R:
         if os.getpid() != self._pid:
             raise WrongProcess(
                 f"this ledger was opened by process {self._pid}; after a fork, open the ledger again"

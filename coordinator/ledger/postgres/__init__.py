@@ -6,16 +6,20 @@ committed, on disk, and on the synchronous standbys if there are any.
 In the order in which a call passes them:
 
 ===================  =========================================================================================
-:mod:`.address`      reads the URL, and makes psycopg's connection parameters of it. :mod:`.ledger`
-implements the contract. :mod:`.decisions`    sends the decisions of many callers in one statement (group
-commit). :mod:`.sql`          loads the statements of ``queries.sql``; comments there say why each is safe.
-:mod:`.connections`  runs one statement in one transaction, and repeats it if that is safe. :mod:`.opening`
-opens a connection, and checks which server it is and which roles could change the schema. :mod:`.errors`
-translates the errors of psycopg and of the server into the contract's. :mod:`.codec`        translates rows
-into the contract's values. :mod:`.maintenance`  elects the process that advances ledger time, expires
-sessions and deletes old rows. :mod:`.tables`       creates, upgrades and checks the tables. :mod:`.rights`
-lists the roles that may read the ledger's secret or change its rows. ===================
-=========================================================================================
+:mod:`.address`      reads the URL, and makes psycopg's connection parameters of it.
+:mod:`.ledger`       implements the contract.
+:mod:`.decisions`    sends the decisions of many callers in one statement (group commit).
+:mod:`.keys`         implements the part of the contract that is about idempotency keys.
+:mod:`.sql`          loads the statements of ``queries.sql``; comments there say why each is safe.
+:mod:`.connections`  runs one statement in one transaction, and repeats it if that is safe.
+:mod:`.opening`      opens a connection, and checks which server it is and which roles could change the
+                     schema.
+:mod:`.errors`       translates the errors of psycopg and of the server into the contract's.
+:mod:`.codec`        translates rows into the contract's values.
+:mod:`.maintenance`  elects the process that advances ledger time, expires sessions and deletes old rows.
+:mod:`.tables`       creates, upgrades and checks the tables.
+:mod:`.rights`       lists the roles that may read the ledger's secret or change its rows.
+===================  =========================================================================================
 
 Why it is correct: a decision locks its session's row FOR SHARE, and an expiry updates that row, so that one
 excludes the other. Verdicts are read in one snapshot. Each statement checks whether the server is the one

@@ -139,10 +139,10 @@ class Decisions:
             elif decision is not None:
                 answers[command.txid] = Decision(decision)
             else:
-                answers[command.txid] = await self._recorded(command, SessionState(state))
+                answers[command.txid] = await self.recorded(command, SessionState(state))
         return answers
 
-    async def _recorded(self, command: Decide, state: SessionState) -> DecideResult:
+    async def recorded(self, command: Decide, state: SessionState) -> DecideResult:
         """The answer if no row was written for ``command``: a decision exists already, or the state of its
         session does not allow one."""
         txid = command.txid

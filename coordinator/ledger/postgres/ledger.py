@@ -46,6 +46,7 @@ from undoubt.coordinator.ledger.contract import (
 from undoubt.coordinator.ledger.postgres import codec
 from undoubt.coordinator.ledger.postgres.connections import Connections
 from undoubt.coordinator.ledger.postgres.decisions import Decisions, encode_branches
+from undoubt.coordinator.ledger.postgres.keys import KeyTable
 from undoubt.coordinator.ledger.postgres.maintenance import Leadership
 from undoubt.coordinator.ledger.rules import Names, verdict_of
 from undoubt.coordinator.settings import LedgerSettings
@@ -58,7 +59,7 @@ SESSIONS_MAX = 1_000
 """Most sessions for which it is cached whether their gids have tags."""
 
 
-class PostgresLedger:
+class PostgresLedger(KeyTable):
     """A ledger in a PostgreSQL database. Made by :meth:`open`. May be used only in the event loop and the
     process in which it was opened."""
 

@@ -104,6 +104,7 @@ class Leadership:
         history_ms = round(self._settings.history_s * 1000)
         dropped = await self._connections.work(lambda line, left_s: _drop(line, left_s, retention_ms))
         await self._connections.ask("drop_doomed")
+        await self._connections.ask("drop_keys", retention_ms=retention_ms)
         ((purged, *_),) = await self._connections.run("purge", history_ms=history_ms)
         while purged:
             ((purged, *_),) = await self._connections.run("purge", history_ms=history_ms)

@@ -320,6 +320,137 @@ gone as (
 )
 select same from here
 
+-- name: aborted
+-- Whether the transaction of key k, which is not committed, is aborted. What a snapshot shows of this is final: decisions
+-- and ended sessions do not change, and floors only rise. A session of which nothing is known any more ends its keys.
+(exists (select from undoubt_ledger.decision d
+          where d.session operator(pg_catalog.=) k.session and d.seq operator(pg_catalog.=) k.seq and d.decision operator(pg_catalog.=) 'abort')
+ or (not exists (select from undoubt_ledger.decision d where d.session operator(pg_catalog.=) k.session and d.seq operator(pg_catalog.=) k.seq)
+     and not exists (select from undoubt_ledger.session s
+                      where s.id operator(pg_catalog.=) k.session and s.state operator(pg_catalog.=) any (array['open', 'restored'])
+                        and s.floor operator(pg_catalog.<=) k.seq)))
+
+-- name: claim_key
+-- Takes the same lock on its session as a decision. A key whose transaction is aborted is taken over.
+with here as materialized ({here}),
+lease as materialized (
+    select s.id, s.nonce
+      from undoubt_ledger.session s
+     where s.id operator(pg_catalog.=) %(session)s::pg_catalog.int8
+       and s.nonce operator(pg_catalog.=) %(nonce)s::pg_catalog.text and s.state operator(pg_catalog.=) 'open'
+       and s.floor operator(pg_catalog.<=) %(seq)s::pg_catalog.int8 and (select same from here)
+       and not exists (select from undoubt_ledger.decision d
+                        where d.session operator(pg_catalog.=) %(session)s::pg_catalog.int8 and d.seq operator(pg_catalog.=) %(seq)s::pg_catalog.int8)
+       for share
+),
+other as materialized (
+    select o.key
+      from undoubt_ledger.key o
+     where o.session operator(pg_catalog.=) %(session)s::pg_catalog.int8 and o.seq operator(pg_catalog.=) %(seq)s::pg_catalog.int8
+       and o.key operator(pg_catalog.<>) %(key)s::pg_catalog.text
+     limit 1
+),
+claimed as (
+    insert into undoubt_ledger.key as k (key, session, nonce, seq)
+    select %(key)s::pg_catalog.text, l.id, l.nonce, %(seq)s::pg_catalog.int8
+      from lease l where not exists (select from other)
+        on conflict (key) do update
+           set session = excluded.session, nonce = excluded.nonce, seq = excluded.seq
+         where not k.committed and {aborted}
+    returning k.key
+)
+select h.same, (select id from lease), (select key from other), (select key from claimed) from here h
+
+-- name: key_holder
+with here as materialized ({here})
+select h.same, k.session, k.nonce, k.seq, k.result,
+       k.committed or exists (select from undoubt_ledger.decision d
+                               where d.session operator(pg_catalog.=) k.session and d.seq operator(pg_catalog.=) k.seq and d.decision operator(pg_catalog.=) 'commit') as committed,
+       exists (select from undoubt_ledger.session s where s.id operator(pg_catalog.=) k.session and s.state operator(pg_catalog.=) 'open') as running
+  from here h
+  left join undoubt_ledger.key k
+    on k.key operator(pg_catalog.=) %(key)s::pg_catalog.text and (k.committed or not {aborted})
+
+-- name: commit_key
+-- A decision, as in the statement decide, and its key in one transaction. The row of the key is locked, so that no
+-- other transaction can take it over meanwhile.
+with here as materialized ({here}),
+lease as materialized (
+    select s.id, s.nonce, s.name, s.state, s.floor
+      from undoubt_ledger.session s
+     where s.id operator(pg_catalog.=) %(session)s::pg_catalog.int8 and s.nonce operator(pg_catalog.=) %(nonce)s::pg_catalog.text
+       and s.state operator(pg_catalog.<>) 'dropped' and (select same from here)
+       for share
+),
+mine as materialized (
+    select k.key
+      from undoubt_ledger.key k join lease l on l.id operator(pg_catalog.=) k.session and l.nonce operator(pg_catalog.=) k.nonce
+     where k.key operator(pg_catalog.=) %(key)s::pg_catalog.text and k.seq operator(pg_catalog.=) %(seq)s::pg_catalog.int8
+       for update of k
+),
+written as (
+    insert into undoubt_ledger.decision as d
+           (session, seq, nonce, protocol, decision, branches, decided_at, coordinator, cause)
+    select l.id, %(seq)s::pg_catalog.int8, l.nonce, '2',
+           case when l.state operator(pg_catalog.=) 'open' and l.floor operator(pg_catalog.<=) %(seq)s::pg_catalog.int8
+                 and exists (select from mine) then 'commit' else 'abort' end,
+           %(branches)s::pg_catalog.text, %(decided_at)s::pg_catalog.float8, l.name, ''
+      from lease l
+     where l.state operator(pg_catalog.<>) 'restored'
+        on conflict (session, seq) do nothing
+    returning d.session, d.seq, d.decision
+),
+left_to_do as (
+    insert into undoubt_ledger.unfinished (session, seq) select w.session, w.seq from written w
+),
+kept as (
+    update undoubt_ledger.key k set committed = true, result = %(result)s::pg_catalog.bytea, kept_ms = c.time_ms
+      from written w, undoubt_ledger.clock c
+     where k.key operator(pg_catalog.=) %(key)s::pg_catalog.text and k.session operator(pg_catalog.=) w.session and k.seq operator(pg_catalog.=) w.seq and w.decision operator(pg_catalog.=) 'commit'
+)
+select h.same, (select state from lease), (select decision from written) from here h
+
+-- name: free_key
+-- Locks in the same order as commit_key.
+with here as materialized ({here}),
+lease as materialized (
+    select s.id, s.nonce, s.name, s.state
+      from undoubt_ledger.session s
+     where s.id operator(pg_catalog.=) %(session)s::pg_catalog.int8 and s.nonce operator(pg_catalog.=) %(nonce)s::pg_catalog.text
+       and s.state operator(pg_catalog.<>) 'dropped' and (select same from here)
+       for share
+),
+mine as materialized (
+    select k.key
+      from undoubt_ledger.key k join lease l on l.id operator(pg_catalog.=) k.session and l.nonce operator(pg_catalog.=) k.nonce
+     where k.key operator(pg_catalog.=) %(key)s::pg_catalog.text and k.seq operator(pg_catalog.=) %(seq)s::pg_catalog.int8 and not k.committed
+       for update of k
+),
+written as (
+    insert into undoubt_ledger.decision as d
+           (session, seq, nonce, protocol, decision, branches, decided_at, coordinator, cause)
+    select l.id, %(seq)s::pg_catalog.int8, l.nonce, '2', 'abort', '[]', %(decided_at)s::pg_catalog.float8, l.name, ''
+      from lease l
+     where l.state operator(pg_catalog.<>) 'restored' and exists (select from mine)
+        on conflict (session, seq) do nothing
+    returning d.session, d.seq, d.decision
+),
+freed as (
+    delete from undoubt_ledger.key k using written w
+     where k.key operator(pg_catalog.=) %(key)s::pg_catalog.text and k.session operator(pg_catalog.=) w.session and k.seq operator(pg_catalog.=) w.seq
+)
+select h.same, (select state from lease), (select decision from written) from here h
+
+-- name: drop_keys
+-- Deletes the results that are older than the retention, and claims of aborted transactions.
+with here as materialized ({here}),
+gone as (
+    delete from undoubt_ledger.key k using undoubt_ledger.clock c
+     where (select same from here)
+       and case when k.committed then k.kept_ms operator(pg_catalog.+) %(retention_ms)s::pg_catalog.int8 operator(pg_catalog.<=) c.time_ms else {aborted} end
+)
+select same from here
+
 -- name: open_session
 with here as materialized ({here}),
 numbered as (

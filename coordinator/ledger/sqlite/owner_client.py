@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from undoubt.coordinator.errors import LedgerUnavailable, VersionHeldBack
 from undoubt.coordinator.ledger import calls
+from undoubt.coordinator.ledger.ledger_call import LedgerCall
 from undoubt.coordinator.rpc import envelope
 from undoubt.coordinator.rpc.client import PendingCall, Replies, into
 from undoubt.coordinator.wire import (
@@ -64,7 +65,7 @@ class OwnerConnection:
         if not self.gone.done():
             self.gone.set_result(None)
 
-    async def request(self, call: calls.LedgerCall[R]) -> Any:
+    async def request(self, call: LedgerCall[R]) -> Any:
         """Send ``call``; returns the owner's answer. Raises what the contract raises, and
         :class:`ConnectionGone`."""
         if self._connection.closed:

@@ -118,7 +118,15 @@ class Rows:
                 restored = await ledger.info()
                 await ledger.upkeep.look()
                 return restored.incarnation
-            case c.DrawSecret() | c.Doom() | c.RecordAct() | c.Judge():
+            case (
+                c.DrawSecret()
+                | c.Doom()
+                | c.RecordAct()
+                | c.Judge()
+                | c.ClaimKey()
+                | c.CommitKey()
+                | c.FreeKey()
+            ):
                 raise AssertionError(f"the model gives none of these: {command}")
             case _:
                 assert_never(command)
