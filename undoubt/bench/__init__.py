@@ -14,6 +14,7 @@ In the order in which a measurement uses them:
 :mod:`.contenders`  lists the contenders, one module for each kind.
 :mod:`.field`       starts the servers, and the process of every contender.
 :mod:`.cluster`     starts the nodes that the contenders with a replicated ledger share.
+:mod:`.distance`    is the proxy that adds a round-trip time in front of servers and nodes.
 :mod:`.worker`      runs one contender in its process, turn by turn.
 :mod:`.http_client`  is the small HTTP client of the contenders that use a sidecar.
 :mod:`.rounds`      decides which contender has the next turn.

@@ -6,7 +6,7 @@ Their logs are on the disk that the databases also use."""
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -21,13 +21,19 @@ dsn = {dsn}
 
 
 @contextlib.asynccontextmanager
-async def cluster(folder: Path, dsns: tuple[str, str]) -> AsyncIterator[Nodes]:
-    """The running nodes, one of which leads, with the default timers. Raises ``NodeFailed``."""
+async def cluster(
+    folder: Path,
+    dsns: tuple[str, str],
+    ports: Sequence[int] | None = None,
+    reached_at: Sequence[int] | None = None,
+) -> AsyncIterator[Nodes]:
+    """The running nodes, one of which leads, with the default timers; ``ports`` and ``reached_at`` as for
+    ``Nodes``. Raises ``NodeFailed``."""
     more = "".join(
         PARTICIPANT.format(name=name, dsn=msgspec.json.encode(dsn).decode())
         for name, dsn in zip(DATABASES, dsns, strict=True)
     )
-    nodes = Nodes(folder, keep=False, more=more)
+    nodes = Nodes(folder, keep=False, more=more, ports=ports, reached_at=reached_at)
     try:
         await nodes.start()
         yield nodes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import platform
@@ -15,9 +16,15 @@ from undoubt.bench.contenders import CONTENDERS, DEFAULT
 from undoubt.bench.contract import ROWS
 from undoubt.bench.field import field
 from undoubt.bench.figures import Figures
-from undoubt.bench.rounds import play, rounds_of
+from undoubt.bench.rounds import Rounds, play, rounds_of
 from undoubt.cli.context import Context, common, pass_context
 from undoubt.cli.output import Output
+
+NEAR = "near "
+"""Before the names of the contenders whose proxies add no delay."""
+FAR_MAX = 200
+"""Contenders times concurrency at a distance: a proxy has four file descriptors for each, and select(2) takes
+1,024."""
 
 
 def _names(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[str, ...]:
@@ -56,14 +63,23 @@ def _concurrencies(_ctx: click.Context, _param: click.Parameter, value: str) -> 
     metavar="NAME,NAME",
     help=f"Also: {', '.join(name for name in CONTENDERS if name not in DEFAULT)}.",
 )
+@click.option(
+    "--rtt",
+    "rtt_ms",
+    type=click.FloatRange(0, 1000, min_open=True),
+    metavar="MS",
+    help="Add this round-trip time, in milliseconds, between contenders, servers and nodes.",
+)
 @click.option("--dsn", "dsns", nargs=2, help="Two databases to use, instead of two new servers.")
 @common
 @pass_context
 def bench(
     context: Context,
+    *,
     seconds: float,
     concurrency: tuple[int, ...],
     contenders: tuple[str, ...],
+    rtt_ms: float | None,
     dsns: tuple[str, str] | None,
 ) -> None:
     """Measure the cost of a commit, compared with hand-written code.
@@ -74,12 +90,20 @@ def bench(
     overwritten, and contenders that commit in three phases create undoubt's tables. The nodes of a cluster
     are three processes on this machine.
 
+    With --rtt everything is measured twice in the same rounds, over the same proxies, with and without the
+    delay; the table of round trips tells how many of them a transfer waits for, one after another.
+
     \b
     Example:
       undoubt bench
       undoubt bench --seconds 30 --concurrency 1,32 --contenders naive,undoubt-raft -o json
+      undoubt bench --rtt 1 --concurrency 1
     """
-    done = context.run(_run(context.output, contenders, concurrency, seconds, dsns))
+    if rtt_ms is not None and dsns:
+        raise click.UsageError("--rtt needs servers of its own: leave --dsn out")
+    if rtt_ms is not None and len(contenders) * max(concurrency) > FAR_MAX:
+        raise click.UsageError(f"--rtt: contenders times concurrency is at most {FAR_MAX}")
+    done = context.run(_run(context.output, contenders, concurrency, seconds, dsns=dsns, rtt_ms=rtt_ms))
     if context.output.json:
         context.output.document(done)
     else:
@@ -91,21 +115,39 @@ async def _run(
     names: tuple[str, ...],
     concurrencies: tuple[int, ...],
     seconds: float,
+    *,
     dsns: tuple[str, str] | None,
+    rtt_ms: float | None,
 ) -> Figures:
-    async with field(names, max(concurrencies), dsns) as built:
-        rounds, transfers = await play(built.contenders, concurrencies, seconds, output.note)
-        await audit(built, transfers)
-        connection = await asyncpg.connect(built.dsns[0])
+    async with contextlib.AsyncExitStack() as stack:
+        fields = {"": await stack.enter_async_context(field(names, max(concurrencies), dsns, rtt_ms))}
+        if rtt_ms is not None:
+            fields[NEAR] = await stack.enter_async_context(field(names, max(concurrencies), None, 0.0))
+        contenders = {
+            prefix + name: contender
+            for prefix, built in fields.items()
+            for name, contender in built.contenders.items()
+        }
+        rounds, transfers = await play(contenders, concurrencies, seconds, output.note)
+        played: dict[str, Rounds] = {}
+        for prefix, built in fields.items():
+            await audit(built, {name: transfers[prefix + name] for name in names})
+            played[prefix] = {
+                concurrency: [{name: turns[prefix + name] for name in names} for turns in each]
+                for concurrency, each in rounds.items()
+            }
+        connection = await asyncpg.connect(fields[""].dsns[0])
         try:
             version = await connection.fetchval("show server_version")
         finally:
             await connection.close()
     return Figures(
-        rows=figures.rows(rounds),
-        ratios=figures.ratios(rounds),
+        rows=figures.rows(played[""]),
+        ratios=figures.ratios(played[""]),
+        rtt_ms=rtt_ms or 0.0,
+        round_trips=figures.round_trips(played[""], played[NEAR], rtt_ms) if rtt_ms is not None else [],
         seconds=seconds,
-        rounds=rounds_of(seconds, len(names))[0],
+        rounds=rounds_of(seconds, len(contenders))[0],
         cores=len(os.sched_getaffinity(0)),
         python=platform.python_version(),
         postgresql=version,
@@ -129,6 +171,12 @@ def _tables(output: Output, done: Figures) -> None:
             for r in done.ratios
         ],
     )
+    if done.round_trips:
+        output.line()
+        output.table(
+            ["contender", "concurrency", "p50 ms near", f"p50 ms at {done.rtt_ms:g} ms", "round trips"],
+            [(r.contender, r.concurrency, r.p50_near_ms, r.p50_ms, r.trips) for r in done.round_trips],
+        )
     output.note(
         f"{done.cores} cores, Python {done.python}, PostgreSQL {done.postgresql}, {done.event_loop}, "
         f"{done.rounds} rounds"

@@ -9,20 +9,23 @@ import tempfile
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import SplitResult, urlsplit
 
 import asyncpg
 import msgspec
 
-from undoubt.bench import worker
+from undoubt.bench import distance, worker
 from undoubt.bench.cluster import cluster
 from undoubt.bench.contenders import CONTENDERS
 from undoubt.bench.contract import DATABASES, ROWS, Places, Turn
 from undoubt.embedded import EmbeddedServer
 from undoubt.participants.errors import UndoubtError
-from undoubt.serve.local.nodes import Nodes
+from undoubt.serve.local.nodes import COUNT, Nodes
+from undoubt.serve.local.ports import free_ports
 
 ANSWER_LINE_MAX = 1 << 26
 """The limit of an answer, in bytes: all latencies of a turn are one line."""
+POSTGRES_PORT = 5432
 GRACE_S = 60.0
 """How much longer than its turn a contender may take until it answers."""
 
@@ -90,8 +93,12 @@ class Contender:
 
 
 @contextlib.asynccontextmanager
-async def field(names: Sequence[str], workers: int, dsns: tuple[str, str] | None) -> AsyncIterator[Field]:
+async def field(
+    names: Sequence[str], workers: int, dsns: tuple[str, str] | None, rtt_ms: float | None = None
+) -> AsyncIterator[Field]:
     """All contenders, connected for up to ``workers`` workers each; without ``dsns`` on two new servers.
+    ``rtt_ms``: the round-trip time between any two of the contenders, the servers and the nodes; ``None``:
+    they are connected without a proxy. The ``dsns`` of the result lead to the servers themselves.
 
     Raises ``ServerFailed``, ``BinariesMissing``, ``NodeFailed``, :class:`ContenderFailed`.
     """
@@ -101,15 +108,16 @@ async def field(names: Sequence[str], workers: int, dsns: tuple[str, str] | None
             dsns = await own_servers(stack, len(names) * (workers + 8) + 40)
         for dsn in dsns:
             await set_up(dsn, len(names) * ROWS)
+        reached = dsns if rtt_ms is None else await _at_a_distance(stack, dsns, rtt_ms)
         nodes = None
         if any(CONTENDERS[name].cluster for name in names):
-            nodes = await stack.enter_async_context(cluster(Path(folder), dsns))
+            nodes = await stack.enter_async_context(_nodes(Path(folder), reached, rtt_ms))
         contenders: dict[str, Contender] = {}
         first_rows: dict[str, int] = {}
         for number, name in enumerate(names):
             first_rows[name] = number * ROWS
             url = nodes.url if nodes is not None and CONTENDERS[name].cluster else ""
-            places = Places(name, dsns, first_rows[name], folder, workers, url)
+            places = Places(name, reached, first_rows[name], folder, workers, url)
             contenders[name] = await _started(name, places)
             stack.push_async_callback(contenders[name].end)
         for contender in contenders.values():
@@ -128,6 +136,42 @@ async def own_servers(stack: contextlib.AsyncExitStack, connections: int) -> tup
         await stack.enter_async_context(server)
     one, other = [await server.create_database(name) for server, name in zip(servers, DATABASES, strict=True)]
     return one, other
+
+
+@contextlib.asynccontextmanager
+async def _nodes(folder: Path, dsns: tuple[str, str], rtt_ms: float | None) -> AsyncIterator[Nodes]:
+    async with contextlib.AsyncExitStack() as stack:
+        if rtt_ms is None:
+            ports = reached_at = None
+        else:
+            ports = free_ports(COUNT)
+            reached_at = [await _proxy(stack, port, rtt_ms) for port in ports]
+        yield await stack.enter_async_context(cluster(folder, dsns, ports, reached_at))
+
+
+async def _at_a_distance(
+    stack: contextlib.AsyncExitStack, dsns: tuple[str, str], rtt_ms: float
+) -> tuple[str, str]:
+    one, other = [urlsplit(dsn) for dsn in dsns]
+    ports = [await _proxy(stack, each.port or POSTGRES_PORT, rtt_ms) for each in (one, other)]
+    return _with_port(one, ports[0]), _with_port(other, ports[1])
+
+
+def _with_port(url: SplitResult, port: int) -> str:
+    return url._replace(netloc=f"{url.netloc.rpartition(':')[0]}:{port}").geturl()
+
+
+async def _proxy(stack: contextlib.AsyncExitStack, port: int, rtt_ms: float) -> int:
+    """Start a proxy in front of ``port`` of this machine; return its own port."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-P", "-m", distance.__name__, str(port), str(round(rtt_ms * 500)),
+        stdout=asyncio.subprocess.PIPE, start_new_session=True,
+    )  # fmt: skip
+    stack.push_async_callback(process.wait)
+    stack.callback(process.kill)
+    if process.stdout is None:
+        raise ContenderFailed("a proxy has no stdout")
+    return int(await process.stdout.readline())
 
 
 async def set_up(dsn: str, rows: int) -> None:

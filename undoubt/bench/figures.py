@@ -43,11 +43,25 @@ class Ratio(msgspec.Struct, frozen=True):
     client_cpu: float
 
 
+class RoundTrips(msgspec.Struct, frozen=True):
+    """How many round trips follow one another in a transfer of ``contender``: by how much p50 grows with the
+    round-trip time. ``p50_near_ms`` is measured over the same proxies without a delay. Each round gives one
+    value; ``trips`` is their median."""
+
+    contender: str
+    concurrency: int
+    p50_near_ms: float
+    p50_ms: float
+    trips: float
+
+
 class Figures(msgspec.Struct, frozen=True):
-    """All results that ``undoubt bench`` prints."""
+    """All results that ``undoubt bench`` prints. ``rtt_ms``: the round-trip time that was added; 0: none."""
 
     rows: list[FigureRow]
     ratios: list[Ratio]
+    rtt_ms: float
+    round_trips: list[RoundTrips]
     seconds: float
     rounds: int
     cores: int
@@ -105,6 +119,27 @@ def ratios(rounds: Rounds) -> list[Ratio]:
         if baseline in played[0]
         for name in played[0]
         if name != baseline and (name.startswith((baseline, SIDECAR)) or not baseline.startswith("undoubt"))
+    ]
+
+
+def round_trips(far: Rounds, near: Rounds, rtt_ms: float) -> list[RoundTrips]:
+    """``far`` and ``near``: the same contenders in the same rounds, with and without ``rtt_ms``."""
+    return [
+        RoundTrips(
+            contender=name,
+            concurrency=concurrency,
+            p50_near_ms=round(statistics.median(p50_us(turns[name]) for turns in near[concurrency]) / 1e3, 3),
+            p50_ms=round(statistics.median(p50_us(turns[name]) for turns in played) / 1e3, 3),
+            trips=round(
+                statistics.median(
+                    (p50_us(there[name]) - p50_us(here[name])) / 1e3 / rtt_ms
+                    for there, here in zip(played, near[concurrency], strict=True)
+                ),
+                1,
+            ),
+        )
+        for concurrency, played in far.items()
+        for name in played[0]
     ]
 
 

@@ -44,6 +44,30 @@ def test_one_object_with_a_row_for_each_contender_and_concurrency() -> None:
     assert {(name, "naive") for name in CONTENDERS if name != "naive"} <= baselines
 
 
+def test_round_trips_are_measured_for_each_contender() -> None:
+    """Everything moves money over the proxies, near and far, and the table has what scripts read."""
+    names = ["naive", "undoubt-sqlite", "undoubt-raft"]
+    status, out, err = run(
+        "--rtt", "20", "--seconds", "3", "--concurrency", "1", "--contenders", ",".join(names), "-o", "json"
+    )
+    assert status == 0, err
+    told = json.loads(out)
+    assert told["rtt_ms"] == 20
+    assert [each["contender"] for each in told["round_trips"]] == names
+    # A lower bound on any machine: an update, PREPARE and COMMIT PREPARED follow one another.
+    assert min(row["p50_ms"] for row in told["rows"]) > 3 * 20
+
+
+def test_a_distance_that_cannot_be_built_is_refused() -> None:
+    for arguments, why in (
+        (("--rtt", "0"), "0"),
+        (("--rtt", "1", "--concurrency", "256"), "contenders times concurrency"),
+        (("--rtt", "1", "--concurrency", "1", "--dsn", "a", "b"), "leave --dsn out"),
+    ):
+        status, _, err = run(*arguments)
+        assert (status, why in err) == (2, True), err
+
+
 async def test_a_transfer_that_is_missing_in_one_database_has_no_figures(
     postgres: Server, other_postgres: Server
 ) -> None:

@@ -26,6 +26,7 @@ url = "{url}"
 [node]
 number = {number}
 data = "node-{number}"
+listen = "{listen}"
 """
 QUICK = """\
 heartbeat_s = 0.05
@@ -40,10 +41,17 @@ class NodeFailed(UndoubtError):
 class Nodes:
     """Three nodes with their files in ``folder``; :meth:`start` starts them. With ``keep`` the nodes outlive
     this process. ``more`` is appended to the configuration of each node, whose last section is ``[node]``.
-    Without ``ports`` the nodes get free ports."""
+    Without ``ports`` the nodes get free ports. ``reached_at``: the ports at which clients and the other nodes
+    reach the nodes, if these are not ``ports``, but a proxy's."""
 
     def __init__(
-        self, folder: Path, *, keep: bool, more: str = QUICK, ports: Sequence[int] | None = None
+        self,
+        folder: Path,
+        *,
+        keep: bool,
+        more: str = QUICK,
+        ports: Sequence[int] | None = None,
+        reached_at: Sequence[int] | None = None,
     ) -> None:
         self._folder = folder
         self._more = more
@@ -54,7 +62,8 @@ class Nodes:
             )
             for number in range(1, COUNT + 1)
         }
-        self.addresses = [f"127.0.0.1:{port}" for port in ports or free_ports(COUNT)]
+        self.ports = list(ports or free_ports(COUNT))
+        self.addresses = [f"127.0.0.1:{port}" for port in reached_at or self.ports]
         self.url = "raft://" + ",".join(self.addresses)
 
     @property
@@ -66,7 +75,8 @@ class Nodes:
         ticket = ""
         for number in self.children:
             config = self._config(number)
-            config.write_text(CONFIG.format(url=self.url, number=number) + self._more)
+            listen = f"127.0.0.1:{self.ports[number - 1]}"
+            config.write_text(CONFIG.format(url=self.url, number=number, listen=listen) + self._more)
             config.chmod(0o600)  # a participant's dsn may hold a password
             ticket = bootstrap.init(load(config, env={}), ticket).ticket
         await asyncio.gather(*(self.run(number) for number in self.children))
