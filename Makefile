@@ -15,8 +15,10 @@ SEED ?=
 SEEDS ?= 200
 SECONDS ?= 60
 WORKERS ?= auto
+RTT ?=
+BLOCKS ?=
 
-.PHONY: help demo test test-slow check format prove models conformance simulate simulate-coverage faults mutants build clean
+.PHONY: help demo test test-slow check format prove models conformance simulate simulate-coverage faults mutants bench soak build clean
 .DEFAULT_GOAL := test
 
 help: ## this list
@@ -66,6 +68,17 @@ faults: $(STAMP) ## kills, pauses and partitions under load: SECONDS=60 SEED=1
 
 mutants: $(STAMP) ## planted bugs, each has to be found: ARGS=name
 	@$(BIN)/python -m tests.mutants $(ARGS)
+
+bench: $(STAMP) ## measures and writes docs/performance*.md: BLOCKS="raft leader"; RTT=1: at a distance of 1 ms
+ifneq ($(RTT),)
+	@$(BIN)/undoubt bench --rtt $(RTT) --concurrency 1 \
+		--contenders naive,undoubt-sqlite,undoubt-raft,undoubt-raft-3pc,undoubt-raft-paxos $(ARGS)
+else
+	@$(BIN)/python -m benchmarks.page $(BLOCKS) $(ARGS)
+endif
+
+soak: $(STAMP) ## transfers for long: memory, files, tables, connections must be level: SECONDS=3600
+	@$(BIN)/python -m benchmarks.soak --seconds $(SECONDS) $(ARGS)
 
 build: ## a wheel in dist
 	@sh .ci/build dist >&2

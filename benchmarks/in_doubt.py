@@ -20,6 +20,7 @@ from typing import Any
 
 import asyncpg
 
+from benchmarks.plot import machine
 from undoubt.bench.contract import DATABASES
 from undoubt.bench.field import own_servers
 from undoubt.coordinator.ledger.contract import Ledger, record_of
@@ -97,7 +98,7 @@ class Stage:
 async def stage(transactions: int) -> AsyncIterator[Stage]:
     async with contextlib.AsyncExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="undoubt-benchmark-"))
-        dsns = await own_servers(stack, transactions + 100)
+        dsns = await own_servers(stack, CONNECTIONS + 100, transactions + 100)
         ledger = await open_ledger(LedgerSettings(url=f"sqlite:///{folder}/ledger.db"), create=True)
         stack.push_async_callback(ledger.close)
         registry = Registry()
@@ -138,10 +139,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     found = asyncio.run(measure(options.branches // 2, options.rounds))
-    for name, rates in found.items():
-        print(f"{name:<10}{statistics.median(rates):>10.0f} branches/s")
     ratios = [ours / hand for hand, ours in zip(found["by hand"], found["recovery"], strict=True)]
-    print(f"recovery ÷ by hand: {statistics.median(ratios):.2f} ({min(ratios):.2f}, {max(ratios):.2f})")
+    low, high = min(ratios), max(ratios)
+    print("| | branches/s |\n|---|---|")
+    for name, rates in found.items():
+        print(f"| {name} | {statistics.median(rates):,.0f} |")
+    print(
+        f"| ratio (rounds from, to) | {statistics.median(ratios):.2f} ({low:.2f}, {high:.2f}) |"
+        f"\n\n{options.branches:,} branches. {machine()}"
+    )
 
 
 if __name__ == "__main__":

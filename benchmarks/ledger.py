@@ -127,6 +127,15 @@ class Turns:
         await self.decider.between(range(begin, self.decided + 1))
         return rate, percentile(waits, 0.5) * 1e6
 
+    async def fill(self, most: int) -> None:
+        """Record at most ``most`` decisions, many at once, and finish them."""
+        begin = self.decided + 1
+        self.decided += min(most, FINISH_AT_ONCE)
+        numbers = range(begin, self.decided + 1)
+        if not all(await asyncio.gather(*map(self.decider.decide, numbers))):
+            raise ArithmeticError("a decision that nobody had recorded was there already")
+        await self.decider.between(numbers)
+
     async def measure(self, callers: int) -> None:
         rate, p50_us = await self.take(callers, TURN_S)
         self.rates.setdefault(callers, []).append(rate)
@@ -141,7 +150,10 @@ class Turns:
 async def run(seconds: float, callers: list[int], *, alone: bool) -> None:
     async with contextlib.AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="undoubt-bench-")))
-        turns = {UNDOUBT: Turns(await _ours(stack, folder))}
+        nodes = Nodes(folder, keep=False, more="")
+        stack.push_async_callback(nodes.close)
+        await nodes.start()
+        turns = {UNDOUBT: Turns(await ours(stack, nodes))}
         if not alone:
             turns[ETCD] = Turns(Theirs(await stack.enter_async_context(peer.etcd(folder))))
         for count in callers:
@@ -156,10 +168,8 @@ async def run(seconds: float, callers: list[int], *, alone: bool) -> None:
         _tell(turns, callers)
 
 
-async def _ours(stack: contextlib.AsyncExitStack, folder: Path) -> Ours:
-    nodes = Nodes(folder, keep=False, more="")
-    stack.push_async_callback(nodes.close)
-    await nodes.start()
+async def ours(stack: contextlib.AsyncExitStack, nodes: Nodes) -> Ours:
+    """A client of ``nodes`` with a session."""
     ledger = await ClusterLedger.open(LedgerSettings(url=nodes.url, request_timeout_s=60.0))
     stack.push_async_callback(ledger.close)
     return Ours(ledger, await ledger.open_session("benchmark", 3_600.0))

@@ -23,6 +23,7 @@ import asyncpg
 
 import undoubt
 from benchmarks.engine import measure
+from benchmarks.plot import machine
 from undoubt.bench.contenders.plain import naive
 from undoubt.bench.contenders.product import Product, configuration, sqlite
 from undoubt.bench.contract import DATABASES, ROWS, UPDATE, Places
@@ -110,7 +111,7 @@ async def by_undoubt(places: Places, seconds: float) -> Steps:
 
 
 def tell_wait(hand: Steps, ours: Steps) -> None:
-    print(f"{'wait at 1, µs':<28}{'by hand':>10}{'undoubt':>10}")
+    print("| wait at 1, µs | by hand | undoubt |\n|---|---|---|")
     for name, about in (
         ("begin", "begin"),
         ("update", "update"),
@@ -119,8 +120,8 @@ def tell_wait(hand: Steps, ours: Steps) -> None:
         ("apply", "COMMIT PREPARED"),
         ("all of it", "all of it"),
     ):
-        hand_us = f"{hand.median_us(name):.0f}" if hand.spent_s[name] else "-"
-        print(f"{about:<28}{hand_us:>10}{ours.median_us(name):>10.0f}")
+        hand_us = f"{hand.median_us(name):,.0f}" if hand.spent_s[name] else ""
+        print(f"| {about} | {hand_us} | {ours.median_us(name):,.0f} |")
 
 
 async def tell_cpu(places: Places, seconds: float) -> None:
@@ -146,7 +147,7 @@ async def tell_cpu(places: Places, seconds: float) -> None:
                 used_us[name].append(turn.cpu_s * 1e6 / turn.transfers)
     engine_us = statistics.median(await measure(500, 5))
     hand_us, memory_us, disk_us = (statistics.median(used_us[name]) for name in contenders)
-    print(f"\n{f'client CPU at {places.workers}, µs per transfer':<38}")
+    print(f"\n| client CPU at {places.workers}, by leaving out | µs |\n|---|---|")
     for about, us in (
         ("driver and event loop: all of it by hand", hand_us),
         ("the coordinator", engine_us),
@@ -154,7 +155,8 @@ async def tell_cpu(places: Places, seconds: float) -> None:
         ("the ledger and its thread; recovery", disk_us - memory_us),
         ("all of it", disk_us),
     ):
-        print(f"{about:<42}{us:>8.0f}")
+        print(f"| {about} | {us:,.0f} |")
+    print(f"\n{machine()}")
 
 
 async def run(seconds: float, workers: int) -> None:

@@ -38,6 +38,9 @@ LOOK_S = 0.02
 PATIENCE_S = 0.6
 """How long a call may wait for other nodes. Then it raises ``ClusterNotReady`` with the reason, and the
 client repeats the call."""
+NUMBER_GAP_MAX = 1_000
+"""How far the number of a node that is added may be above the highest so far: a mistyped number would leave
+none for later nodes."""
 BEHIND_ENTRIES_MAX = 1_000
 """A node that is behind by at most this many entries may become a voter: it receives the rest within
 moments."""
@@ -164,6 +167,12 @@ class NodeAdmin:
                 raise ClusterRefused(
                     f"number {node} is or was another node's, and a number is never used again: the next is"
                     f" {replicated.highest + 1}"
+                )
+            if node > replicated.highest + NUMBER_GAP_MAX:
+                raise ClusterRefused(
+                    f"number {node} would use up all numbers below it, as they are never used again: the next"
+                    f" is {replicated.highest + 1}, and {replicated.highest + NUMBER_GAP_MAX} the highest that"
+                    " can be added now"
                 )
             _check_address(wish.address)
             return _change(ChangeKind.ADD_LEARNER, node, wish.address, wish.disk)

@@ -26,10 +26,12 @@ async def cluster(
     dsns: tuple[str, str],
     ports: Sequence[int] | None = None,
     reached_at: Sequence[int] | None = None,
+    *,
+    options: str = "",
 ) -> AsyncIterator[Nodes]:
     """The running nodes, one of which leads, with the default timers; ``ports`` and ``reached_at`` as for
-    ``Nodes``. Raises ``NodeFailed``."""
-    more = "".join(
+    ``Nodes``; ``options``: lines for their section ``[node]``. Raises ``NodeFailed``."""
+    more = options + "".join(
         PARTICIPANT.format(name=name, dsn=msgspec.json.encode(dsn).decode())
         for name, dsn in zip(DATABASES, dsns, strict=True)
     )

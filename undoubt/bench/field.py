@@ -125,10 +125,14 @@ async def field(
         yield Field(dsns, contenders, first_rows, nodes)
 
 
-async def own_servers(stack: contextlib.AsyncExitStack, connections: int) -> tuple[str, str]:
+async def own_servers(
+    stack: contextlib.AsyncExitStack, connections: int, prepared: int | None = None
+) -> tuple[str, str]:
+    """The DSNs of a database on each of two new servers. ``prepared``: how many transactions may be prepared
+    in each; as many as connections unless given."""
     settings = {
         "max_connections": str(connections),
-        "max_prepared_transactions": str(connections),
+        "max_prepared_transactions": str(connections if prepared is None else prepared),
         "shared_buffers": "128MB",
     }
     servers = [EmbeddedServer(settings) for _ in DATABASES]

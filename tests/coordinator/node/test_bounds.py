@@ -16,7 +16,7 @@ from undoubt.coordinator.ledger import calls
 from undoubt.coordinator.ledger.cluster import messages
 from undoubt.coordinator.ledger.cluster.messages import AcceptorCall, MemberChange
 from undoubt.coordinator.ledger.contract import BranchRecord, LedgerInfo
-from undoubt.coordinator.node.admin import IMAGES_MAX
+from undoubt.coordinator.node.admin import IMAGES_MAX, NUMBER_GAP_MAX
 from undoubt.coordinator.node.clients import REQUESTS_PER_CONNECTION_MAX, FromClient
 from undoubt.coordinator.paxos import FIRST, Ask, BranchInstance, Phase2a, Value
 from undoubt.coordinator.quorum import VOTERS_MAX, Joint
@@ -101,6 +101,17 @@ async def test_a_member_is_where_it_can_be_dialed(tmp_path: Path, address: str) 
         add = messages.ChangeMembersCall((MemberChange("add", 2, address, "disk", 3),))
         with pytest.raises(ClusterRefused, match="no node can be reached there"):
             await leader.operator.perform(add, leader.operator.backups.begin())
+        assert leader.replica.replicated.highest == 1
+
+
+async def test_no_member_uses_up_the_numbers_of_later_ones(tmp_path: Path) -> None:
+    """Broken if a mistyped number is added: the numbers below it are lost."""
+    async with running(tmp_path, 1) as cluster:
+        operator = (leader := await cluster.leader()).operator
+        for number in (NUMBER_GAP_MAX + 2, messages.NODE_NUMBER_MAX):
+            add = messages.ChangeMembersCall((MemberChange("add", number, "127.0.0.1:1", "disk", 3),))
+            with pytest.raises(ClusterRefused, match="the next is 2, and 1001 the highest"):
+                await operator.perform(add, operator.backups.begin())
         assert leader.replica.replicated.highest == 1
 
 

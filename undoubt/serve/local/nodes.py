@@ -1,4 +1,4 @@
-"""Makes and runs three nodes on this machine that keep one ledger."""
+"""Makes and runs nodes on this machine that keep one ledger."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ class NodeFailed(UndoubtError):
 
 
 class Nodes:
-    """Three nodes with their files in ``folder``; :meth:`start` starts them. With ``keep`` the nodes outlive
-    this process. ``more`` is appended to the configuration of each node, whose last section is ``[node]``.
-    Without ``ports`` the nodes get free ports. ``reached_at``: the ports at which clients and the other nodes
-    reach the nodes, if these are not ``ports``, but a proxy's."""
+    """Nodes, three unless ``count`` says otherwise, with their files in ``folder``; :meth:`start` starts
+    them. With ``keep`` the nodes outlive this process. ``more`` is appended to the configuration of each,
+    whose last section is ``[node]``. Without ``ports`` the nodes get free ports. ``reached_at``: the ports at
+    which clients and the other nodes reach the nodes, if these are not ``ports``, but a proxy's."""
 
     def __init__(
         self,
@@ -52,6 +52,7 @@ class Nodes:
         more: str = QUICK,
         ports: Sequence[int] | None = None,
         reached_at: Sequence[int] | None = None,
+        count: int = COUNT,
     ) -> None:
         self._folder = folder
         self._more = more
@@ -60,9 +61,9 @@ class Nodes:
             number: serving(
                 f"node {number}", child.NODE, self._config(number), folder / f"node-{number}.log", keep=keep
             )
-            for number in range(1, COUNT + 1)
+            for number in range(1, count + 1)
         }
-        self.ports = list(ports or free_ports(COUNT))
+        self.ports = list(ports or free_ports(count))
         self.addresses = [f"127.0.0.1:{port}" for port in reached_at or self.ports]
         self.url = "raft://" + ",".join(self.addresses)
 
