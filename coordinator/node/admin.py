@@ -170,9 +170,9 @@ class NodeAdmin:
                 )
             if node > replicated.highest + NUMBER_GAP_MAX:
                 raise ClusterRefused(
-                    f"number {node} would use up all numbers below it, as they are never used again: the next"
-                    f" is {replicated.highest + 1}, and {replicated.highest + NUMBER_GAP_MAX} the highest that"
-                    " can be added now"
+                    f"number {node} would use up all numbers below it, because none is used again: the next"
+                    f" is {replicated.highest + 1}, and {replicated.highest + NUMBER_GAP_MAX} the highest"
+                    " that can be added now"
                 )
             _check_address(wish.address)
             return _change(ChangeKind.ADD_LEARNER, node, wish.address, wish.disk)
