@@ -12,6 +12,8 @@ The modules and rooms, in the order in which a call passes them:
 :mod:`.urls`                  chooses the backend that a ledger's URL names, and opens it.
 :mod:`.contract`              declares the calls, their arguments, results and errors, and the two rules that
                               every backend keeps.
+:mod:`.locks`                 declares the calls for distributed locks.
+:mod:`.lock_calls`            defines the messages of the calls for locks.
 :mod:`.calls`                 defines one message for each call of the contract, with the type of its reply,
                               and implements the contract by one function that carries out a message, in
                               this process or in another.
@@ -21,6 +23,7 @@ The modules and rooms, in the order in which a call passes them:
 :mod:`.state_machine_ledger`  implements the contract over a state machine in this process; a backend adds how
                               a command becomes durable.
 :mod:`.keyed_ledger`          implements the part of the contract that is about keys, over a state machine.
+:mod:`.lock_serving`          implements the calls for locks over a state machine in this process.
 :mod:`.rules`                 computes, for all backends, which names the ledger gave, and the answers that
                               follow from the records.
 :mod:`.commands`              defines all changes of the ledger's state as one closed union, encodes them, and
@@ -31,6 +34,8 @@ The modules and rooms, in the order in which a call passes them:
                               it as a snapshot.
 :mod:`.keys`                  holds which transaction has an idempotency key, and the results of committed
                               keys.
+:mod:`.lock_queue`            computes, for all backends, who gets a lock next; holds all locks of the
+                              machine's state.
 :mod:`.leases`                computes which sessions have expired, by a monotonic clock.
 :mod:`.session_mark`          marks a session whose every commit is recorded; every process can read the mark.
 :mod:`.pages`                 reads all unfinished decisions in pages.

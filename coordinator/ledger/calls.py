@@ -34,6 +34,7 @@ from undoubt.coordinator.ledger.contract import (
 )
 from undoubt.coordinator.ledger.key_calls import CallingKeys
 from undoubt.coordinator.ledger.ledger_call import Branches, LedgerCall
+from undoubt.coordinator.ledger.lock_calls import CallingLocks
 from undoubt.coordinator.ledger.pages import behind
 from undoubt.coordinator.ledger.rules import new_request, nonce_of
 from undoubt.coordinator.ledger.state_machine_ledger import StateMachineLedger
@@ -298,19 +299,21 @@ class BackupFileCall(LedgerCall[int], frozen=True, tag="backup file"):
 
 
 AnyLedgerCall = LedgerCall[Any]
-_ANY = any_of(LedgerCall)
+ALL_CALLS: type[AnyLedgerCall] = LedgerCall
+"""The base of all calls, for those who need the union of all: it is complete once this module is imported."""
+_ANY = any_of(ALL_CALLS)
 
 decode_call: Callable[[bytes], LedgerCall[Any]] = msgspec.msgpack.Decoder(_ANY).decode
 decode_request: Callable[[bytes], Request[LedgerCall[Any]]] = msgspec.msgpack.Decoder(
     requests_of(_ANY)
 ).decode
-DECODE_REPLY = reply_decoders(LedgerCall)
+DECODE_REPLY = reply_decoders(ALL_CALLS)
 """The decoders of replies, by the class of the call."""
 
 R = TypeVar("R")
 
 
-class CallingLedger(CallingKeys):
+class CallingLedger(CallingKeys, CallingLocks):
     """The contract in terms of one function, which carries out a call in this process or in another.
     Implements all of :class:`~undoubt.coordinator.ledger.contract.Ledger` except its properties and
     ``close``."""

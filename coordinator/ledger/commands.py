@@ -27,6 +27,8 @@ from undoubt.coordinator.ledger.contract import (
     is_newer,
 )
 from undoubt.coordinator.ledger.keys import wrong_key, wrong_result
+from undoubt.coordinator.ledger.lock_queue import TOKEN_MAX, name_fault
+from undoubt.coordinator.ledger.locks import LockRequest
 from undoubt.coordinator.ledger.state import LedgerState
 from undoubt.participants.bounds import DURATION_S_MAX, count
 from undoubt.participants.contract import Decision
@@ -175,6 +177,26 @@ class FreeKey(_Command, frozen=True, tag="free key"):
     key: str
 
 
+class AskLock(_Command, frozen=True, tag="lock"):
+    """Ask for a lock. Without ``wait`` nothing is recorded unless it is granted at once."""
+
+    request: LockRequest
+    wait: bool
+
+
+class EndLock(_Command, frozen=True, tag="unlock"):
+    """The session of ``request`` ends it, whether or not it was granted."""
+
+    request: LockRequest
+
+
+class RevokeLock(_Command, frozen=True, tag="revoke"):
+    """An operator ends a granted request."""
+
+    name: str
+    token: int
+
+
 class Judge(_Command, frozen=True, tag="judge"):
     """From this entry on commands are checked by version ``rules`` of the rules (:func:`refusal`). There is
     only version 1."""
@@ -201,6 +223,9 @@ Command = (
     | ClaimKey
     | CommitKey
     | FreeKey
+    | AskLock
+    | EndLock
+    | RevokeLock
 )
 
 FIRST_VERSION = 1
@@ -208,7 +233,7 @@ PAXOS_VERSION = 2
 """Paxos Commit: sessions that are bound to acceptors, and outcomes that acceptors have chosen."""
 TAGS_VERSION = 3
 """The ledger's secret, tagged names, evidence that names a history, causes of aborts, acts of operators,
-checked commands, idempotency keys."""
+checked commands, idempotency keys, locks."""
 RULES = 1
 """The version of the rules by which commands are checked when they are applied, after the first
 :class:`Judge` in the log."""
@@ -218,6 +243,8 @@ def since(command: Command) -> int:  # noqa: PLR0911 - one line per kind of comm
     """The lowest version in which a process can apply ``command`` with these fields."""
     match command:
         case DrawSecret() | Doom() | RecordAct() | Judge() | ClaimKey() | CommitKey() | FreeKey():
+            return TAGS_VERSION
+        case AskLock() | EndLock() | RevokeLock():
             return TAGS_VERSION
         case OpenSession():
             if command.tagged:
@@ -371,6 +398,10 @@ def _wrong(command: Command) -> str:  # noqa: PLR0911, PLR0912 - one line per ki
                 or _branches(command.branches)
                 or _moment(command.at)
             )
+        case AskLock() | EndLock():
+            return _lock_request(command.request)
+        case RevokeLock():
+            return name_fault(command.name) or _number("token", command.token)
         case _:
             assert_never(command)
 
@@ -385,7 +416,20 @@ def _wrong_in(command: Command, state: LedgerState) -> str:
         following = max(state.next_session, command.issued + 1) + command.session_skip
         if following > NUMBER_MAX:
             return f"numbers of sessions would pass {NUMBER_MAX}"
+    if isinstance(command, AskLock) and state.locks.next_token >= TOKEN_MAX:
+        return "there are no more tokens for locks"
     return ""
+
+
+def _lock_request(request: LockRequest) -> str:
+    return (
+        name_fault(request.name)
+        or _number("session", request.session)
+        or _number("number", request.number)
+        or _text("nonce", request.nonce, NAME_CHARACTERS_MAX)
+        or _moment(request.at)
+        or (_transaction(request.txid) if request.txid is not None else "")
+    )
 
 
 def _act(act: Act) -> str:

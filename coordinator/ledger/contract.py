@@ -25,6 +25,7 @@ from typing import Protocol
 import msgspec
 
 from undoubt.coordinator.ledger.keys import KeyHolder
+from undoubt.coordinator.ledger.locks import LockLedger
 from undoubt.participants.contract import Claim, Decision, Evidence, Settled
 from undoubt.participants.ids import Gid, TxId
 from undoubt.participants.ids import Protocol as GidProtocol
@@ -314,7 +315,7 @@ class Acceptors(Protocol):
         ...
 
 
-class Ledger(Protocol):
+class Ledger(LockLedger, Protocol):
     """The contract that all ledgers implement; the module describes its rules.
     ``coordinator.ledger.open_ledger`` opens an implementation."""
 

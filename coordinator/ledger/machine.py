@@ -20,6 +20,7 @@ import msgspec
 from undoubt.coordinator.errors import BranchListMismatch, OutcomeUnknown, SessionLost
 from undoubt.coordinator.ledger.commands import (
     AdvanceTime,
+    AskLock,
     ClaimKey,
     CloseSession,
     Command,
@@ -28,6 +29,7 @@ from undoubt.coordinator.ledger.commands import (
     Decide,
     Doom,
     DrawSecret,
+    EndLock,
     ExpireSession,
     Finish,
     ForgetHeuristic,
@@ -39,6 +41,7 @@ from undoubt.coordinator.ledger.commands import (
     RecordAct,
     RecordHeuristic,
     Restore,
+    RevokeLock,
     refusal,
 )
 from undoubt.coordinator.ledger.contract import (
@@ -54,6 +57,8 @@ from undoubt.coordinator.ledger.contract import (
     Verdict,
 )
 from undoubt.coordinator.ledger.keys import KeyHolder, KeyState
+from undoubt.coordinator.ledger.lock_queue import same
+from undoubt.coordinator.ledger.locks import LockEntry
 from undoubt.coordinator.ledger.rules import agrees, labels, sorted_branches, verdict_of
 from undoubt.coordinator.ledger.state import LedgerState, PrecommitRecord, SessionBook
 from undoubt.participants.contract import Decision, Settled
@@ -122,6 +127,12 @@ class Machine:
                 return self._commit_key(command)
             case FreeKey():
                 return self._free_key(command)
+            case AskLock():
+                return self._ask_lock(command)
+            case EndLock(request=request):
+                return self.state.locks.end(request.name, lambda entry: same(entry.request, request))
+            case RevokeLock(name=name, token=token):
+                return self.state.locks.end(name, lambda entry: entry.token == token)
             case _:
                 assert_never(command)
         return None
@@ -161,7 +172,18 @@ class Machine:
         book.state = state
         book.closed_ms = self.state.time_ms
         self._drop_ended(book)
+        self.state.locks.end_session(book.id)
         return True
+
+    def _ask_lock(self, command: AskLock) -> LockEntry | SessionLost | CommandRefused | None:
+        request, locks = command.request, self.state.locks
+        book = self._book(request.session, request.nonce)
+        if book is None or book.state is not SessionState.OPEN:
+            return SessionLost(f"session {request.session} was closed or has expired")
+        known = locks.find(request)
+        if known is None and (why := locks.refusal(request)):
+            return CommandRefused(why)
+        return known or locks.ask(request, wait=command.wait, incarnation=self.state.incarnation)
 
     def _doom(self, command: Doom) -> None:
         txid = command.txid
@@ -363,6 +385,7 @@ class Machine:
                 book.state = SessionState.RESTORED
                 book.closed_ms = self.state.time_ms
                 self._drop_ended(book)
+                self.state.locks.end_session(book.id)
         return self.state.incarnation
 
     # Queries.
@@ -426,7 +449,9 @@ class Machine:
         return self.state.encode()
 
     def restore(self, data: bytes) -> None:
+        changed = self.state.locks.changed
         self.state = LedgerState.decode(data)
+        self.state.locks.changed = changed
         self._history = []
 
     def _book(self, session: int, nonce: str) -> SessionBook | None:

@@ -19,6 +19,8 @@ from undoubt.coordinator.ledger.contract import (
     SessionState,
 )
 from undoubt.coordinator.ledger.keys import Keys, StoredKeys
+from undoubt.coordinator.ledger.lock_queue import LockTable
+from undoubt.coordinator.ledger.locks import LockInfo
 from undoubt.participants.contract import Decision
 from undoubt.participants.ids import Protocol, TxId
 
@@ -225,13 +227,16 @@ class _StoredState(msgspec.Struct, array_like=True):
     acts: list[Act] = []
     rules: int = 0
     keys: StoredKeys = StoredKeys()
+    next_token: int = 1
+    token_incarnation: int = 1
+    locks: list[LockInfo] = []
 
 
 @dataclass(slots=True)
 class LedgerState:
     """The whole state of a ledger. Invariants: the session of each unfinished or precommitted transaction is
     in ``sessions``; no transaction is both; a doomed transaction is neither decided nor below the floor of
-    its session, and its session is open."""
+    its session, and its session is open; the session of each request for a lock is open."""
 
     ledger_id: str
     incarnation: int = 1
@@ -249,6 +254,7 @@ class LedgerState:
     """The version of the rules by which commands are checked; 0: commands are not checked, as in version
     0.1.0."""
     keys: Keys = field(default_factory=Keys)
+    locks: LockTable = field(default_factory=LockTable)
 
     def encode(self) -> bytes:
         """The state as msgpack. Equal states give equal bytes."""
@@ -267,6 +273,9 @@ class LedgerState:
             list(self.acts.values()),
             self.rules,
             self.keys.stored(),
+            self.locks.next_token,
+            self.locks.incarnation,
+            list(self.locks.infos()),
         )
         return msgspec.msgpack.encode(stored)
 
@@ -293,6 +302,7 @@ class LedgerState:
             {act.id: act for act in stored.acts},
             stored.rules,
             Keys.loaded(stored.keys),
+            LockTable.of(stored.next_token, stored.token_incarnation, stored.locks),
         )
 
 

@@ -64,6 +64,7 @@ from undoubt.coordinator.ledger.contract import (
 from undoubt.coordinator.ledger.history import newest
 from undoubt.coordinator.ledger.keyed_ledger import KeyedLedger
 from undoubt.coordinator.ledger.leases import Leases
+from undoubt.coordinator.ledger.lock_serving import MachineLocks
 from undoubt.coordinator.ledger.machine import Machine
 from undoubt.coordinator.ledger.pages import Pages
 from undoubt.coordinator.ledger.rules import Names, new_request, new_secret, nonce_of
@@ -99,7 +100,7 @@ NEWEST = _Newest()
 """The version of a ledger in which only one process proposes and applies commands."""
 
 
-class StateMachineLedger(KeyedLedger):
+class StateMachineLedger(KeyedLedger, MachineLocks):
     """Implements :class:`~undoubt.coordinator.ledger.contract.Ledger`; a backend adds ``propose`` and the
     store of history.
 
@@ -122,6 +123,7 @@ class StateMachineLedger(KeyedLedger):
     ) -> None:
         """``agreed``: the version that all processes that may apply a command have agreed on."""
         self.machine = machine
+        super().__init__()
         self._agreed = agreed
         self.settings = settings
         self.owner = ""

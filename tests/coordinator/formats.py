@@ -13,9 +13,9 @@ from typing import Any, Union
 
 from tests.coordinator.format_samples import lines
 from undoubt.coordinator.ledger import anchor, backup, commands, state
+from undoubt.coordinator.ledger.calls import ALL_CALLS
 from undoubt.coordinator.ledger.cluster import acceptors, messages
 from undoubt.coordinator.ledger.contract import Act, BranchRecord, DecisionRecord
-from undoubt.coordinator.ledger.ledger_call import LedgerCall
 from undoubt.coordinator.ledger.rules import Names
 from undoubt.coordinator.ledger.sqlite import history
 from undoubt.coordinator.node import fsm
@@ -30,7 +30,7 @@ from undoubt.participants.contract import Decision
 from undoubt.participants.ids import Gid, Protocol, TxId
 
 FILE = Path(__file__).with_name("formats.txt")
-CALLS: list[type[AnyCall]] = [*kinds(LedgerCall), *kinds(messages.NodeCall)]
+CALLS: list[type[AnyCall]] = [*kinds(ALL_CALLS), *kinds(messages.NodeCall)]
 
 
 def tag_of(call: type[AnyCall]) -> str:

@@ -12,9 +12,9 @@ from typing import Annotated, ClassVar, Generic, Literal, TypeVar
 import msgspec
 
 from undoubt.coordinator import paxos
+from undoubt.coordinator.ledger.calls import ALL_CALLS
 from undoubt.coordinator.ledger.commands import FIRST_VERSION, PAXOS_VERSION, TAGS_VERSION
 from undoubt.coordinator.ledger.contract import Act
-from undoubt.coordinator.ledger.ledger_call import LedgerCall
 from undoubt.coordinator.rpc import envelope
 from undoubt.coordinator.rpc.calls import AnyCall, Call, any_of, reply_decoders
 from undoubt.coordinator.rpc.envelope import Request, requests_of
@@ -182,7 +182,7 @@ class HeldCall(NodeCall[list[TxId]], frozen=True, tag="held"):
 
 OperatorCall = StatusCall | ChangeMembersCall | TransferCall | SnapshotCall | BackupCall | HeldCall
 
-_ANY = any_of(LedgerCall, NodeCall)
+_ANY = any_of(ALL_CALLS, NodeCall)
 
 decode_requests: Callable[[bytes], list[Request[AnyCall]]] = msgspec.msgpack.Decoder(
     requests_of(_ANY, many=True)
@@ -204,6 +204,6 @@ def decode_each(payload: bytes) -> tuple[list[Request[AnyCall]], list[envelope.F
     return read, refused
 
 
-DECODE_REPLY = reply_decoders(LedgerCall, NodeCall)
+DECODE_REPLY = reply_decoders(ALL_CALLS, NodeCall)
 """The decoders of replies, by the class of the call."""
 decode_reply: Callable[[msgspec.Raw], paxos.AcceptorReply] = DECODE_REPLY[AcceptorCall]

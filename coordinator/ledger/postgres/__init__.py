@@ -10,6 +10,7 @@ In the order in which a call passes them:
 :mod:`.ledger`       implements the contract.
 :mod:`.decisions`    sends the decisions of many callers in one statement (group commit).
 :mod:`.keys`         implements the part of the contract that is about idempotency keys.
+:mod:`.locks`        implements the calls for locks: each queue is one row, changed by compare and set.
 :mod:`.sql`          loads the statements of ``queries.sql``; comments there say why each is safe.
 :mod:`.connections`  runs one statement in one transaction, and repeats it if that is safe.
 :mod:`.opening`      opens a connection, and checks which server it is and which roles could change the

@@ -47,6 +47,7 @@ from undoubt.coordinator.ledger.postgres import codec
 from undoubt.coordinator.ledger.postgres.connections import Connections
 from undoubt.coordinator.ledger.postgres.decisions import Decisions, encode_branches
 from undoubt.coordinator.ledger.postgres.keys import KeyTable
+from undoubt.coordinator.ledger.postgres.locks import PostgresLocks
 from undoubt.coordinator.ledger.postgres.maintenance import Leadership
 from undoubt.coordinator.ledger.rules import Names, verdict_of
 from undoubt.coordinator.settings import LedgerSettings
@@ -59,7 +60,7 @@ SESSIONS_MAX = 1_000
 """Most sessions for which it is cached whether their gids have tags."""
 
 
-class PostgresLedger(KeyTable):
+class PostgresLedger(KeyTable, PostgresLocks):
     """A ledger in a PostgreSQL database. Made by :meth:`open`. May be used only in the event loop and the
     process in which it was opened."""
 
@@ -67,6 +68,7 @@ class PostgresLedger(KeyTable):
     acceptors: Acceptors | None = None
 
     def __init__(self, settings: LedgerSettings, clock: Callable[[], float]) -> None:
+        super().__init__(self._ask)
         self.settings = settings
         self._connections = Connections(settings)
         self._decisions = Decisions(self._connections)

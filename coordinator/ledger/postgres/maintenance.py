@@ -17,6 +17,7 @@ from typing import Any
 
 from undoubt.coordinator.errors import LedgerError
 from undoubt.coordinator.ledger.postgres.connections import Connections, LedgerConnection
+from undoubt.coordinator.ledger.postgres.locks import end_stale
 from undoubt.coordinator.ledger.postgres.sql import query
 from undoubt.coordinator.settings import LedgerSettings
 from undoubt.coordinator.supervision import Upkeep
@@ -105,6 +106,7 @@ class Leadership:
         dropped = await self._connections.work(lambda line, left_s: _drop(line, left_s, retention_ms))
         await self._connections.ask("drop_doomed")
         await self._connections.ask("drop_keys", retention_ms=retention_ms)
+        await end_stale(self._connections, self._settings)
         ((purged, *_),) = await self._connections.run("purge", history_ms=history_ms)
         while purged:
             ((purged, *_),) = await self._connections.run("purge", history_ms=history_ms)

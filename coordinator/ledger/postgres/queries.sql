@@ -450,6 +450,109 @@ gone as (
        and case when k.committed then k.kept_ms operator(pg_catalog.+) %(retention_ms)s::pg_catalog.int8 operator(pg_catalog.<=) c.time_ms else {aborted} end
 )
 select same from here
+-- name: ended
+-- Those of the sessions of lock l that have ended. A session that has ended never opens again.
+array(select u from pg_catalog.unnest(l.sessions) u
+       where not exists (select from undoubt_ledger.session e
+                          where e.id operator(pg_catalog.=) u and e.state operator(pg_catalog.=) 'open')) as ended
+
+-- name: lock
+-- One lock, and about the session that asks for it: whether it is open, and the number of its requests for all locks.
+with here as materialized ({here})
+select h.same, l.version, l.entries, {ended},
+       exists (select from undoubt_ledger.session s
+                where s.id operator(pg_catalog.=) %(session)s::pg_catalog.int8
+                  and s.nonce operator(pg_catalog.=) %(nonce)s::pg_catalog.text
+                  and s.state operator(pg_catalog.=) 'open'),
+       (select pg_catalog.count(*)
+          from undoubt_ledger.lock k cross join pg_catalog.unnest(k.sessions) u
+         where k.sessions operator(pg_catalog.@>) array[%(session)s::pg_catalog.int8]
+           and u operator(pg_catalog.=) %(session)s::pg_catalog.int8)
+  from here h
+  left join undoubt_ledger.lock l on l.name operator(pg_catalog.=) %(name)s::pg_catalog.text
+
+-- name: locks_named
+with here as materialized ({here})
+select h.same, l.name, l.version, l.entries, {ended}
+  from here h
+  left join undoubt_ledger.lock l on l.name operator(pg_catalog.=) any (%(names)s::pg_catalog.text[])
+
+-- name: locks_of
+with here as materialized ({here})
+select h.same, l.name, l.version, l.entries, {ended}
+  from here h
+  left join (undoubt_ledger.lock l
+             join undoubt_ledger.session s on s.id operator(pg_catalog.=) %(session)s::pg_catalog.int8
+                  and s.nonce operator(pg_catalog.=) %(nonce)s::pg_catalog.text)
+    on l.sessions operator(pg_catalog.@>) array[%(session)s::pg_catalog.int8]
+ order by l.name
+
+-- name: locks
+with here as materialized ({here})
+select h.same, l.name, l.version, l.entries, {ended}
+  from here h
+  left join (select * from undoubt_ledger.lock k where k.name operator(pg_catalog.>) %(after)s::pg_catalog.text
+              order by k.name limit %(limit)s::pg_catalog.int4) l on true
+ order by l.name
+
+-- name: stale_locks
+with here as materialized ({here})
+select h.same, k.name
+  from here h
+  left join (select l.name from undoubt_ledger.lock l
+              where exists (select from pg_catalog.unnest(l.sessions) u
+                             where not exists (select from undoubt_ledger.session e
+                                                where e.id operator(pg_catalog.=) u
+                                                  and e.state operator(pg_catalog.=) 'open'))
+              order by l.name limit %(limit)s::pg_catalog.int4) k on true
+
+-- name: write_lock
+-- Compare and set: nothing is written if the row has another version than the one that was read; 0 is: no row. Each
+-- write draws at least one token, and the row of the counter is locked until the end of the statement: so tokens
+-- increase in the order of the writes. After a restore the counter begins above all tokens that may have been issued
+-- since the backup, and above the microseconds of the clock, which are above them if the backup is restored twice.
+with here as materialized ({here}),
+drawn as (
+    update undoubt_ledger.ledger l
+       set next_token = greatest(
+               l.next_token operator(pg_catalog.+)
+               ((l.incarnation operator(pg_catalog.-) l.token_incarnation)
+                operator(pg_catalog.*) %(skip)s::pg_catalog.int8),
+               least((pg_catalog.date_part('epoch', pg_catalog.clock_timestamp())
+                      operator(pg_catalog.*) 1000000::pg_catalog.float8)::pg_catalog.int8,
+                     %(clock_max)s::pg_catalog.int8))
+               operator(pg_catalog.+) %(tokens)s::pg_catalog.int8,
+           token_incarnation = l.incarnation
+     where (select same from here)
+    returning l.next_token operator(pg_catalog.-) %(tokens)s::pg_catalog.int8 as version
+),
+made as (
+    insert into undoubt_ledger.lock as l (name, version, sessions, entries)
+    select %(name)s::pg_catalog.text, d.version, %(sessions)s::pg_catalog.int8[], %(entries)s::pg_catalog.text
+      from drawn d
+     where %(version)s::pg_catalog.int8 operator(pg_catalog.=) 0
+       and %(entries)s::pg_catalog.text operator(pg_catalog.<>) ''
+        on conflict (name) do nothing
+    returning l.version
+),
+changed as (
+    update undoubt_ledger.lock l
+       set version = d.version, sessions = %(sessions)s::pg_catalog.int8[], entries = %(entries)s::pg_catalog.text
+      from drawn d
+     where l.name operator(pg_catalog.=) %(name)s::pg_catalog.text
+       and l.version operator(pg_catalog.=) %(version)s::pg_catalog.int8
+       and %(entries)s::pg_catalog.text operator(pg_catalog.<>) ''
+    returning l.version
+),
+gone as (
+    delete from undoubt_ledger.lock l using drawn d
+     where l.name operator(pg_catalog.=) %(name)s::pg_catalog.text
+       and l.version operator(pg_catalog.=) %(version)s::pg_catalog.int8
+       and %(entries)s::pg_catalog.text operator(pg_catalog.=) ''
+    returning d.version
+)
+select h.same, coalesce((select version from made), (select version from changed), (select version from gone))
+  from here h
 
 -- name: open_session
 with here as materialized ({here}),

@@ -128,6 +128,8 @@ class Rows:
                 | c.FreeKey()
             ):
                 raise AssertionError(f"the model gives none of these: {command}")
+            case c.AskLock() | c.EndLock() | c.RevokeLock():
+                raise AssertionError(f"locks have a model of their own: {command}")
             case _:
                 assert_never(command)
 

@@ -13,11 +13,11 @@ import pytest
 from tests.coordinator.ledger.signing import Signing
 from tests.coordinator.node.cluster import CLUSTER, Cluster
 from undoubt.coordinator.errors import ClusterRefused, LedgerError, NotPermitted
+from undoubt.coordinator.ledger.calls import ALL_CALLS
 from undoubt.coordinator.ledger.cluster import admin, messages
 from undoubt.coordinator.ledger.cluster.ledger import ClusterLedger
 from undoubt.coordinator.ledger.cluster.messages import MemberChange
 from undoubt.coordinator.ledger.contract import Act, BranchRecord, RecordedDecision
-from undoubt.coordinator.ledger.ledger_call import LedgerCall
 from undoubt.coordinator.rpc.calls import kinds
 from undoubt.coordinator.settings import LedgerSettings
 from undoubt.coordinator.wire import Right, TlsSettings, WireSettings
@@ -79,7 +79,7 @@ async def opened(cluster: Cluster, folder: Folder, stem: str) -> AsyncIterator[S
 
 def test_every_call_needs_a_role() -> None:
     """Broken if a call that is added may be asked by nobody, or ends the request of whoever asks it."""
-    declared = {kind: kind.right for kind in (*kinds(LedgerCall), *kinds(messages.NodeCall))}
+    declared = {kind: kind.right for kind in (*kinds(ALL_CALLS), *kinds(messages.NodeCall))}
     assert len(declared) >= 30
     assert {right for right in Right if right} == set(declared.values())
     changes = {kind.__name__ for kind, right in declared.items() if right is Right.OBSERVE}

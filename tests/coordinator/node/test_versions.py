@@ -27,16 +27,20 @@ from undoubt.coordinator.ledger.cluster import admin
 from undoubt.coordinator.ledger.cluster.messages import MemberChange
 from undoubt.coordinator.ledger.cluster.status import survey
 from undoubt.coordinator.ledger.commands import (
+    AskLock,
     Decide,
     Doom,
     DrawSecret,
+    EndLock,
     OpenSession,
     Precommit,
     RecordAct,
     RecordHeuristic,
     Restore,
+    RevokeLock,
 )
 from undoubt.coordinator.ledger.contract import Act, BranchRecord, Heuristic, RecordedDecision
+from undoubt.coordinator.ledger.locks import LockRequest
 from undoubt.coordinator.ledger.machine import Machine
 from undoubt.coordinator.node.bootstrap import joining, restored
 from undoubt.coordinator.node.fsm import Agree, LogCommand, NodeStateMachine, encode_batch
@@ -336,6 +340,9 @@ NEW: list[tuple[int, LogCommand]] = [
     (3, Restore(1, 7)),
     (3, RecordAct(Act("1", "indoubt commit", "some", 0.0, "eve"), 10)),
     (3, RecordHeuristic(SEEN, final=True)),
+    (3, AskLock(LockRequest("job", 1, "0" * 16, 1), True)),
+    (3, EndLock(LockRequest("job", 1, "0" * 16, 1))),
+    (3, RevokeLock("job", 1)),
     (3, Agree(3)),
 ]
 

@@ -43,11 +43,11 @@ from tests.prove.poison.owner import poisoned_owner
 from tests.prove.poison.peers import Peer
 from tests.prove.poison.sender import BESIDE, WINDOW, Answers, Sender, throw
 from tests.prove.poison.targets import Targets, removes_a_member
+from undoubt.coordinator.ledger.calls import ALL_CALLS
 from undoubt.coordinator.ledger.cluster.ledger import ClusterLedger
 from undoubt.coordinator.ledger.cluster.messages import (
     NodeCall,
 )
-from undoubt.coordinator.ledger.ledger_call import LedgerCall
 from undoubt.coordinator.rpc import envelope
 from undoubt.coordinator.rpc.calls import kinds
 from undoubt.coordinator.rpc.envelope import (
@@ -141,7 +141,7 @@ class _Run:
 
     async def send(self, targets: Targets, only: Sequence[str]) -> None:
         listed = list(targets.all())
-        declared = {*kinds(LedgerCall), *kinds(NodeCall)}
+        declared = {*kinds(ALL_CALLS), *kinds(NodeCall)}
         for missed in declared - {type(call) for call, _ in listed}:
             self.failures.append(f"{missed.__name__} is not among what is changed")
         for call, long in listed:

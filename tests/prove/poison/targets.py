@@ -8,12 +8,13 @@ from collections.abc import Iterator
 import msgspec
 
 from tests.coordinator.ledger.signing import Signing
-from undoubt.coordinator.ledger import calls
+from undoubt.coordinator.ledger import calls, lock_calls
 from undoubt.coordinator.ledger.cluster import messages
 from undoubt.coordinator.ledger.cluster.acceptors import record_of
 from undoubt.coordinator.ledger.cluster.ledger import ClusterLedger
 from undoubt.coordinator.ledger.cluster.messages import AcceptorCall
 from undoubt.coordinator.ledger.contract import Act, BranchRecord, Heuristic, Session
+from undoubt.coordinator.ledger.locks import LockRequest
 from undoubt.coordinator.paxos import FIRST, Ask, Ballot, BranchInstance, Phase1a, Phase2a, Value
 from undoubt.coordinator.quorum import Joint
 from undoubt.participants.contract import Claim, Decision, Settled
@@ -103,6 +104,7 @@ class Targets:
             yield calls.PrecommitCall(self._txid(use), tagged, protocol)
         yield calls.DoomCall(self._txid("untagged"), "a cause")
         yield calls.DoomedCall(self._txid("untagged"))
+        yield from self._on_locks()
         yield from self._signed()
 
     def _signed(self) -> Iterator[msgspec.Struct]:
@@ -119,6 +121,17 @@ class Targets:
             txid = self._txid("tagged")
             branches = self._ledger.tagged(txid, [BranchRecord(number, "orders")], Protocol.TWO_PHASE)
             yield calls.DecideCall(txid, Decision.COMMIT, tuple(branches), Protocol.TWO_PHASE)
+
+    def _on_locks(self) -> Iterator[msgspec.Struct]:
+        session = self._sessions["tagged"]
+        held = LockRequest("poison", session.id, session.nonce, 1, False, self._txid("tagged"), 1.0)
+        yield lock_calls.LockCall(held, wait=True)
+        yield lock_calls.LockCall(msgspec.structs.replace(held, number=2, shared=True), wait=False)
+        yield lock_calls.LockEntryCall(held, 0.0)
+        yield lock_calls.SessionLocksCall(session.id, session.nonce)
+        yield lock_calls.LocksCall("", 10)
+        yield lock_calls.RevokeLockCall("poison", 1)
+        yield lock_calls.UnlockCall(held)
 
     def _on_people(self) -> Iterator[msgspec.Struct]:
         gid = self._gid("untagged")

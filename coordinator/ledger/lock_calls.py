@@ -1,0 +1,106 @@
+"""The calls for locks as messages for other processes, and the contract for locks implemented by them."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Sequence
+from typing import ClassVar, TypeVar
+
+from undoubt.coordinator.ledger.commands import TAGS_VERSION
+from undoubt.coordinator.ledger.ledger_call import LedgerCall
+from undoubt.coordinator.ledger.locks import LOCKS_PAGE_MAX, LockEntry, LockInfo, LockRequest
+from undoubt.coordinator.ledger.state_machine_ledger import StateMachineLedger
+from undoubt.coordinator.settings import LedgerSettings
+from undoubt.coordinator.wire.rights import Right
+from undoubt.participants.bounds import count
+
+R = TypeVar("R")
+
+
+class LockCall(LedgerCall[LockEntry | None], frozen=True, tag="lock"):
+    request: LockRequest
+    wait: bool
+    right: ClassVar[Right] = Right.TRANSACT
+    version: ClassVar[int] = TAGS_VERSION
+
+    async def serve(self, ledger: StateMachineLedger, *, remote: bool) -> LockEntry | None:
+        return await ledger.lock(self.request, wait=self.wait)
+
+
+class LockEntryCall(LedgerCall[LockEntry | None], frozen=True, tag="lock entry"):
+    request: LockRequest
+    wait_s: float
+    version: ClassVar[int] = TAGS_VERSION
+
+    async def serve(self, ledger: StateMachineLedger, *, remote: bool) -> LockEntry | None:
+        return await ledger.lock_entry(self.request, wait_s=self.wait_s)
+
+
+class UnlockCall(LedgerCall[bool], frozen=True, tag="unlock"):
+    request: LockRequest
+    right: ClassVar[Right] = Right.TRANSACT
+    version: ClassVar[int] = TAGS_VERSION
+
+    async def serve(self, ledger: StateMachineLedger, *, remote: bool) -> bool:
+        return await ledger.unlock(self.request)
+
+
+class SessionLocksCall(LedgerCall[Sequence[LockEntry]], frozen=True, tag="session locks"):
+    session: int
+    nonce: str
+    version: ClassVar[int] = TAGS_VERSION
+
+    async def serve(self, ledger: StateMachineLedger, *, remote: bool) -> Sequence[LockEntry]:
+        return await ledger.session_locks(self.session, self.nonce)
+
+
+class LocksCall(LedgerCall[Sequence[LockInfo]], frozen=True, tag="locks"):
+    after: str
+    limit: int
+    version: ClassVar[int] = TAGS_VERSION
+
+    async def serve(self, ledger: StateMachineLedger, *, remote: bool) -> Sequence[LockInfo]:
+        return await ledger.locks(after=self.after, limit=self.limit)
+
+
+class RevokeLockCall(LedgerCall[bool], frozen=True, tag="revoke lock"):
+    name: str
+    token: int
+    right: ClassVar[Right] = Right.OPERATE
+    version: ClassVar[int] = TAGS_VERSION
+
+    async def serve(self, ledger: StateMachineLedger, *, remote: bool) -> bool:
+        return await ledger.revoke_lock(self.name, self.token)
+
+
+class CallingLocks(abc.ABC):
+    """Implements :class:`~undoubt.coordinator.ledger.locks.LockLedger` by the messages above."""
+
+    settings: LedgerSettings
+
+    @abc.abstractmethod
+    async def _call(self, call: LedgerCall[R]) -> R: ...
+
+    async def lock(self, request: LockRequest, *, wait: bool) -> LockEntry | None:
+        entry: LockEntry | None = await self._call(LockCall(request, wait))
+        return entry
+
+    async def lock_entry(self, request: LockRequest, *, wait_s: float = 0.0) -> LockEntry | None:
+        wait_s = min(wait_s, self.settings.request_timeout_s / 2)
+        entry: LockEntry | None = await self._call(LockEntryCall(request, wait_s))
+        return entry
+
+    async def unlock(self, request: LockRequest) -> bool:
+        return bool(await self._call(UnlockCall(request)))
+
+    async def session_locks(self, session: int, nonce: str) -> Sequence[LockEntry]:
+        entries: Sequence[LockEntry] = await self._call(SessionLocksCall(session, nonce))
+        return entries
+
+    async def locks(self, *, after: str = "", limit: int = LOCKS_PAGE_MAX) -> Sequence[LockInfo]:
+        count("limit", limit, least=1, most=LOCKS_PAGE_MAX)
+        infos: Sequence[LockInfo] = await self._call(LocksCall(after, limit))
+        return infos
+
+    async def revoke_lock(self, name: str, token: int) -> bool:
+        return bool(await self._call(RevokeLockCall(name, token)))
