@@ -10,7 +10,7 @@ import logging
 import os
 import socket
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from undoubt.coordinator.errors import (
     CoordinatorClosed,
@@ -21,11 +21,13 @@ from undoubt.coordinator.errors import (
     TransactionAborted,
     WrongProcess,
 )
+from undoubt.coordinator.key_use import KeyUse, check_key, free_key
+from undoubt.coordinator.lease import Lease
 from undoubt.coordinator.ledger.contract import Ledger, RecordedDecision, Session
 from undoubt.coordinator.ledger.pages import every_unfinished
 from undoubt.coordinator.meter import Stopwatch, TransactionMeter
 from undoubt.coordinator.protocols.causes import why_doomed
-from undoubt.coordinator.protocols.context import FINISHED, NOTHING_LEFT, CommitContext, Phase
+from undoubt.coordinator.protocols.context import FINISHED, NOTHING_LEFT, CommitContext, GivenKey, Phase
 from undoubt.coordinator.protocols.paxos_commit import paxos_commit
 from undoubt.coordinator.protocols.second_phase import roll_back
 from undoubt.coordinator.protocols.steps import Observer, TwoPhaseStep, reach
@@ -36,7 +38,7 @@ from undoubt.coordinator.runnable import check_asynchronous, checked_awaitable
 from undoubt.coordinator.session import SessionKeeper
 from undoubt.coordinator.settings import PROTOCOLS, CoordinatorSettings
 from undoubt.coordinator.supervision import Supervised
-from undoubt.coordinator.transaction import Lease, Transaction
+from undoubt.coordinator.transaction import Transaction
 from undoubt.coordinator.uncancellable import Uncancellable, uncancellable
 from undoubt.participants.bounds import OutOfBounds, choice, count, flag, having, seconds
 from undoubt.participants.contract import Branch, Participant
@@ -147,12 +149,22 @@ class Coordinator:
         return self._keeper.session
 
     def transaction(
-        self, *, timeout: float | None = None, protocol: str | None = None, prepares_all: bool = False
+        self,
+        *,
+        timeout: float | None = None,
+        protocol: str | None = None,
+        prepares_all: bool = False,
+        key: str | None = None,
     ) -> Transaction:
         """Return a new transaction, for ``async with``. If it is not decided after ``timeout`` seconds, it is
         aborted. ``protocol``: ``2pc``, ``3pc`` or ``paxos``; None: the one in the settings. ``prepares_all``:
         every branch is prepared and every commit is recorded, also if only one branch has written, so that
-        another process can read the outcome from the ledger later."""
+        another process can read the outcome from the ledger later.
+
+        ``key``: text of 1 to 200 characters. Of all transactions of the ledger with one key, whatever
+        coordinator runs them, only one commits; for the others ``tx.repeated`` is true, and ``tx.result`` is
+        what that one has stored. A key needs two-phase commit, whose decision is the ledger's: raises
+        ``UsageError`` for ``3pc`` and ``paxos``."""
         self.check_here()
         if self._closed:
             raise CoordinatorClosed
@@ -164,11 +176,19 @@ class Coordinator:
             )
         timeout_s = self.settings.timeout_s if timeout is None else seconds("timeout", timeout, zero=False)
         flag("prepares_all", prepares_all)
+        if key is not None:
+            check_key(key)
+            if PROTOCOLS[named] is not GidProtocol.TWO_PHASE:
+                raise UsageError(
+                    f"a key needs a decision of the ledger, and protocol {named!r} decides elsewhere: use"
+                    " protocol='2pc'"
+                )
         return Transaction(
             self,
             timeout_s=timeout_s,
             protocol=PROTOCOLS[named],
             prepares_all=prepares_all or self._records_all,
+            key=key,
         )
 
     async def run(
@@ -178,12 +198,16 @@ class Coordinator:
         retries: int = 5,
         timeout: float | None = None,
         protocol: str | None = None,
+        key: str | None = None,
     ) -> T:
         """Run ``await function(tx, *args)`` in a new transaction; returns its result once that is committed.
 
-        ``timeout`` and ``protocol`` are those of :meth:`transaction`, for each attempt. The transaction is
-        repeated up to ``retries`` times, after growing random pauses, if the cause of its abort was a
-        deadlock or a serialization failure. Every other error is raised immediately: above all
+        ``timeout``, ``protocol`` and ``key`` are those of :meth:`transaction`, for each attempt. With a key,
+        what ``function`` returns is stored, and has to be a result that can be stored; if a transaction with
+        this key has committed before, ``function`` is not called, and that result is returned.
+
+        The transaction is repeated up to ``retries`` times, after growing random pauses, if the cause of its
+        abort was a deadlock or a serialization failure. Every other error is raised immediately: above all
         ``OutcomeUnknown``, and any error that ``function`` raises after it has called ``tx.commit()``. Raises
         ``UsageError``, and commits nothing, if ``function`` is not a coroutine function or an argument is not
         within its bounds.
@@ -191,10 +215,17 @@ class Coordinator:
         count("retries", retries)
         check_asynchronous(function)
         for attempt in itertools.count():
-            tx = self.transaction(timeout=timeout, protocol=protocol)
+            tx = self.transaction(timeout=timeout, protocol=protocol, key=key)
             try:
                 async with tx:
-                    return await checked_awaitable(function, function(tx, *args))
+                    if tx.repeated:
+                        return cast("T", tx.result)
+                    result = await checked_awaitable(function, function(tx, *args))
+                    if tx.key_use is None:
+                        return result
+                    if tx.active:  # otherwise the function itself has committed
+                        tx.result = result
+                    return cast("T", tx.result)
             except (
                 Exception
             ) as error:  # every error of the application passes through, unless it is retryable
@@ -328,6 +359,21 @@ class Coordinator:
     async def new_txid(self, protocol: GidProtocol, timeout_s: float) -> tuple[TxId, Lease]:
         return await self._keeper.begin(timeout_s, bound=protocol is GidProtocol.PAXOS)
 
+    async def claim_key(self, use: KeyUse, timeout_s: float) -> tuple[TxId, Lease] | None:
+        return await use.claim(
+            self.ledger,
+            lambda: self.new_txid(GidProtocol.TWO_PHASE, timeout_s),
+            lambda txid, lease: self._free_key(use.given, txid, lease),
+            timeout_s,
+        )
+
+    def _free_key(self, given: GivenKey, txid: TxId, lease: Lease) -> None:
+        """Abort ``txid``, which may have claimed a key and has no prepared branch, so that another
+        transaction can claim the key; in the background. If the ledger cannot be reached, the key is free
+        after the floor has passed ``txid``, or the session has ended."""
+        lease.end(txid)
+        self.in_background(uncancellable(free_key(self.ledger, given, txid), name=f"free the key of {txid}"))
+
     async def why_doomed(self, txid: TxId) -> BaseException | None:
         """The cause that another process has recorded for aborting the transaction; None if there is none."""
         return await why_doomed(self.ledger, txid)
@@ -348,8 +394,11 @@ class Coordinator:
         transaction is left to recovery, and stays in its lease, so that no floor passes it."""
         self.live.pop(transaction.id, None)
         task = asyncio.current_task()
-        if task is None or not task.cancelling():
-            transaction.lease.end(transaction.id)
+        if task is not None and task.cancelling():
+            return
+        if transaction.key_use is not None and not transaction.may_have_committed:
+            self._free_key(transaction.key_use.given, transaction.id, transaction.lease)
+        transaction.lease.end(transaction.id)
 
     def new_context(
         self,
@@ -360,6 +409,7 @@ class Coordinator:
         key: SessionKey,
         *,
         prepares_all: bool,
+        key_use: GivenKey | None,
     ) -> CommitContext:
         return CommitContext(
             txid,
@@ -372,6 +422,7 @@ class Coordinator:
             find=self.participants.find,
             key=key,
             prepares_all=prepares_all,
+            given_key=key_use,
         )
 
     def start_commit(self, transaction: Transaction, context: CommitContext) -> Uncancellable[None]:

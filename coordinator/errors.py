@@ -4,12 +4,14 @@
 
     UndoubtError
     ├── UsageError
+    │   ├── AlreadyCommitted       a transaction with the same key has committed: nothing is done again
     │   ├── CoordinatorClosed      the coordinator is closed: no transaction begins
     │   ├── TransactionEnded       a branch or a commit after the transaction's end
     │   └── WrongProcess           a coordinator used in a fork of the process that opened it
     ├── TransactionAborted         it is certainly in no database; ``cause`` says why
     ├── OutcomeUnknown             it may or may not be committed; ask for the outcome later
     ├── HeuristicOutcome           some database did something else than was decided
+    ├── KeyInUse               another transaction with the same key is undecided; try again later
     ├── AbortedByOthers            a cause: an operator or a recovery has aborted the transaction
     ├── DistributedDeadlock        a cause: chosen to end a deadlock across databases; may be run again
     │   └── SelfDeadlock           two of its own branches wait for each other; running it again does not help
@@ -96,6 +98,30 @@ class HeuristicOutcome(UndoubtError):
         self.txid = txid
         self.kind = kind
         self.branches = dict(branches)
+
+
+class AlreadyCommitted(UsageError):
+    """A branch was opened in a transaction with whose ``key`` another transaction, ``txid``, has committed:
+    nothing is done again. ``result`` is the result of that one."""
+
+    def __init__(self, key: str, txid: TxId, result: object) -> None:
+        super().__init__(
+            f"transaction {txid} has committed with the key {key!r}: look at tx.repeated before anything is"
+            " done in the transaction, and use tx.result"
+        )
+        self.key = key
+        self.txid = txid
+        self.result = result
+
+
+class KeyInUse(UndoubtError):
+    """Another transaction, ``txid``, has the ``key`` and is undecided. Nothing was done, and the call may be
+    repeated. If the process of that transaction has died, the key is free once its session has expired."""
+
+    def __init__(self, key: str, txid: TxId, waited_s: float) -> None:
+        super().__init__(f"transaction {txid} has the key {key!r} and is undecided after {waited_s:g} s")
+        self.key = key
+        self.txid = txid
 
 
 class AbortedByOthers(UndoubtError):

@@ -9,8 +9,10 @@ from undoubt.participants.ids import NO_KEY, Gid, SessionKey, TxId
 from undoubt.participants.ids import Protocol as GidProtocol
 
 if TYPE_CHECKING:
-    from undoubt.coordinator.protocols.context import CommitContext
-    from undoubt.coordinator.transaction import Lease, Transaction
+    from undoubt.coordinator.key_use import KeyUse
+    from undoubt.coordinator.lease import Lease
+    from undoubt.coordinator.protocols.context import CommitContext, GivenKey
+    from undoubt.coordinator.transaction import Transaction
     from undoubt.coordinator.uncancellable import Uncancellable
 
 
@@ -29,6 +31,7 @@ class Host(Protocol):
     ledger_id: str
 
     async def new_txid(self, protocol: GidProtocol, timeout_s: float) -> tuple[TxId, Lease]: ...
+    async def claim_key(self, use: KeyUse, timeout_s: float) -> tuple[TxId, Lease] | None: ...
     def check_here(self) -> None: ...
     def participant(self, name: str) -> Participant: ...
     def begun(self, transaction: Transaction) -> None: ...
@@ -43,6 +46,7 @@ class Host(Protocol):
         key: SessionKey,
         *,
         prepares_all: bool,
+        key_use: GivenKey | None,
     ) -> CommitContext: ...
     async def roll_back(self, context: CommitContext, cause: BaseException) -> None: ...
     def in_background(self, task: Uncancellable[None]) -> None: ...

@@ -1,7 +1,7 @@
 """Opens, renews and replaces a coordinator's sessions with the ledger.
 
 A lease is a session with the transactions that run under it
-(:class:`~undoubt.coordinator.transaction.Lease`). Its ``floor`` is its lowest sequence number that is still
+(:class:`~undoubt.coordinator.lease.Lease`). Its ``floor`` is its lowest sequence number that is still
 undecided in this process: all transactions below it have ended, and the ledger may answer for them. Each
 renewal of the session carries the floor. A lease is replaced after a fixed number of transactions, so that
 each session stays small and the ledger can drop it as a whole after the retention time. A lease that is bound
@@ -28,10 +28,10 @@ from undoubt.coordinator.errors import (
     SessionLost,
     VersionHeldBack,
 )
+from undoubt.coordinator.lease import Lease
 from undoubt.coordinator.ledger.contract import Ledger, Session
 from undoubt.coordinator.ledger.session_mark import mark
 from undoubt.coordinator.supervision import Supervised, restarts
-from undoubt.coordinator.transaction import Lease
 from undoubt.participants.ids import TxId
 from undoubt.participants.invariant import state_after
 

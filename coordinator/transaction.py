@@ -1,4 +1,4 @@
-"""A transaction as the application uses it: branches, commit, rollback; and the lease under which it runs.
+"""A transaction as the application uses it: branches, commit, rollback.
 
 A transaction that has begun is in one of three states. ACTIVE: branches are opened and used. COMMITTING: a
 protocol runs in a separate task (:mod:`undoubt.coordinator.protocols.context`), and the caller only waits.
@@ -17,12 +17,13 @@ import enum
 import sys
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, NoReturn, cast
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from undoubt.coordinator.cancel_scope import CancelScope
 from undoubt.coordinator.errors import OutcomeUnknown, TransactionAborted, TransactionEnded
 from undoubt.coordinator.host import Host, Opener
-from undoubt.coordinator.ledger.contract import Session
+from undoubt.coordinator.key_use import KeyUse
+from undoubt.coordinator.lease import Lease
 from undoubt.coordinator.protocols.causes import may_come_of_a_cancellation
 from undoubt.coordinator.protocols.context import (
     CERTAIN_BEFORE_THE_LEDGER,
@@ -36,7 +37,6 @@ from undoubt.participants.contract import Branch, Decision, Settled
 from undoubt.participants.errors import UsageError
 from undoubt.participants.ids import BRANCH_NUMBER_MAX, Gid, SessionKey, TxId
 from undoubt.participants.ids import Protocol as GidProtocol
-from undoubt.participants.invariant import invariant
 
 if TYPE_CHECKING:
     from asyncpg import Connection, Record
@@ -59,52 +59,12 @@ class TransactionState(enum.Enum):
 @dataclass(frozen=True, slots=True)
 class CommitResult:
     """The transaction is committed. ``pending``: branches whose participant has not confirmed COMMIT yet,
-    because it is down or slow; they are still prepared, and recovery will commit them."""
+    because it is down or slow; they are still prepared, and recovery will commit them. ``repeated``: another
+    transaction had committed with the same key before, and ``txid`` is the id of that one."""
 
     txid: TxId
     pending: tuple[Gid, ...] = ()
-
-
-class Lease:
-    """One ledger session with the transactions that run under it in this process. The floor does not pass a
-    transaction before the transaction has ended in this process."""
-
-    def __init__(self, session: Session) -> None:
-        self.session = session
-        self.key = SessionKey(session.key) if session.key else SessionKey.drawn()
-        self._last_seq = 0
-        self._active: dict[int, None] = {}  # insertion order is ascending: the first key is the floor
-        self._when_idle: asyncio.Event | None = None
-
-    @property
-    def begun(self) -> int:
-        return self._last_seq
-
-    @property
-    def floor(self) -> int:
-        return next(iter(self._active), self._last_seq + 1)
-
-    @property
-    def idle(self) -> bool:
-        return not self._active
-
-    def begin(self) -> TxId:
-        self._last_seq += 1
-        self._active[self._last_seq] = None
-        return self.session.txid(self._last_seq)
-
-    def end(self, txid: TxId) -> None:
-        """Remove ``txid``, which has ended in this process."""
-        invariant(txid.session == self.session.id, f"{txid} was not begun under session {self.session.id}")
-        self._active.pop(txid.seq, None)
-        if self._when_idle is not None and not self._active:
-            self._when_idle.set()
-
-    def retire(self, when_idle: asyncio.Event) -> None:
-        """Mark the lease as replaced. ``when_idle`` is set once none of its transactions is left."""
-        self._when_idle = when_idle
-        if self.idle:
-            when_idle.set()
+    repeated: bool = False
 
 
 class Transaction:
@@ -114,12 +74,19 @@ class Transaction:
     """
 
     def __init__(
-        self, host: Host, *, timeout_s: float, protocol: GidProtocol, prepares_all: bool = False
+        self,
+        host: Host,
+        *,
+        timeout_s: float,
+        protocol: GidProtocol,
+        prepares_all: bool = False,
+        key: str | None = None,
     ) -> None:
         self._host = host
         self._timeout_s = timeout_s
         self._protocol = protocol
         self._prepares_all = prepares_all
+        self.key_use = None if key is None else KeyUse(key)
         self._txid: TxId | None = None
         self._lease: Lease | None = None
         self._state = TransactionState.NEW
@@ -172,7 +139,7 @@ class Transaction:
 
     @property
     def deadline(self) -> float:
-        """The time at which an undecided transaction is aborted, in seconds of the event loop's clock."""
+        """When an undecided transaction is aborted, in seconds of the event loop's clock."""
         return self._deadline
 
     @property
@@ -196,7 +163,7 @@ class Transaction:
 
     @property
     def fixed_elsewhere(self) -> bool:
-        """True if COMMIT is fixed in participants or acceptors, and not yet recorded in the ledger."""
+        """True if COMMIT is fixed in participants or acceptors, and is not yet in the ledger."""
         return self._context is not None and self._context.state in CERTAIN_BEFORE_THE_LEDGER
 
     @property
@@ -206,14 +173,32 @@ class Transaction:
         return self._context is not None and self._context.phase is not Phase.ABORTED
 
     @property
+    def repeated(self) -> bool:
+        """Whether another transaction had committed with the key of this one before. ``id`` is the id of that
+        one then, ``result`` its result, and ``branch`` raises ``AlreadyCommitted``."""
+        return self.key_use is not None and self.key_use.first is not None
+
+    @property
+    def result(self) -> Any:
+        """The result that is stored with the key; can be set until the commit begins: ``bytes``, or what JSON
+        can express (:mod:`undoubt.coordinator.results`), 16 KB at most."""
+        return None if self.key_use is None else self.key_use.value
+
+    @result.setter
+    def result(self, value: object) -> None:
+        if self.key_use is None:
+            raise UsageError("a result is stored only for a transaction with a key")
+        self._check_active()
+        self.key_use.set(value)
+
+    @property
     def doomed(self) -> bool:
-        """True if the transaction can only abort: it was interrupted, or a branch could not be opened."""
+        """True if the transaction can only abort: interrupted, or a branch could not be opened."""
         return self._doom is not None
 
     @property
     def interruption(self) -> BaseException | None:
-        """Why the transaction was interrupted: its timeout, the resolution of a deadlock, a lost session, a
-        closed coordinator. None if it was not interrupted."""
+        """Why it was interrupted: timeout, deadlock, lost session, closed coordinator. None if it was not."""
         return self._doom if self._interrupted else None
 
     async def start(self) -> Transaction:
@@ -222,11 +207,21 @@ class Transaction:
         Raises ``LedgerUnavailable`` if the coordinator has lost its session and no new session is opened
         within the transaction's timeout. The timeout of the transaction itself is counted from the moment
         when it has begun.
+
+        With a key: if another transaction has committed with it, this one is ``repeated`` and has ended.
+        While another one is undecided, waits at most as long as the timeout, then raises ``KeyInUse``. Raises
+        ``OutcomeUnknown`` if it cannot be known any more whether another one has committed.
         """
         if self._state is not TransactionState.NEW:
             raise UsageError("the transaction has begun already")
         self._host.check_here()
-        self._txid, self._lease = await self._host.new_txid(self._protocol, self._timeout_s)
+        if self.key_use is None:
+            self._txid, self._lease = await self._host.new_txid(self._protocol, self._timeout_s)
+        elif (claimed := await self._host.claim_key(self.key_use, self._timeout_s)) is None:
+            self._txid, self._state = self.key_use.first, TransactionState.ENDED
+            return self
+        else:
+            self._txid, self._lease = claimed
         loop = asyncio.get_running_loop()
         self._deadline = loop.time() + self._timeout_s
         self._timer = loop.call_at(self._deadline, self._time_out)
@@ -312,6 +307,8 @@ class Transaction:
         a note of ``CancelledError``.
         """
         self._host.check_here()
+        if self.repeated:
+            return CommitResult(self.id, repeated=True)
         await self._undone()
         self._check_active()
         if self._opening and self._doom is None:
@@ -437,6 +434,8 @@ class Transaction:
         if self._state is not TransactionState.ACTIVE:
             if self._doom is not None:
                 self._raise_aborted(self._doom)
+            if self.key_use is not None:
+                self.key_use.check()
             raise TransactionEnded(f"transaction {self.id} is over: nothing more can be done in it")
 
     async def _open(self, name: str, opener: Opener | None = None) -> Branch:
@@ -529,6 +528,7 @@ class Transaction:
             self._protocol,
             self.lease.key,
             prepares_all=self._prepares_all,
+            key_use=None if self.key_use is None else self.key_use.given,
         )
 
     def _start_commit(self) -> tuple[CommitContext, Uncancellable[None]]:

@@ -4,6 +4,7 @@
 
     UndoubtError
     ├── UsageError                   the caller made a mistake: the call was refused and had no effect
+    │   ├── AlreadyCommitted           a transaction with the same key has committed: nothing is done again
     │   ├── ConfigurationError         a setting is missing, unknown or of the wrong type; its key is named
     │   ├── CoordinatorClosed          the coordinator is closed; a call that was running may have an effect
     │   ├── InvalidName                the text is no transaction id, participant's name or ledger id
@@ -17,6 +18,7 @@
     ├── TransactionAborted           the transaction is in no database, for certain; ``cause`` says why
     ├── OutcomeUnknown               it may or may not be committed: ask later, do not assume either
     ├── HeuristicOutcome             a database did, or may have done, something else than was decided
+    ├── KeyInUse                     another transaction with the same key is undecided: try again later
     ├── AbortedByOthers              a cause: an operator, or a recovery, has aborted the transaction
     ├── DistributedDeadlock          a cause: chosen to end a deadlock across databases; may be run again
     │   └── SelfDeadlock               two branches of it wait for each other: it must not be run again
@@ -55,6 +57,7 @@ from undoubt.config import ConfigurationError
 from undoubt.coordinator.coordinator import ParticipantInUse
 from undoubt.coordinator.errors import (
     AbortedByOthers,
+    AlreadyCommitted,
     BranchListMismatch,
     ClusterNotReady,
     ClusterRefused,
@@ -62,6 +65,7 @@ from undoubt.coordinator.errors import (
     DistributedDeadlock,
     HeuristicOutcome,
     Impostor,
+    KeyInUse,
     LedgerError,
     LedgerLocked,
     LedgerMisconfigured,
@@ -96,6 +100,7 @@ from undoubt.recovery.without_ledger import WhichLedger
 
 __all__ = [
     "AbortedByOthers",
+    "AlreadyCommitted",
     "BinariesMissing",
     "BranchFailed",
     "BranchListMismatch",
@@ -108,6 +113,7 @@ __all__ = [
     "HeuristicOutcome",
     "Impostor",
     "InvalidName",
+    "KeyInUse",
     "LedgerError",
     "LedgerLocked",
     "LedgerMisconfigured",

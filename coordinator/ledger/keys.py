@@ -19,7 +19,7 @@ from undoubt.participants.ids import TxId
 
 KEY_CHARACTERS_MAX = 200
 RESULT_BYTES_MAX = 16_384
-"""The bound of an encoded result, in bytes."""
+"""The bound of an encoded result (:mod:`undoubt.coordinator.results`), in bytes."""
 
 
 class KeyState(enum.StrEnum):

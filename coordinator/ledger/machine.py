@@ -261,7 +261,10 @@ class Machine:
     def _commit_key(self, command: CommitKey) -> Decision | BranchListMismatch | OutcomeUnknown:
         held = self.state.keys.claimed.get(command.key) == command.txid
         decide = Decide(command.txid, Protocol.TWO_PHASE, Decision.COMMIT, command.branches, command.at)
-        return self._decide(decide, command.result, may_commit=held)
+        answer = self._decide(decide, command.result, may_commit=held)
+        if not command.branches:
+            self._finish((command.txid,))  # no participant has anything to apply
+        return answer
 
     def _free_key(self, command: FreeKey) -> Decision | OutcomeUnknown:
         """Abort a transaction, of which no branch is prepared: nothing is left to finish."""

@@ -230,6 +230,16 @@ class VoteTally:
     """The votes as users see them, by :func:`label`."""
 
 
+@dataclass(frozen=True, slots=True)
+class GivenKey:
+    """The idempotency key that a transaction has claimed, the proof that it may use it, and its encoded
+    result."""
+
+    key: str
+    proof: str
+    result: bytes
+
+
 @dataclass(slots=True)
 class CommitContext:
     """One transaction during its commit.
@@ -253,6 +263,9 @@ class CommitContext:
     prepares_all: bool = False
     """Whether every branch is prepared, even if it has not written, and every commit is recorded, so that the
     outcome can be read from the ledger alone."""
+    given_key: GivenKey | None = None
+    """The transaction's idempotency key: its commit is recorded in any case, with the result. For two-phase
+    commit only."""
     on_phase: Callable[[Phase], None] | None = None
     """Called by :meth:`move` with each phase that ends; set for metrics."""
 

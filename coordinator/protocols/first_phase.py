@@ -45,19 +45,21 @@ async def withdraw_nothing(_: CommitContext) -> Collection[Gid]:
 async def first_phase(
     context: CommitContext, vote: AskVote = prepare, withdraw: Withdraw = withdraw_nothing
 ) -> bool:
-    """Run the first phase. Returns True if branches are prepared and none has voted ABORT: a decision is
-    needed. Returns False if the transaction has committed without a decision, because at most one branch has
-    written. If the transaction aborts, raises the errors of :func:`roll_back`."""
+    """Run the first phase. Returns True if branches are prepared, or the transaction has an idempotency key,
+    and none has voted ABORT: a decision is needed. Returns False if the transaction has committed without a
+    decision, because at most one branch has written. If the transaction aborts, raises the errors of
+    :func:`roll_back`."""
     writers, failure = await _classify(context)
     if failure is not None:
         await roll_back(context, context.branches, failure)
-    if len(writers) <= 1 and not context.prepares_all:
+    recorded = context.prepares_all or context.given_key is not None
+    if len(writers) <= 1 and not recorded:
         await commit_in_one_phase(context, writers)
         return False
     await _collect_votes(context, writers, vote)
     if context.tally.failure is not None:
         await abort_after_votes(context, context.tally.failure, await withdraw(context))
-    if not context.tally.prepared:
+    if not context.tally.prepared and context.given_key is None:
         await withdraw(context)
         await commit_readers_alone(context, context.readers)
         return False

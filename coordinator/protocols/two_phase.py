@@ -11,6 +11,8 @@ every branch will be committed, by this process or by recovery. An aborted trans
 (presumed abort: Mohan, Lindsay and Obermarck, *Transaction Management in the R\* Distributed Database
 Management System*, 1986, §3), unless a rollback could not be confirmed. A transaction with one writing branch
 needs no vote and no record: the database of that branch decides (one-phase commit; X/Open XA, §2.3.2).
+A transaction with an idempotency key is always voted on and recorded, with its key and its result in the same
+command: a repetition has to find them.
 Branches that wrote nothing vote READ_ONLY, and stay open until every writer has committed, because they may
 hold locks, or a notification that must not be sent before.
 
@@ -19,7 +21,10 @@ At each ``await`` this process may die. :mod:`undoubt.coordinator.protocols.step
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from undoubt.coordinator.errors import LedgerError, OutcomeUnknown
+from undoubt.coordinator.ledger.contract import BranchRecord
 from undoubt.coordinator.protocols.causes import why_recorded
 from undoubt.coordinator.protocols.context import (
     CommitContext,
@@ -45,6 +50,13 @@ async def two_phase_commit(context: CommitContext) -> None:
     await apply(context)
 
 
+async def _record(context: CommitContext, records: Sequence[BranchRecord]) -> Decision:
+    ledger, txid, given = context.ledger, context.txid, context.given_key
+    if given is None:
+        return await ledger.decide(txid, Decision.COMMIT, records, protocol=context.protocol)
+    return await ledger.commit_key(txid, given.key, given.proof, given.result, records)
+
+
 async def _decide(context: CommitContext) -> Decision:
     """Pass the commit point: send COMMIT to the ledger, repeatedly until there is an answer, and return the
     decision. Once COMMIT is sent, only the ledger knows the decision."""
@@ -52,9 +64,7 @@ async def _decide(context: CommitContext) -> Decision:
     await context.reach(TwoPhaseStep.BEFORE_DECIDE, context.txid)
     context.move(CommitEvent.DECIDE_SENT)
     try:
-        decision = await repeat_until_answered(
-            lambda: context.ledger.decide(context.txid, Decision.COMMIT, records, protocol=context.protocol)
-        )
+        decision = await repeat_until_answered(lambda: _record(context, records))
     except LedgerError as error:
         raise OutcomeUnknown(context.txid, f"the ledger did not accept the decision: {error}") from error
     committed = decision is Decision.COMMIT

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from itertools import count
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from undoubt.coordinator.coordinator import Coordinator as EngineCoordinator
 from undoubt.coordinator.ledger.contract import RecordedDecision
@@ -62,11 +62,15 @@ class Coordinator:
     def portal(self) -> Portal:
         return self._portal
 
-    def transaction(self, *, timeout: float | None = None, protocol: str | None = None) -> Transaction:
+    def transaction(
+        self, *, timeout: float | None = None, protocol: str | None = None, key: str | None = None
+    ) -> Transaction:
         """A new transaction, for ``with``. It is aborted if it is not decided after ``timeout`` seconds.
-        ``protocol``: ``2pc``, ``3pc`` or ``paxos``, by default the configuration's protocol."""
+        ``protocol``: ``2pc``, ``3pc`` or ``paxos``, by default the configuration's protocol. ``key``: of all
+        transactions with one key only one commits; for the others ``tx.repeated`` is true."""
         self._portal.check()
-        return Transaction(self._portal, self._engine.transaction(timeout=timeout, protocol=protocol))
+        engine = self._engine.transaction(timeout=timeout, protocol=protocol, key=key)
+        return Transaction(self._portal, engine)
 
     def run(
         self,
@@ -75,10 +79,13 @@ class Coordinator:
         retries: int = 5,
         timeout: float | None = None,
         protocol: str | None = None,
+        key: str | None = None,
     ) -> T:
         """Call ``function(tx, *args)`` in a new transaction; returns the function's result after the commit.
 
-        ``timeout`` and ``protocol`` are those of :meth:`transaction`, for each attempt. The transaction is
+        ``timeout``, ``protocol`` and ``key`` are those of :meth:`transaction`, for each attempt. With a key,
+        the function's result is stored, and has to be one that can be stored; if a transaction with this key
+        has committed before, the function is not called, and that result is returned. The transaction is
         repeated up to ``retries`` times, after growing random pauses, if it failed by a deadlock or a
         serialization failure. All other errors are raised immediately, also ``OutcomeUnknown``, and all
         errors after ``function`` itself has called ``commit``. Raises ``UsageError``, and commits nothing, if
@@ -87,10 +94,16 @@ class Coordinator:
         bounds.count("retries", retries)
         check_synchronous(function)
         for attempt in count():
-            tx = self.transaction(timeout=timeout, protocol=protocol)
+            tx = self.transaction(timeout=timeout, protocol=protocol, key=key)
             try:
                 with tx:
+                    if tx.repeated:
+                        return cast("T", tx.result)
                     result = checked_result(function, function(tx, *args))
+                    if key is not None:
+                        if tx.active:  # otherwise the function itself has committed
+                            tx.result = result
+                        result = cast("T", tx.result)
             except Exception as error:  # errors of the application are raised, unless retryable
                 pause_s = pause_before_retry(error, attempt, retries)
                 if pause_s is None or tx.may_have_committed:

@@ -59,6 +59,21 @@ class Transaction:
         certain that it did not commit."""
         return self._engine.may_have_committed
 
+    @property
+    def repeated(self) -> bool:
+        """Whether another transaction had committed with the key of this one before: nothing has to be
+        done."""
+        return self._engine.repeated
+
+    @property
+    def result(self) -> Any:
+        """The result that is stored with the key; can be set until the commit begins."""
+        return self._engine.result
+
+    @result.setter
+    def result(self, value: object) -> None:
+        self._engine.result = value
+
     def start(self) -> Transaction:
         """Begin the transaction without ``with``; the caller has to call ``commit`` or ``rollback``."""
         try:

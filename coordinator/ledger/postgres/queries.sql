@@ -401,7 +401,8 @@ written as (
     returning d.session, d.seq, d.decision
 ),
 left_to_do as (
-    insert into undoubt_ledger.unfinished (session, seq) select w.session, w.seq from written w
+    insert into undoubt_ledger.unfinished (session, seq)
+    select w.session, w.seq from written w where %(branches)s::pg_catalog.text operator(pg_catalog.<>) '[]'
 ),
 kept as (
     update undoubt_ledger.key k set committed = true, result = %(result)s::pg_catalog.bytea, kept_ms = c.time_ms

@@ -229,3 +229,31 @@ async def test_core_statements_of_the_session_belong_to_it(app: App, world: Worl
 
     await app.run(program)
     assert await world.ids() == ({2}, {2})
+
+
+async def test_a_repeated_key_is_told_at_the_first_statement(app: App, world: World) -> None:
+    """An order would be made twice; or a session that has done nothing would be told that it is aborted."""
+
+    def program(session: Session) -> Any:
+        session.add_all(both(1))
+        session.flush()
+        session.undoubt_result = {"order": 1}  # type: ignore[attr-defined]
+        session.commit()
+        return session.undoubt_txid  # type: ignore[attr-defined]
+
+    def again(session: Session) -> tuple[Any, Any]:
+        session.add_all(both(2))
+        with pytest.raises(undoubt.errors.AlreadyCommitted) as caught:
+            session.flush()
+        with pytest.raises((undoubt.errors.AlreadyCommitted, sa.exc.InvalidRequestError)):
+            session.commit()
+        session.rollback()
+        assert not session.undoubt_may_have_committed  # type: ignore[attr-defined]
+        return caught.value.txid, caught.value.result
+
+    first = await app.run(program, key="order-42")
+    assert await app.run(again, key="order-42") == (first, {"order": 1})
+    assert await world.ids() == ({1}, {1})
+    await app.run(lambda session: session.add_all(both(3)) or session.commit(), key="order-43")
+    assert await world.ids() == ({1, 3}, {1, 3})
+    assert await world.prepared() == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,7 +12,7 @@ import psycopg
 import pytest
 
 from tests.undoubt.sync.support import Background, Stage, until
-from undoubt.coordinator.errors import OutcomeUnknown, TransactionAborted, TransactionEnded
+from undoubt.coordinator.errors import AlreadyCommitted, OutcomeUnknown, TransactionAborted, TransactionEnded
 from undoubt.coordinator.ledger.contract import RecordedDecision
 from undoubt.participants.contract import Vote, XactStatus
 from undoubt.participants.errors import BranchFailed, ParticipantUnavailable, UnknownParticipant, UsageError
@@ -329,3 +330,37 @@ def test_a_rollback_of_the_application_is_no_error(stage: Stage) -> None:
         tx.branch("alpha")
         tx.rollback()
     assert stage.fates() == {XactStatus.ABORTED}
+
+
+def test_a_repeated_key_returns_the_first_result(stage: Stage) -> None:
+    """A thread would do the work of another thread again."""
+    calls = []
+
+    def order(tx: Transaction) -> dict[str, int]:
+        transfer(tx)
+        calls.append(tx.id)
+        return {"order": len(calls)}
+
+    results: list[Any] = []
+    threads = [
+        threading.Thread(target=lambda: results.append(stage.coordinator.run(order, key="order-42")))
+        for _ in range(3)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == [{"order": 1}] * 3
+    with stage.coordinator.transaction(key="order-42") as tx:
+        assert tx.repeated
+        assert (tx.id, tx.result) == (calls[0], {"order": 1})
+        with pytest.raises(AlreadyCommitted):
+            tx.branch("alpha")
+    assert tx.commit().repeated
+    with stage.coordinator.transaction(key="another") as tx:
+        assert not tx.repeated
+        tx.branch("alpha")
+        tx.result = b"bytes"
+    found: Any = stage.coordinator.run(order, key="another")
+    assert found == b"bytes"
+    assert len(calls) == 1

@@ -12,6 +12,7 @@ from sqlalchemy.ext import asyncio as sa_asyncio
 from sqlalchemy.orm.session import SessionTransaction
 
 from undoubt.coordinator.coordinator import Coordinator
+from undoubt.coordinator.key_use import check_key
 from undoubt.coordinator.settings import PROTOCOLS
 from undoubt.coordinator.transaction import Transaction
 from undoubt.integrations.sqlalchemy.enlisted_connection import checked_in, failed
@@ -32,7 +33,9 @@ class Session(orm.Session):
     """``sqlalchemy.orm.Session`` with additional arguments.
 
     ``coordinator`` commits; ``participants`` names the participant of each engine; ``timeout`` (seconds,
-    from the first statement) and ``protocol`` are those of ``coordinator.transaction``. ``commit`` raises
+    from the first statement), ``protocol`` and ``key`` are those of ``coordinator.transaction``. If another
+    transaction has committed with the key, the first statement raises ``AlreadyCommitted``, which has the
+    result. ``undoubt_key`` may be set before the first statement of a transaction. ``commit`` raises
     the errors of a transaction's commit. After ``TransactionAborted`` the session is rolled back as after
     any error. After ``OutcomeUnknown`` and ``HeuristicOutcome`` its transaction is closed without a
     commit or rollback event, and its objects are read again when they are next used.
@@ -45,6 +48,7 @@ class Session(orm.Session):
         participants: Engines,
         timeout: float | None = None,
         protocol: str | None = None,
+        key: str | None = None,
         twophase: bool = False,
         **options: Any,
     ) -> None:
@@ -54,11 +58,14 @@ class Session(orm.Session):
             bounds.seconds("timeout", timeout, zero=False)
         if protocol is not None:
             bounds.choice("protocol", protocol, PROTOCOLS)
+        if key is not None:
+            check_key(key)
         bridge = Bridge(coordinator)
         engines = _judged(participants)
         super().__init__(*arguments, **options)
         self.undoubt_timeout = timeout
         self.undoubt_protocol = protocol
+        self.undoubt_key = key
         self._undoubt_bridge = bridge
         self._undoubt_participants = engines
         self._undoubt_unit: Unit | None = None
@@ -74,6 +81,19 @@ class Session(orm.Session):
         ``coordinator.outcome`` takes it."""
         transaction = self._undoubt_transaction
         return None if transaction is None else transaction.id
+
+    @property
+    def undoubt_result(self) -> Any:
+        """The result that is stored with the key of the current transaction, or of the last one. It can be
+        set after the first statement, until ``commit``."""
+        transaction = self._undoubt_transaction
+        return None if transaction is None else transaction.result
+
+    @undoubt_result.setter
+    def undoubt_result(self, value: object) -> None:
+        if self._undoubt_transaction is None:
+            raise UsageError("a result can be set after the first statement of the transaction")
+        self._undoubt_transaction.result = value
 
     @property
     def undoubt_may_have_committed(self) -> bool:
@@ -135,6 +155,15 @@ class AsyncSession(sa_asyncio.AsyncSession):
     def undoubt_txid(self) -> TxId | None:
         """As that of :class:`Session`."""
         return self._undoubt_session.undoubt_txid
+
+    @property
+    def undoubt_result(self) -> Any:
+        """As that of :class:`Session`."""
+        return self._undoubt_session.undoubt_result
+
+    @undoubt_result.setter
+    def undoubt_result(self, value: object) -> None:
+        self._undoubt_session.undoubt_result = value
 
     @property
     def undoubt_may_have_committed(self) -> bool:

@@ -91,7 +91,7 @@ class Unit:
             return
         if self._failure is not None:
             self.rollback()
-            if self._transaction is None:
+            if self._transaction is None or self._transaction.repeated:
                 raise self._failure
             raise TransactionAborted(self._transaction.id, self._failure) from self._failure
         self.over = True
@@ -165,7 +165,9 @@ class Unit:
     async def _adopt(self, member: EnlistedConnection) -> None:
         if self._transaction is None:
             transaction = self._bridge.engine.transaction(
-                timeout=self._session.undoubt_timeout, protocol=self._session.undoubt_protocol
+                timeout=self._session.undoubt_timeout,
+                protocol=self._session.undoubt_protocol,
+                key=self._session.undoubt_key,
             )
             self._transaction = await transaction.start()
         await self._transaction.adopt(member)
