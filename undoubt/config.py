@@ -45,6 +45,7 @@ from undoubt.participants.ids import InvalidName, check_participant_name
 from undoubt.participants.redact import redact
 from undoubt.participants.settings import ParticipantSettings
 from undoubt.recovery.settings import RecoverySettings
+from undoubt.serve.console.settings import ConsoleSettings
 from undoubt.serve.sidecar.settings import SidecarSettings
 
 __all__ = ["CONFIG_FILE", "ConfigurationError", "Settings", "load", "redact"]
@@ -64,10 +65,15 @@ _SECTIONS: dict[str, type[msgspec.Struct]] = {
     "recovery": RecoverySettings,
     "node": NodeSettings,
     "sidecar": SidecarSettings,
+    "console": ConsoleSettings,
 }
 _PATHS = {
     ("node", "data"),
-    *((section, name) for section in ("ledger", "sidecar") for name in ("tls_ca", "tls_cert", "tls_key")),
+    *(
+        (section, name)
+        for section in ("ledger", "sidecar", "console")
+        for name in ("tls_ca", "tls_cert", "tls_key")
+    ),
     ("sidecar", "socket"),
 }
 _PARTICIPANTS = "participants"
@@ -92,6 +98,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     recovery: RecoverySettings = RecoverySettings()
     node: NodeSettings = NodeSettings()
     sidecar: SidecarSettings = SidecarSettings()
+    console: ConsoleSettings = ConsoleSettings()
     participants: dict[str, ParticipantSettings] = {}
     file: str | None = None
 

@@ -1,4 +1,4 @@
-"""Acts of operators: the system user of this process, and a record of each act in the ledger.
+"""Acts of operators: who acts, and a record of each act in the ledger.
 
 ``acting`` is a context manager: it records the act in the ledger before its body runs, and the result
 afterwards. If the act cannot be recorded, it raises before the body runs. The one exception is a cluster with
@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import logging
 import os
 import pwd
 import socket
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -38,10 +39,26 @@ def user_name(uid: int) -> str:
         return f"user {uid}"
 
 
+_client: contextvars.ContextVar[str] = contextvars.ContextVar("undoubt acts for", default="")
+
+
+@contextlib.contextmanager
+def acting_for(client: str) -> Iterator[None]:
+    """Acts within the block are those of ``client``, the name under which this process knows who asked."""
+    token = _client.set(client)
+    try:
+        yield
+    finally:
+        _client.reset(token)
+
+
 def system_user() -> str:
     """``user@machine`` of this process. The user is the effective one, whatever the environment contains;
-    from the environment comes only the name of the user who ran sudo."""
+    from the environment comes only the name of the user who ran sudo. Within :func:`acting_for` the client
+    stands before it."""
     who = f"{user_name(os.geteuid())}@{socket.gethostname()}"
+    if client := _client.get():
+        return f"client {client} of {who}"
     sudo = os.environ.get("SUDO_USER")
     return f"{who} (sudo by {sudo})" if sudo else who
 

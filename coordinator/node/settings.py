@@ -35,6 +35,8 @@ class NodeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     trailing_entries: int = 1_000
     """The number of entries that are kept before a snapshot's index, so that a node that is slightly behind
     needs no snapshot."""
+    console: bool = False
+    """Whether the process of this node serves the console, as the section ``console`` says."""
     version_max: int = 0
     """The highest version that this node supports, so that a return to the previous release stays possible;
     0: the highest version of this release."""

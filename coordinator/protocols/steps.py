@@ -1,7 +1,8 @@
 """The named steps of the commit protocols, at which tests make the process die.
 
-Every protocol calls ``observe(step, subject)`` between two effects. In production there is no observer. The
-crash matrix is generated from :data:`STEPS`, so it contains each step that is added there.
+Every protocol calls ``observe(step, subject)`` between two effects. In production only a sidecar has an
+observer: its console keeps when each step happened. The crash matrix is generated from :data:`STEPS`, so it
+contains each step that is added there.
 """
 
 from __future__ import annotations

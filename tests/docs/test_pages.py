@@ -19,6 +19,7 @@ from undoubt.coordinator.node.settings import NodeSettings
 from undoubt.coordinator.settings import CoordinatorSettings, LedgerSettings
 from undoubt.participants.settings import ParticipantSettings
 from undoubt.recovery.settings import RecoverySettings
+from undoubt.serve.console.settings import ConsoleSettings
 from undoubt.serve.sidecar.settings import SidecarSettings, TokenSettings
 
 ALL = [
@@ -88,6 +89,7 @@ def test_every_key_is_documented_with_its_default() -> None:
         "node": NodeSettings,
         "sidecar": SidecarSettings,
         "sidecar.tokens": TokenSettings,
+        "console": ConsoleSettings,
         "participants.NAME": ParticipantSettings,
     }
     expected: dict[str, str] = {}

@@ -20,7 +20,7 @@ from undoubt.participants.errors import UndoubtError
 from undoubt.serve.local.keeper import UNREPORTED_FAILURES_MAX, in_words, keep
 from undoubt.serve.local.ports import HELD, reserved_ports
 
-KEYS = {"sidecar", "token", "nodes", "participants", "config"}
+KEYS = {"sidecar", "console", "token", "nodes", "participants", "config"}
 
 
 async def all_answer(one: Dev) -> bool:

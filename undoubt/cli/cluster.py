@@ -88,14 +88,15 @@ def status(context: Context) -> None:
     settings = context.settings()
     found = context.run(survey(settings.ledger))
     if context.output.json:
-        context.output.document(_document(found))
+        context.output.document(document(found))
     else:
         _page(context, found)
     if not found.leader:
         raise CommandError(Exit.UNREACHABLE, "no node leads: no transaction can be decided now")
 
 
-def _document(found: ClusterStatus) -> dict[str, Any]:
+def document(found: ClusterStatus) -> dict[str, Any]:
+    """``cluster status`` as JSON: the keys that scripts may rely on."""
     return {
         "cluster": found.cluster,
         "leader": found.leader or None,

@@ -50,6 +50,7 @@ def _ready(context: Context, built: System) -> None:
     if context.output.json:
         document = {
             "sidecar": built.sidecar,
+            "console": built.console,
             "token": built.token,
             "nodes": built.nodes,
             "participants": built.participants,
@@ -62,6 +63,7 @@ def _ready(context: Context, built: System) -> None:
         ("what", "where"),
         [
             ("sidecar", built.sidecar),
+            ("console", built.console),
             ("token", built.token),
             *((f"node {number}", address) for number, address in enumerate(built.nodes, 1)),
             *((f"database {name}", dsn) for name, dsn in built.participants.items()),

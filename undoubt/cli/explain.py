@@ -19,7 +19,7 @@ def document(explanation: Explanation, siblings: Sequence[Heuristic] = ()) -> di
     return {
         "branch": shapes.prepared(found, siblings),
         "decision": _decision(explanation),
-        "session": None if explanation.session is None else _session(explanation.session),
+        "session": None if explanation.session is None else session_document(explanation.session),
         "votes": [dataclasses.asdict(vote) for vote in explanation.votes],
         "blocks": shapes.blocks(explanation.burden),
         "vacuum": shapes.vacuum(explanation.burden) | {"xid": found.branch.xid},
@@ -59,7 +59,8 @@ def _decision(explanation: Explanation) -> dict[str, Any]:
     }
 
 
-def _session(session: SessionInfo) -> dict[str, Any]:
+def session_document(session: SessionInfo) -> dict[str, Any]:
+    """One session of the ledger, without its nonce."""
     return {
         "id": session.id,
         "name": session.name,

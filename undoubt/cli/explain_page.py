@@ -14,39 +14,55 @@ WIDTH = 96
 
 def explain_page(out: Output, document: dict[str, Any]) -> None:
     """Print ``document`` as a page."""
-    if document["heuristic"] is not None:
-        _heuristic_page(out, document)
-        return
-    branch, decision = document["branch"], document["decision"]
-    out.heading(branch["gid"])
-    _paragraph(
-        out,
+    out.heading(document["branch"]["gid"])
+    for number, section in enumerate(sections(document)):
+        if number:
+            out.line()
+            out.heading(section["title"])
+        for line in section["lines"]:
+            _paragraph(out, line)
+        if section["command"]:
+            out.line(f"  {section['command']}")
+
+
+def sections(document: dict[str, Any]) -> list[dict[str, Any]]:
+    """The page in parts: ``title``, ``lines`` of text, and the ``command`` beneath them, or null. The first
+    part has no title."""
+    return _of_heuristic(document) if document["heuristic"] is not None else _of_branch(document)
+
+
+def _of_branch(document: dict[str, Any]) -> list[dict[str, Any]]:
+    branch, decision, safe = document["branch"], document["decision"], document["safe_action"]
+    about = (
         f"prepared in {branch['participant']} (database {branch['database']}, owner {branch['owner']})"
         f" for {show_duration(branch['age_s'])}, since {branch['prepared_at']}"
-        + (f"; protocol {branch['protocol']}" if branch["protocol"] else ""),
+        + (f"; protocol {branch['protocol']}" if branch["protocol"] else "")
     )
-    _section(out, "Decision", [_decision_line(decision)])
     votes = [_vote_line(vote) for vote in document["votes"]]
-    _section(out, "Votes", votes or ["not known here"])
-    _section(out, "Blocks", _blocks_lines(document["blocks"]))
-    _section(out, "Vacuum", [_vacuum_line(document["vacuum"])])
-    _section(out, "Safe action", [_action_line(document["safe_action"]["action"], branch)])
-    if command := document["safe_action"]["command"]:
-        out.line(f"  {command}")
-    _section(out, "Proof", document["proof"])
+    return [
+        _section("", [about]),
+        _section("Decision", [_decision_line(decision)]),
+        _section("Votes", votes or ["not known here"]),
+        _section("Blocks", _blocks_lines(document["blocks"])),
+        _section("Vacuum", [_vacuum_line(document["vacuum"])]),
+        _section("Safe action", [_action_line(safe["action"], branch)], safe["command"]),
+        _section("Proof", document["proof"]),
+    ]
 
 
-def _heuristic_page(out: Output, document: dict[str, Any]) -> None:
-    found = document["heuristic"]
-    out.heading(document["branch"]["gid"])
-    branch = document["branch"]
-    _paragraph(out, f"no longer prepared in {branch['participant']}; protocol {branch['protocol']}")
+def _of_heuristic(document: dict[str, Any]) -> list[dict[str, Any]]:
+    found, branch = document["heuristic"], document["branch"]
     forgotten = "; forgotten since" if found["forgotten"] else ""
     outcome = f"{found['kind'].replace('_', ' ')}, found {found['found_at']}{forgotten}"
-    _section(out, "Outcome", [outcome, *([found["note"]] if found["note"] else [])])
-    _section(out, "What to do", document["repair"])
-    if document["command"]:
-        out.line(f"  {document['command']}")
+    return [
+        _section("", [f"no longer prepared in {branch['participant']}; protocol {branch['protocol']}"]),
+        _section("Outcome", [outcome, *([found["note"]] if found["note"] else [])]),
+        _section("What to do", document["repair"], document["command"]),
+    ]
+
+
+def _section(title: str, lines: Sequence[str], command: str | None = None) -> dict[str, Any]:
+    return {"title": title, "lines": list(lines), "command": command}
 
 
 def _decision_line(decision: dict[str, Any]) -> str:
@@ -98,13 +114,6 @@ def _action_line(action: str, branch: dict[str, Any]) -> str:
             return "none is proved; see below"
         case _:
             return "none by undoubt"
-
-
-def _section(out: Output, title: str, lines: Sequence[str]) -> None:
-    out.line()
-    out.heading(title)
-    for line in lines:
-        _paragraph(out, line)
 
 
 def _paragraph(out: Output, text: str) -> None:

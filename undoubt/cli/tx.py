@@ -121,8 +121,12 @@ async def _list(context: Context, limit: int, before: TxId | None) -> tuple[list
 
 async def _show(context: Context, txid: TxId) -> tuple[TransactionInfo | None, str]:
     async with opened(context) as tools:
-        info = await tools.ledger.transaction(txid)
-        return info or await _ended_by_hand(tools.ledger, txid), tools.ledger.ledger_id
+        return await known(tools.ledger, txid), tools.ledger.ledger_id
+
+
+async def known(ledger: Ledger, txid: TxId) -> TransactionInfo | None:
+    """What the ledger knows about the transaction. None if nothing."""
+    return await ledger.transaction(txid) or await _ended_by_hand(ledger, txid)
 
 
 async def _ended_by_hand(ledger: Ledger, txid: TxId) -> TransactionInfo | None:

@@ -13,6 +13,7 @@ In the order in which a node uses them:
 :mod:`.secrets`       reads the secret of a lost ledger from its file or a backup.
 :mod:`.node`          runs a node, and recovery while the node leads.
 :mod:`.sidecar`       runs a coordinator behind an HTTP API.
+:mod:`.console`       shows operators the state of everything, as a page of a sidecar or a node.
 :mod:`.local`         runs nodes, a sidecar or a whole system as children of one process.
 :mod:`.loop`          chooses the event loop.
 :mod:`.notify`        reports the state of the process to systemd.

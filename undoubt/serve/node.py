@@ -16,7 +16,7 @@ from random import SystemRandom
 
 from undoubt import wiring
 from undoubt.config import Settings
-from undoubt.coordinator.errors import LedgerUnusable
+from undoubt.coordinator.errors import LedgerError, LedgerUnusable
 from undoubt.coordinator.ledger.cluster.url import wire_of
 from undoubt.coordinator.node.node import Node
 from undoubt.coordinator.node.storage.contract import DiskIdentity
@@ -66,6 +66,8 @@ async def node(settings: Settings, *, insecure: bool = False) -> AsyncIterator[N
         insecure=insecure,
         way_out="`undoubt cluster certs` makes files for ledger.tls_ca, tls_cert and tls_key",
     )
+    if settings.node.console:
+        _check_console(settings)
     made = await _open(settings)
     tasks: list[asyncio.Task[None]] = []
     try:
@@ -79,6 +81,9 @@ async def node(settings: Settings, *, insecure: bool = False) -> AsyncIterator[N
             "node acts", lambda: pending_acts.record(Path(settings.node.data), settings.ledger)
         )
         tasks.append(recording.start("undoubt-node-acts"))
+        if settings.node.console:
+            showing = Supervised("node console", lambda: _show(settings))
+            tasks.append(showing.start("undoubt-node-console"))
         yield made
     finally:
         for task in tasks:
@@ -133,3 +138,26 @@ async def _recover(made: Node, settings: Settings) -> None:
             await asyncio.Event().wait()
     finally:
         await participants.close()
+
+
+def _check_console(settings: Settings) -> None:
+    """Raise ``UsageError`` if the console cannot be served with these settings, or without the extra."""
+    try:
+        from undoubt.serve.console.server import check  # noqa: PLC0415 - of the extra
+    except ImportError as error:
+        raise UsageError("node.console needs the extra: pip install 'undoubt[sidecar]'") from error
+    check(settings)
+
+
+async def _show(settings: Settings) -> None:
+    """Serve the console, once the cluster answers."""
+    from undoubt.serve.console.server import serving  # noqa: PLC0415 - of the extra
+
+    while True:
+        try:
+            async with serving(settings) as place:
+                log.info("the console is at %s", place)
+                await asyncio.Event().wait()
+        except LedgerError as error:
+            log.info("the console waits for the cluster: %s", error)
+            await asyncio.sleep(LOOK_S)

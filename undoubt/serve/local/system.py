@@ -98,6 +98,11 @@ class System:
     sweeper: ChildProcess
 
     @property
+    def console(self) -> str:
+        """The address of the console, in a browser; it asks for the token."""
+        return f"{self.sidecar}/"
+
+    @property
     def config(self) -> Path:
         return self.folder / "undoubt.toml"
 

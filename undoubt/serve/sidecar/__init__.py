@@ -19,7 +19,8 @@ The modules, in the order in which a request passes them:
 
 ======================  ======================================================================================
 :mod:`.settings`        defines the settings: addresses, clients, limits.
-:mod:`.server`          runs the process: sockets, TLS, signals, and the drain at its end.
+:mod:`.server`          runs the process: what it opens, signals, and the drain at its end.
+:mod:`.sockets`         opens the unix socket, the TCP port and TLS.
 :mod:`.connection`      implements the HTTP protocol of one connection, and identifies its peer.
 :mod:`.access`          measures each request, writes the access log, and continues traces.
 :mod:`.app`             takes a request through the modules below.

@@ -15,6 +15,7 @@ from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
 from starlette.types import Receive, Scope, Send
 
+from undoubt.serve.console.app import ConsoleApp
 from undoubt.serve.sidecar import capability, joining
 from undoubt.serve.sidecar.access import Access, span, trace_of
 from undoubt.serve.sidecar.connection import PEER, Peer
@@ -57,8 +58,9 @@ class _Parameters(msgspec.Struct):
 class Door:
     """The application that uvicorn calls. It does what every request needs, also one without a route."""
 
-    def __init__(self, sidecar: Sidecar, doorkeeper: Doorkeeper) -> None:
+    def __init__(self, sidecar: Sidecar, doorkeeper: Doorkeeper, console: ConsoleApp | None = None) -> None:
         self._sidecar = sidecar
+        self._console = console
         self._doorkeeper = doorkeeper
         self._keyed = KeyedAnswers(sidecar.settings)
         self._working = 0
@@ -69,6 +71,9 @@ class Door:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             raise RuntimeError(f"only HTTP is served here, not {scope['type']}")
+        if self._console is not None and self._console.serves(scope["path"]):
+            await self._console(scope, receive, send)
+            return
         access = Access(scope["method"], "", trace=trace_of(_header(scope, b"traceparent")))
         self._working += 1
         try:

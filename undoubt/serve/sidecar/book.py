@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Literal
+from typing import Literal, Protocol
 
 from undoubt.coordinator.coordinator import Coordinator
 from undoubt.coordinator.errors import HeuristicOutcome, LedgerError, OutcomeUnknown, TransactionAborted
@@ -22,7 +23,8 @@ from undoubt.coordinator.transaction import CommitResult, Transaction
 from undoubt.participants.backoff import pauses
 from undoubt.participants.contract import Branch
 from undoubt.participants.errors import UndoubtError
-from undoubt.participants.ids import NO_KEY, Gid, Protocol, SessionKey, TxId
+from undoubt.participants.ids import NO_KEY, Gid, SessionKey, TxId
+from undoubt.participants.ids import Protocol as GidProtocol
 from undoubt.participants.postgres import PostgresParticipant
 from undoubt.participants.postgres.announced import AnnouncedBranch
 from undoubt.participants.postgres.psycopg.connection import AsyncBranchConnection
@@ -43,10 +45,10 @@ LOOK_S = 0.02
 """The pause between two looks at a transaction while a request waits for its end."""
 ROLLBACK_S = 5.0
 """The longest wait for the confirmation of a rollback; that the transaction is aborted is certain before."""
-_NAMES: dict[Protocol, ProtocolName] = {
-    Protocol.TWO_PHASE: "2pc",
-    Protocol.THREE_PHASE: "3pc",
-    Protocol.PAXOS: "paxos",
+_NAMES: dict[GidProtocol, ProtocolName] = {
+    GidProtocol.TWO_PHASE: "2pc",
+    GidProtocol.THREE_PHASE: "3pc",
+    GidProtocol.PAXOS: "paxos",
 }
 
 Outcome = CommitResult | TransactionAborted | HeuristicOutcome | OutcomeUnknown
@@ -86,6 +88,10 @@ class OpenTransaction:
     """The outcome that was learnt after the commit had ended with an unknown outcome."""
     ended_s: float = 0.0
     """When the outcome became known, on the event loop's clock, in seconds."""
+    begun_at: float = field(default_factory=time.time)
+    """In seconds since 1970."""
+    commit_s: float | None = None
+    """When the commit was requested, on the event loop's clock, in seconds; None before."""
 
     @property
     def id(self) -> str:
@@ -177,12 +183,33 @@ async def wait_while(condition: Callable[[], bool], seconds: float) -> None:
         await asyncio.sleep(LOOK_S)
 
 
+class BookWatcher(Protocol):
+    """Hears of the transactions of a book. Its methods return at once and do not raise."""
+
+    def begun(self, entry: OpenTransaction) -> None: ...
+
+    def joined(self, gid: Gid) -> None:
+        """The transaction has a branch of that name."""
+        ...
+
+    def committing(self, entry: OpenTransaction) -> None:
+        """Its commit was requested."""
+        ...
+
+    def ended(self, entry: OpenTransaction, took_s: float | None) -> None:
+        """Its outcome is known, ``took_s`` seconds after its commit was requested; None if it was not."""
+        ...
+
+
 class Book:
     """The transactions of one sidecar; see the module."""
 
-    def __init__(self, coordinator: Coordinator, settings: SidecarSettings) -> None:
+    def __init__(
+        self, coordinator: Coordinator, settings: SidecarSettings, watcher: BookWatcher | None = None
+    ) -> None:
         self.coordinator = coordinator
         self._settings = settings
+        self._watcher = watcher
         self._live: dict[str, OpenTransaction] = {}
         self._ended: dict[str, OpenTransaction] = {}
         """The ended transactions, in the order in which they have ended."""
@@ -234,6 +261,8 @@ class Book:
             self._beginning -= 1
         entry = OpenTransaction(transaction, owner, datetime.now(UTC) + timedelta(seconds=chosen), trace)
         self._live[entry.id] = entry
+        if self._watcher is not None:
+            self._watcher.begun(entry)
         return entry
 
     async def announce(self, entry: OpenTransaction, participant: PostgresParticipant) -> AnnouncedBranch:
@@ -278,6 +307,8 @@ class Book:
 
     def _note(self, entry: OpenTransaction, gid: Gid, run_by: Literal["caller", "sidecar", "agent"]) -> None:
         entry.branches[gid.branch] = BranchInfo(gid.branch, gid.participant, str(gid), run_by)
+        if self._watcher is not None:
+            self._watcher.joined(gid)
 
     async def commit(self, entry: OpenTransaction) -> Outcome:
         """Commit, once; return the outcome. Later calls return the same outcome, or the outcome that was
@@ -285,6 +316,9 @@ class Book:
         if entry.ending is None:
             if not entry.active:
                 return entry.outcome or OutcomeUnknown(entry.transaction.id, "it has ended")
+            entry.commit_s = asyncio.get_running_loop().time()
+            if self._watcher is not None:
+                self._watcher.committing(entry)
             entry.ending = asyncio.create_task(_outcome(entry.transaction, begin=True))
             entry.ending.add_done_callback(lambda _: self._committed(entry))
         await asyncio.wait([entry.ending])
@@ -367,6 +401,9 @@ class Book:
             self._held[entry.owner] -= 1
             entry.ended_s = asyncio.get_running_loop().time()
             self._ended[entry.id] = entry
+            if self._watcher is not None:
+                took_s = None if entry.commit_s is None else entry.ended_s - entry.commit_s
+                self._watcher.ended(entry, took_s)
 
 
 async def _outcome(transaction: Transaction, *, begin: bool) -> Outcome:

@@ -21,6 +21,7 @@ from undoubt.coordinator.transaction import CommitResult
 from undoubt.participants.contract import Settled
 from undoubt.participants.ids import InvalidName, TxId
 from undoubt.participants.postgres import PostgresParticipant
+from undoubt.serve.console.console import Console
 from undoubt.serve.sidecar import health, statements
 from undoubt.serve.sidecar.agency import NO_AGENT, Agency
 from undoubt.serve.sidecar.agent_branch import Agent, AgentOpener
@@ -101,6 +102,7 @@ class Sidecar:
     sealer: Sealer = field(default_factory=Sealer)
     peers: OtherSidecars | None = None
     agency: Agency | None = None
+    console: Console | None = None
     waiting: Counter[str] = field(default_factory=Counter)
     """The number of requests that wait for the end of a transaction, by client. It is limited, so that
     requests that end transactions can still be served."""

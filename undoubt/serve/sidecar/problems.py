@@ -31,6 +31,7 @@ from undoubt.participants.errors import (
     UsageError,
 )
 from undoubt.participants.redact import redact
+from undoubt.recovery.errors import Conflict, NotAllSeen, NotPrepared, StillBusy
 from undoubt.serve.sidecar.types import Problem
 
 log = logging.getLogger(__name__)
@@ -53,6 +54,10 @@ _STATUS: tuple[tuple[type[BaseException], int], ...] = (
     (ParticipantError, 502),
     (TimeoutError, 503),
     (UsageError, 422),
+    (NotPrepared, 404),
+    (NotAllSeen, 503),
+    (Conflict, 409),
+    (StillBusy, 409),
     (UndoubtError, 500),
 )
 """The status for each class of error. The first match counts: subclasses precede their base classes."""

@@ -1,0 +1,11 @@
+"""Tests of the console, in a real browser where its page is concerned.
+
+====================  ========================================================================================
+:mod:`.rig`           serves a console over a ledger in memory and scripted participants.
+:mod:`.reading`       reads the stream of events as a program does.
+:mod:`.browser`       opens the page in Chromium, with Playwright, and runs axe-core in it.
+====================  ========================================================================================
+
+``test_parts.py`` tests the pieces alone, ``test_stream.py`` what the addresses say and refuse,
+``test_page.py`` the page.
+"""

@@ -1,0 +1,311 @@
+"""The page in a real browser: what people see, what they can do, and what a page must never do."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_asyncio
+from playwright.async_api import Browser, expect
+
+from tests.undoubt.console.browser import Opened, chromium, opened
+from tests.undoubt.console.rig import Rig, rig
+from tests.undoubt.sidecar.stage import token
+from undoubt.coordinator.ledger.acting import new_act
+from undoubt.coordinator.ledger.contract import Heuristic, record_of
+from undoubt.participants.contract import Decision, PreparedBranch, Settled
+from undoubt.participants.errors import ParticipantUnavailable
+from undoubt.participants.ids import Foreign
+from undoubt.serve.console.page import page as the_page
+
+PLACES = ("overview", "transactions", "sessions", "heuristics", "impostors", "audit")
+
+
+@pytest_asyncio.fixture
+async def one() -> AsyncIterator[Rig]:
+    async with rig() as made:
+        yield made
+
+
+@pytest_asyncio.fixture
+async def browser() -> AsyncIterator[Browser]:
+    async with chromium() as made:
+        yield made
+
+
+async def clean(seen: Opened) -> None:
+    """The page broke no policy, ran nothing that was planted, and reported no error."""
+    assert await seen.planted() == []
+    assert await seen.refused() == []
+    assert seen.errors == []
+
+
+def test_the_page_is_one_file_without_handlers_or_addresses() -> None:
+    """Broken if the page needs another file, or has a script that the policy does not name."""
+    answer = the_page()
+    text = answer.body.decode()
+    assert text.count("<script>") == text.count("</script>") == 1
+    assert text.count("<style>") == 1
+    assert re.findall(r"<[a-z][^>]*\son[a-z]+\s*=", text) == []
+    assert re.findall(r"""(?:src|href)=["']?https?:""", text) == []
+    for sink in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "new Function"):
+        assert sink not in text
+    policy = answer.headers["content-security-policy"]
+    assert policy.startswith("default-src 'none'; script-src 'sha256-")
+    for part in ("frame-ancestors 'none'", "require-trusted-types-for 'script'", "trusted-types 'none'"):
+        assert part in policy
+    assert "unsafe" not in policy
+
+
+async def test_a_token_opens_it_and_a_wrong_one_does_not(one: Rig, browser: Browser) -> None:
+    async with opened(browser, one.base) as seen:
+        field = seen.page.get_by_label("Token")
+        await field.fill("undoubt_wrong")
+        await seen.page.keyboard.press("Enter")
+        await expect(seen.page.get_by_role("alert")).to_contain_text("refused")
+        await seen.sign_in(token("watcher"))
+        await expect(seen.page.get_by_role("heading", name="Overview")).to_be_visible()
+        await expect(seen.page.get_by_text("doctor reports 1 problem.")).to_be_visible()
+        assert token("watcher") not in seen.page.url
+        assert await seen.page.evaluate("document.cookie") == ""
+        await clean(seen)
+
+
+async def test_a_client_that_may_not_look_is_told_so(one: Rig, browser: Browser) -> None:
+    async with opened(browser, one.base) as seen:
+        await seen.page.get_by_label("Token").fill(token("shop"))
+        await seen.page.keyboard.press("Enter")
+        await expect(seen.page.locator("#denied")).to_contain_text("needs the role observe")
+        await clean(seen)
+
+
+async def test_what_is_planted_is_shown_as_text(one: Rig, browser: Browser) -> None:
+    """Broken if a name that any database role can choose runs a script in an operator's browser."""
+
+    def planted(where: str) -> str:
+        return f"<img src=x onerror=planted('{where}')><script>planted('{where}')</script>"
+
+    now = time.time()
+    one.participants["orders"].foreign.append(
+        PreparedBranch(Foreign(planted("gid")), planted("role"), planted("database"), now, 1.0)
+    )
+    one.participants["payments"].down = ParticipantUnavailable("payments", planted("error"))
+    await one.ledger.open_session(planted("session"), 3600.0)
+    gid = one.gids(1)[0]
+    await one.ledger.decide(gid.txid, Decision.ABORT, [record_of(gid)], cause=planted("cause"))
+    await one.ledger.record_heuristic(
+        Heuristic(gid, Settled.HEURISTIC_COMMIT, Decision.ABORT, now, planted("note"))
+    )
+    await one.ledger.record_act(new_act(planted("verb"), planted("subject"), planted("why")))
+    wanted = {
+        "overview": ["error"],
+        "transactions": ["cause"],
+        "sessions": ["session"],
+        "heuristics": ["note"],
+        "impostors": ["gid", "role"],
+        "audit": ["subject", "why", "verb"],
+        f"tx/{gid.txid}": ["cause", "note"],
+    }
+    async with opened(browser, one.base) as seen:
+        await seen.sign_in(token("operator"))
+        for place, names in wanted.items():
+            await seen.go(place)
+            for name in names:
+                await expect(seen.page.locator("main")).to_contain_text(planted(name))
+        assert await seen.page.locator("main img, main script").count() == 0
+        await clean(seen)
+
+
+async def test_old_state_is_marked_until_it_is_new_again(one: Rig, browser: Browser) -> None:
+    """Broken if an operator decides by what was true before the connection was lost."""
+    await one.decided(1)
+    async with opened(browser, one.base) as seen:
+        await seen.sign_in(token("watcher"))
+        await seen.go("transactions")
+        await expect(seen.page.locator("[data-stale]")).to_have_count(0)
+        await seen.page.route("**/v1/console/events", lambda route: route.abort())
+        await seen.page.evaluate("reading.abort()")
+        await expect(seen.page.locator("#live")).to_contain_text("as of")
+        await expect(seen.page.locator("[data-stale]").first).to_be_visible()
+        await expect(seen.page.locator("main")).to_contain_text(str(one.session.txid(1)))
+        await seen.page.unroute("**/v1/console/events")
+        await seen.live()
+        await expect(seen.page.locator("[data-stale]")).to_have_count(0)
+
+
+async def test_a_part_that_is_not_read_any_more_is_marked(one: Rig, browser: Browser) -> None:
+    """Broken if one source that hangs looks as current as the others."""
+    async with opened(browser, one.base) as seen:
+        await seen.sign_in(token("watcher"))
+        await expect(seen.page.locator("[data-stale]")).to_have_count(0)
+        hang = asyncio.Event()
+        one.participants["payments"].in_doubt = hang.wait  # type: ignore[method-assign, assignment]
+        await expect(seen.page.locator("[data-stale*=payments]").first).to_be_visible()
+        await expect(seen.page.locator("#live")).to_have_text("live")
+
+
+async def test_ten_thousand_rows_are_few_elements(one: Rig, browser: Browser) -> None:
+    """Broken if every row is an element: the page would stutter. The last one can be reached, and found."""
+    now = time.time()
+    for number in range(10_000):
+        one.console.feed.rows.put_own(
+            {
+                "id": f"1-0123456789abcdef.{number}", "state": "aborted", "outcome": "aborted",
+                "recorded": False, "finished": True, "protocol": "2pc", "participants": ["orders"],
+                "at": now - number, "coordinator": "test", "reason": f"number {number}",
+            }
+        )  # fmt: skip
+    async with opened(browser, one.base) as seen:
+        await seen.sign_in(token("watcher"))
+        await seen.go("transactions")
+        await expect(seen.page.locator("#found")).to_contain_text("10,000 transactions of 10,000")
+        lines = seen.page.locator("#rows-transactions [role=row]")
+        assert await lines.count() < 60
+        box = seen.page.locator("#rows-transactions")
+        assert await box.get_attribute("aria-rowcount") == "10001"
+        await box.evaluate("(box) => { box.scrollTop = box.scrollHeight }")
+        await expect(box).to_contain_text("1-0123456789abcdef.9999")
+        assert await lines.count() < 60
+        await seen.page.get_by_label("Search").fill("number 7777")
+        await expect(box).to_contain_text("1-0123456789abcdef.7777")
+        await expect(lines).to_have_count(2)
+        await clean(seen)
+
+
+async def test_rows_that_are_added_do_not_move_what_is_read(one: Rig, browser: Browser) -> None:
+    """Broken if the list runs away under whoever reads it."""
+    for seq in range(1, 101):
+        await one.decided(seq)
+    async with opened(browser, one.base) as seen:
+        await seen.sign_in(token("watcher"))
+        await seen.go("transactions")
+        box = seen.page.locator("#rows-transactions")
+        await expect(box).to_have_attribute("aria-rowcount", "101")
+        await box.evaluate("(box) => { box.scrollTop = 20 * 37.5 }")
+        row = box.get_by_text(str(one.session.txid(70)), exact=True)
+        before = await row.bounding_box()
+        for seq in range(101, 111):
+            await one.decided(seq)
+        await expect(box).to_have_attribute("aria-rowcount", "111")
+        after = await row.bounding_box()
+        assert before is not None
+        assert after is not None
+        assert abs(before["y"] - after["y"]) < 40
+
+
+async def test_a_transaction_is_ended_by_keyboard_with_its_id_typed(one: Rig, browser: Browser) -> None:
+    """The way of an operator without a mouse: what is recorded is shown, the id typed, the answer stays."""
+    await one.prepared(1)
+    await one.decided(1, finish=False)
+    txid = str(one.session.txid(1))
+    async with opened(browser, one.base) as seen:
+        await seen.sign_in(token("operator"))
+        await seen.go(f"tx/{txid}")
+        await seen.page.get_by_role("button", name="End this transaction").focus()
+        await seen.page.keyboard.press("Enter")
+        dialog = seen.page.get_by_role("dialog")
+        await expect(dialog).to_contain_text("Recorded: commit.")
+        await expect(dialog.get_by_role("row")).to_have_count(3)
+        await expect(dialog.get_by_label("Commit all prepared branches")).to_be_checked()
+        done = dialog.get_by_role("button", name="Do it")
+        await expect(done).to_be_disabled()
+        typed = dialog.get_by_label("Type the id")
+        await typed.fill("1-0123456789abcdef.1")
+        await expect(done).to_be_disabled()
+        await typed.fill(txid)
+        await expect(done).to_be_enabled()
+        assert await seen.violations() == []
+        await dialog.get_by_label("Why").fill("by keyboard")
+        await seen.page.keyboard.press("Enter")
+        answer = seen.page.locator("#answer")
+        await expect(answer).to_contain_text("branch 1 in orders: done")
+        await expect(answer).to_be_focused()
+        await seen.go("overview")
+        await seen.go(f"tx/{txid}")
+        await expect(seen.page.locator("#answer")).to_contain_text("done")
+        await clean(seen)
+    assert not one.participants["orders"].prepared
+    assert "by keyboard" in {act.note for act in await one.ledger.acts(limit=10)}
+
+
+async def test_what_is_not_safe_is_confirmed_as_what_it_is(one: Rig, browser: Browser) -> None:
+    await one.prepared(1)
+    await one.decided(1, finish=False)
+    txid = str(one.session.txid(1))
+    async with opened(browser, one.base) as seen:
+        await seen.sign_in(token("operator"))
+        await seen.go(f"tx/{txid}")
+        await seen.page.get_by_role("button", name="End this transaction").click()
+        dialog = seen.page.get_by_role("dialog")
+        await dialog.get_by_label("Roll back all prepared branches").check()
+        await expect(dialog).to_contain_text("COMMIT IS RECORDED")
+        await dialog.get_by_label("Type the id").fill(txid)
+        done = dialog.get_by_role("button", name="Do it")
+        await expect(done).to_be_disabled()
+        await dialog.get_by_label("against or without a recorded decision").check()
+        await expect(done).to_be_enabled()
+        await dialog.get_by_role("button", name="Cancel").click()
+        await expect(dialog).to_be_hidden()
+        await clean(seen)
+    assert one.participants["orders"].prepared
+
+
+async def test_a_client_that_only_looks_has_no_buttons_that_act(one: Rig, browser: Browser) -> None:
+    await one.prepared(1)
+    async with opened(browser, one.base) as seen:
+        await seen.sign_in(token("watcher"))
+        await seen.go(f"tx/{one.session.txid(1)}")
+        await expect(seen.page.locator("main")).to_contain_text("a client with the role operate")
+        assert await seen.page.locator("[data-do=resolve], [data-do=forget]").count() == 0
+
+
+@pytest.mark.parametrize("width", [360, 1440])
+async def test_every_page_is_accessible_and_fits(one: Rig, browser: Browser, width: int) -> None:
+    """axe-core finds nothing on any page, and no page scrolls sideways."""
+    await one.prepared(1)
+    await one.decided(2)
+    gid = one.gids(3)[0]
+    await one.ledger.decide(gid.txid, Decision.ABORT, [record_of(gid)])
+    await one.ledger.record_heuristic(Heuristic(gid, Settled.HEURISTIC_COMMIT, Decision.ABORT, time.time()))
+    one.participants["orders"].foreign.append(
+        PreparedBranch(Foreign("of another program"), "someone", "orders", time.time(), 1.0)
+    )
+    async with opened(browser, one.base, width=width) as seen:
+        assert await seen.violations() == []
+        await seen.sign_in(token("operator"))
+        for place in (*PLACES, f"tx/{one.session.txid(1)}", f"tx/{gid.txid}"):
+            await seen.go(place)
+            await expect(seen.page.locator("main .busy")).to_have_count(0)
+            assert await seen.violations() == [], place
+            assert await seen.page.evaluate("document.documentElement.scrollWidth") <= width, place
+        await clean(seen)
+
+
+async def test_times_are_local_and_utc_when_pointed_at(one: Rig, browser: Browser) -> None:
+    await one.decided(1)
+    async with opened(browser, one.base, timezone_id="Asia/Kathmandu") as seen:
+        await seen.sign_in(token("watcher"))
+        await seen.go("transactions")
+        shown = seen.page.locator("#rows-transactions time").first
+        local, utc, iso = (
+            await shown.inner_text(),
+            await shown.get_attribute("title") or "",
+            await shown.get_attribute("datetime") or "",
+        )
+        there = await seen.page.evaluate("(iso) => new Date(iso).toTimeString().slice(0, 8)", iso)
+        assert local.endswith(there)
+        assert utc.endswith(" UTC")
+        assert utc[11:16] != local[-8:-3]
+
+
+async def test_an_id_copies(one: Rig, browser: Browser) -> None:
+    txid = str(await one.decided(1))
+    async with opened(browser, one.base, permissions=["clipboard-read", "clipboard-write"]) as seen:
+        await seen.sign_in(token("watcher"))
+        await seen.go(f"tx/{txid}")
+        await seen.page.get_by_role("button", name=f"Copy {txid}").click()
+        await expect(seen.page.locator("#said")).to_have_text("Copied.")
+        assert await seen.page.evaluate("navigator.clipboard.readText()") == txid

@@ -1,0 +1,150 @@
+"""Reads the parts of the page, each as a document: what the command line says, in the shapes of its JSON.
+
+Ages are left out, since each would change a document with every reading: the page computes them from the
+moments beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import msgspec
+
+from undoubt.cli import shapes
+from undoubt.cli.cluster import document as cluster_document
+from undoubt.cli.explain import session_document
+from undoubt.config import Settings
+from undoubt.coordinator.ledger.cluster.status import survey as cluster_survey
+from undoubt.coordinator.ledger.cluster.url import RAFT
+from undoubt.coordinator.ledger.contract import Ledger
+from undoubt.doctor import examine
+from undoubt.participants.contract import Claim, Participant, Waiting, WaitNode
+from undoubt.participants.errors import ParticipantError
+from undoubt.participants.findings import Severity
+from undoubt.participants.ids import Gid, TxId
+from undoubt.participants.registry import Registry
+from undoubt.recovery.operator.burden import waits_of
+from undoubt.recovery.operator.survey import Survey, survey
+from undoubt.recovery.report import WorkerStatus
+
+ACTS = 500
+OLDER_THAN_S = 300.0
+"""Younger branches are left to recovery: the default of ``undoubt doctor``."""
+
+Document = dict[str, Any]
+
+
+async def ledger_part(ledger: Ledger) -> Document:
+    info: Document = msgspec.to_builtins(await ledger.info())
+    del info["ledger_time_s"]
+    return info | {"leads": ledger.leads}
+
+
+async def sessions_part(ledger: Ledger) -> Document:
+    return {"sessions": [session_document(one) for one in await ledger.sessions()]}
+
+
+async def heuristics_part(ledger: Ledger) -> Document:
+    known = await ledger.heuristics(include_forgotten=True)
+    return {"heuristics": without_ages([shapes.heuristic(one) for one in known])}
+
+
+async def audit_part(ledger: Ledger) -> Document:
+    return {"acts": [shapes.act(one) for one in await ledger.acts(limit=ACTS)]}
+
+
+async def participant_part(ledger: Ledger, participant: Participant) -> Document:
+    """What is prepared in one participant, and who waits for whom there. A participant that does not answer
+    has ``error``."""
+    alone = Registry()
+    alone.add(participant)
+    seen = await survey(ledger, alone)
+    if error := seen.unreachable.get(participant.name):
+        return {"participant": participant.name, "error": str(error), "branches": [], "waits": []}
+    return {
+        "participant": participant.name,
+        "error": None,
+        "branches": prepared_documents(seen),
+        "waits": await waits_documents(ledger, participant),
+    }
+
+
+def prepared_documents(seen: Survey) -> list[Document]:
+    """The prepared branches as ``indoubt list`` has them, and whether each is in doubt."""
+    return [
+        without_ages(shapes.prepared(one, seen.siblings(one))) | {"in_doubt": one.standing.in_doubt}
+        for one in seen.found
+    ]
+
+
+async def waits_documents(ledger: Ledger, participant: Participant) -> list[Document]:
+    """The edges of its wait graph. An end without a proved transaction has only a name."""
+    waits = await waits_of(participant)
+    if isinstance(waits, ParticipantError):
+        return []
+    claims = [end for wait in waits for end in (wait.waiter, wait.holder) if isinstance(end, Claim)]
+    proved = dict(zip(claims, await ledger.backends(claims), strict=True)) if claims else {}
+    return [_wait(wait, proved) for wait in waits]
+
+
+def _wait(wait: Waiting, proved: Mapping[Claim, TxId | None]) -> Document:
+    return {
+        "waiter": _named(wait.waiter, proved),
+        "pid": wait.pid,
+        "holder": _named(wait.holder, proved),
+        "holder_pid": wait.holder_pid,
+    }
+
+
+def _named(end: WaitNode, proved: Mapping[Claim, TxId | None]) -> str:
+    if isinstance(end, Claim):
+        return str(proved.get(end) or f"a session that calls itself {end}")
+    return str(end.txid) if isinstance(end, Gid) else end
+
+
+async def cluster_part(settings: Settings) -> Document:
+    """The nodes of a replicated ledger, as ``cluster status`` has them; for another ledger, none."""
+    if not settings.ledger.url.startswith(RAFT):
+        return {"cluster": None, "leader": None, "version": None, "version_held_up_by": [], "nodes": []}
+    found = cluster_document(await cluster_survey(settings.ledger))
+    for node in found["nodes"]:
+        node.pop("state_hashes", None)
+    return found
+
+
+async def doctor_part(settings: Settings) -> Document:
+    """What ``undoubt doctor`` says, worst first."""
+    order = [Severity.PROBLEM, Severity.UNREACHABLE, Severity.WARNING, Severity.OK]
+    findings = await examine(settings, older_than_s=OLDER_THAN_S)
+    findings.sort(key=lambda one: order.index(one.severity))
+    return {"findings": [shapes.finding(one) for one in findings]}
+
+
+def workers_part(workers: Iterable[WorkerStatus]) -> Document:
+    """Recovery's workers in this process. Without ``retry_in_s``, which would change with every reading."""
+    return {
+        "workers": [
+            {
+                "participant": one.participant,
+                "failures": one.failures,
+                "last_error": one.last_error,
+                "prepared": one.prepared,
+            }
+            for one in workers
+        ]
+    }
+
+
+def transaction_of(gid: str) -> TxId | None:
+    """The transaction of a branch; None if that is no name of one."""
+    parsed = Gid.parse(gid)
+    return parsed.txid if isinstance(parsed, Gid) else None
+
+
+def without_ages(document: Any) -> Any:
+    """The same without ``age_s``, at any depth."""
+    if isinstance(document, dict):
+        return {key: without_ages(value) for key, value in document.items() if key != "age_s"}
+    if isinstance(document, list):
+        return [without_ages(each) for each in document]
+    return document
