@@ -201,6 +201,14 @@ class PreparedBranch:
     owner_dropped: bool = False
 
 
+class Ending(NamedTuple):
+    """An order to end one prepared branch, and the evidence that says what became of it if it is absent."""
+
+    gid: Gid
+    order: Decision
+    evidence: Evidence | None
+
+
 class Claim(NamedTuple):
     """The claim of a database session that it works in transaction ``seq`` of session ``session``.
 
@@ -354,6 +362,13 @@ class Participant(Protocol):
         """COMMIT PREPARED or ROLLBACK PREPARED of the branch ``gid`` of any process, as the role that owns
         the branch. Fails; may be repeated until the answer is final. If no such branch exists, ``evidence``
         decides what that means."""
+        ...
+
+    async def settle_each(self, endings: Sequence[Ending]) -> Sequence[Settled | ParticipantError] | None:
+        """:meth:`settle` for all of ``endings`` at once. Returns the results in their order: an error about
+        one branch is that branch's result. If the connection is lost, each branch without an answer has a
+        ``ParticipantUnavailable``: it may have ended. None: this participant cannot do that now, and nothing
+        was done. Fails; may be repeated."""
         ...
 
     async def end_impostor(self, branch: PreparedBranch) -> Settled:

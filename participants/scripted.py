@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from undoubt.participants.contract import (
     HEURISTICS,
     Decision,
+    Ending,
     Evidence,
     HeuristicAtPrepare,
     PreparedBranch,
@@ -27,7 +28,7 @@ from undoubt.participants.contract import (
     XactStatus,
     judge,
 )
-from undoubt.participants.errors import BranchFailed, UsageError
+from undoubt.participants.errors import BranchFailed, ParticipantError, UsageError
 from undoubt.participants.findings import Finding, Severity
 from undoubt.participants.ids import NO_KEY, Gid, Protocol, SessionKey
 from undoubt.participants.invariant import invariant
@@ -84,6 +85,11 @@ class ScriptedParticipant:
         self.findings: list[Finding] = []
         self.system = 7_000_000_000_000_000_001
         self.timeline = "00000001"
+        self.age_s = 60.0
+        """How long ago each branch was prepared, as the list shows it."""
+        self.at_once = False
+        """Whether it can settle several branches in one call; ``together`` are these calls."""
+        self.together: list[list[Gid]] = []
         self.down: BaseException | None = None
         """The error that every call raises while this is set."""
         self.branches: list[ScriptedBranch] = []
@@ -120,7 +126,7 @@ class ScriptedParticipant:
                 owner="scripted",
                 database=self.name,
                 prepared_at=0.0,
-                age_s=1.0,
+                age_s=self.age_s,
                 xid=xid,
                 evidence=Evidence(xid, self.system, self.timeline),
             )
@@ -132,6 +138,18 @@ class ScriptedParticipant:
         await self.record(f"settle_{order.verb}", gid)
         answer = _next(self.script.commit if order is Decision.COMMIT else self.script.rollback)
         return await self._answer(answer, gid, order, evidence)
+
+    async def settle_each(self, endings: Sequence[Ending]) -> Sequence[Settled | ParticipantError] | None:
+        if not self.at_once:
+            return None
+        self.together.append([gid for gid, _, _ in endings])
+        results: list[Settled | ParticipantError] = []
+        for ending in endings:
+            try:
+                results.append(await self.settle(*ending))
+            except ParticipantError as error:
+                results.append(error)
+        return results
 
     async def _answer(
         self, answer: ScriptedAnswer, gid: Gid, order: Decision, evidence: Evidence | None

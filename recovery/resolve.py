@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from undoubt.coordinator.ledger.contract import BranchRecord, DecisionRecord, Ledger
 from undoubt.coordinator.protocols.context import applied_elsewhere
 from undoubt.coordinator.protocols.steps import Observer, reach
-from undoubt.participants.contract import HEURISTICS, Decision, Participant, Settled
+from undoubt.participants.contract import HEURISTICS, Decision, Ending, Participant, Settled
 from undoubt.participants.errors import ParticipantError, ParticipantUnavailable
 from undoubt.participants.ids import Gid, TxId
 from undoubt.participants.registry import Registry
@@ -42,9 +42,23 @@ from undoubt.recovery.unfinished import UnfinishedProgress, ask_books
 
 log = logging.getLogger(__name__)
 
+LEFT_TO_LIVE_S = 2.0
+"""How long after its PREPARE a decided branch is left to its coordinator, if the coordinator's session is
+open: it is about to end the branch itself, and one of the two would find the branch busy. By the clock of the
+participant; if that clock is set back or forward, recovery acts earlier."""
+TOGETHER_MIN = 16
+TOGETHER_MAX = 256
+"""Of how many branches one call of ``settle_each`` is given, where there are many."""
 UNAVAILABLE_MAX = 3
 """Number of consecutive branches without an answer after which a pass stops: one bad branch must not hold up
 the others, and a database that is down must not be asked ten thousand times."""
+
+
+_BEFORE = {
+    Decision.COMMIT: RecoveryStep.BEFORE_COMMIT,
+    Decision.ABORT: RecoveryStep.BEFORE_ROLLBACK,
+}
+_AFTER = {Decision.COMMIT: RecoveryStep.AFTER_COMMIT, Decision.ABORT: RecoveryStep.AFTER_ROLLBACK}
 
 
 @dataclass(slots=True)
@@ -58,6 +72,9 @@ class RecoveryContext:
     hazard_grace_s: float = 1.0
     progress: UnfinishedProgress = field(default_factory=UnfinishedProgress)
     counters: Counters = field(default_factory=Counters)
+    alone: dict[str, set[Gid]] = field(default_factory=dict)
+    """By participant: the branches that a connection was lost about, or waited in vain. Each of them is
+    settled alone from then on, so that it does not hold up others."""
     terminator: Terminator = field(init=False)
 
     def __post_init__(self) -> None:
@@ -78,17 +95,20 @@ class Resolution:
         self._dry_run = dry_run
         self._young_s = young_s
         self._unavailable = 0
+        self._one_by_one: list[Commit | RollBack] = []
+        """The branches that the participant could not settle together."""
 
     async def run(self) -> None:
         """Carry out the plan. Raises ``LedgerError``, and ``ParticipantUnavailable`` if the pass stops
         early."""
         self._tools.progress.saw(self._participant.name, self._scan.listed)
         todo: list[Commit | RollBack] = []
+        young: list[Commit | RollBack] = []
         undecided: list[Gid] = []
         for branch, stands in self._scan.prepared:
             match for_prepared(branch.gid, stands):
                 case Commit() | RollBack() as action:
-                    todo.append(action)
+                    (young if 0 <= branch.age_s < LEFT_TO_LIVE_S else todo).append(action)
                 case LeaveAlone():
                     self._tools.counters.seen_active += 1
                     self._line(branch.gid, str(stands), "wait", "nothing")
@@ -96,18 +116,20 @@ class Resolution:
                     undecided.append(gid)
                 case ReportOnly():
                     self._line(branch.gid, str(stands), "report", "nothing", stands.why)
-        await each(todo, self._act, parallel=self._tools.parallel)
-        if undecided:
+        dead: list[Gid] = []
+        if undecided or young:
             alive = await self._tools.terminator.alive()
-            dead = [gid for gid in undecided if not self._lives(gid, alive)]
-            await each(dead, self._terminate, parallel=self._tools.parallel)
+            dead = [gid for gid in undecided if not self._lives(gid, BranchStanding.ASK_PROTOCOL, alive)]
+            todo += [action for action in young if not self._lives(action.gid, _stands(action), alive)]
+        await self._act_on(todo)
+        await each(dead, self._terminate, parallel=self._tools.parallel)
         await each(self._left_behind(), self._judge, parallel=self._tools.parallel)
 
-    def _lives(self, gid: Gid, alive: Callable[[TxId], bool]) -> bool:
+    def _lives(self, gid: Gid, stands: BranchStanding, alive: Callable[[TxId], bool]) -> bool:
         if not alive(gid.txid):
             return False
         self._tools.counters.seen_active += 1
-        self._line(gid, str(BranchStanding.ASK_PROTOCOL), "wait", "nothing", "its coordinator is alive")
+        self._line(gid, str(stands), "wait", "nothing", "its coordinator is alive")
         return True
 
     async def _terminate(self, gid: Gid) -> None:
@@ -139,29 +161,77 @@ class Resolution:
             and not progress.is_done(record.txid, branch.number)
         ]
 
-    async def _act(self, action: Commit | RollBack) -> None:
-        commits = isinstance(action, Commit)
-        name, stands = ("commit", "committed") if commits else ("rollback", "aborted")
+    async def _act_on(self, todo: list[Commit | RollBack]) -> None:
+        """Few branches are settled one by one, each in a session of its own; of many, several at once in each
+        session."""
+        parallel = self._tools.parallel
+        alone = self._tools.alone.setdefault(self._participant.name, set())
+        alone &= {action.gid for action in todo}
+        together = [action for action in todo if action.gid not in alone]
+        if self._dry_run or len(together) <= parallel:
+            await each(todo, self._act, parallel=parallel)
+            return
+        size = min(max(-(-len(together) // parallel), TOGETHER_MIN), TOGETHER_MAX)
+        parts = [together[start : start + size] for start in range(0, len(together), size)]
+        await each(parts, self._act_together, parallel=parallel)
+        await each(self._one_by_one, self._act_now, parallel=parallel)
+        await each([action for action in todo if action.gid in alone], self._act, parallel=parallel)
+
+    async def _act_together(self, actions: Sequence[Commit | RollBack]) -> None:
+        endings = [Ending(one.gid, _decision(one), self._scan.evidence(one.gid)) for one in actions]
+        for ending in endings:
+            await self._reach(_BEFORE, ending.gid, ending.order)
+        results = await self._participant.settle_each(endings)
+        if results is None:
+            self._one_by_one += actions
+            return
+        lost = None
+        for action, result in zip(actions, results, strict=True):
+            if not isinstance(result, ParticipantError):
+                self._unavailable = 0
+                self._line_of(action, *await self._settled(action.gid, _decision(action), result))
+                continue
+            self._line_of(action, "failed", str(result))
+            if isinstance(result, ParticipantUnavailable) and lost is None:
+                lost = result
+                self._tools.alone[self._participant.name].add(action.gid)
+        if lost is not None and all(isinstance(one, ParticipantUnavailable) for one in results):
+            self._failed(lost)
+
+    async def _act_now(self, action: Commit | RollBack) -> None:
+        await self._act(action, reached=True)
+
+    async def _act(self, action: Commit | RollBack, *, reached: bool = False) -> None:
         if self._dry_run:
-            self._line(action.gid, stands, name, "would_do")
+            self._line_of(action, "would_do")
             return
         try:
-            result, why = await self._settle(action.gid, Decision.COMMIT if commits else Decision.ABORT)
+            result, why = await self._settle(action.gid, _decision(action), reached=reached)
         except ParticipantError as error:
-            self._line(action.gid, stands, name, "failed", str(error))
+            self._line_of(action, "failed", str(error))
             self._failed(error)
         else:
             self._unavailable = 0
-            self._line(action.gid, stands, name, result, why)
+            self._line_of(action, result, why)
 
-    async def _settle(self, gid: Gid, decision: Decision) -> tuple[str, str]:
+    def _line_of(self, action: Commit | RollBack, result: str, why: str = "") -> None:
+        name = "commit" if isinstance(action, Commit) else "rollback"
+        self._line(action.gid, str(_stands(action)), name, result, why)
+
+    async def _reach(self, steps: Mapping[Decision, RecoveryStep], gid: Gid, decision: Decision) -> None:
+        await reach(self._tools.observe, steps[decision], gid)
+
+    async def _settle(self, gid: Gid, decision: Decision, *, reached: bool = False) -> tuple[str, str]:
+        """``reached``: the step before it has been reached already."""
+        if not reached:
+            await self._reach(_BEFORE, gid, decision)
+        settled = await self._participant.settle(gid, decision, self._scan.evidence(gid))
+        return await self._settled(gid, decision, settled)
+
+    async def _settled(self, gid: Gid, decision: Decision, settled: Settled) -> tuple[str, str]:
         tools = self._tools
         commits = decision is Decision.COMMIT
-        before = RecoveryStep.BEFORE_COMMIT if commits else RecoveryStep.BEFORE_ROLLBACK
-        after = RecoveryStep.AFTER_COMMIT if commits else RecoveryStep.AFTER_ROLLBACK
-        await reach(tools.observe, before, gid)
-        settled = await self._participant.settle(gid, decision, self._scan.evidence(gid))
-        await reach(tools.observe, after, gid)
+        await self._reach(_AFTER, gid, decision)
         if settled is Settled.APPLIED and commits:
             tools.counters.committed += 1
         elif settled is Settled.APPLIED:
@@ -233,6 +303,14 @@ class Resolution:
 
     def _line(self, gid: object, stands: str | None, action: str, result: str, why: str = "") -> None:
         self.lines.append(ReportedBranch(str(gid), self._participant.name, stands, action, result, why))
+
+
+def _decision(action: Commit | RollBack) -> Decision:
+    return Decision.COMMIT if isinstance(action, Commit) else Decision.ABORT
+
+
+def _stands(action: Commit | RollBack) -> BranchStanding:
+    return BranchStanding.COMMITTED if isinstance(action, Commit) else BranchStanding.ABORTED
 
 
 async def finish(tools: RecoveryContext, scan: Scan) -> list[str]:

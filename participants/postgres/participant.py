@@ -7,12 +7,13 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from undoubt.participants.bounds import OutOfBounds, choice, having, text
 from undoubt.participants.contract import (
     Branch,
     Decision,
+    Ending,
     Evidence,
     PreparedBranch,
     Settled,
@@ -50,6 +51,7 @@ from undoubt.participants.postgres.session import (
     AnswerTimedOut,
     NoAnswer,
     NotSent,
+    PipelinedSession,
     ServerError,
     ServerSession,
     drain_discarded,
@@ -63,11 +65,14 @@ from undoubt.participants.postgres.session_setup import (
     local_script,
     timeouts_ms,
 )
-from undoubt.participants.postgres.settle import Settler
+from undoubt.participants.postgres.settle_each import PipelinedSettler
 from undoubt.participants.postgres.sqlstate import participant_error, pooler_refusal
 from undoubt.participants.postgres.three_phase import PostgresStates
 from undoubt.participants.postgres.waits import WaitGraph
 from undoubt.participants.settings import ParticipantSettings
+
+if TYPE_CHECKING:
+    from undoubt.participants.postgres.psycopg.connector import PsycopgConnector
 
 log = logging.getLogger(__name__)
 
@@ -109,6 +114,7 @@ class PostgresParticipant:
             name, settings, ledger_name(check_ledger_id(text("ledger_id", ledger_id))), handles
         )
         self._connector = connector
+        self._libpq: PsycopgConnector | None = None
         self._hook = Hook(name, settings.init, on_connect)
         idle_s = settings.connections_idle_s
         self._pool: Pool[LendingSession] = Pool(
@@ -121,7 +127,9 @@ class PostgresParticipant:
             idle_s=idle_s,
             schema_owners=settings.schema_owners,
         )
-        self._settler = Settler(self._management, settings.owners)
+        self._settler = PipelinedSettler(
+            self._management, settings.owners, self._connect_pipelined, idle_s=idle_s
+        )
         self._checkup = Checkup(self._management, settings, ledger_id)
         self._waits = WaitGraph(self._management, ledger_id, lambda: self.names, settings.owners)
         self.states = PostgresStates(self._management)
@@ -245,6 +253,15 @@ class PostgresParticipant:
         except (ParticipantError, ServerError, NoAnswer, NotSent) as error:
             log.info("participant %r: no history id could be drawn: %s", self._name, error)
 
+    async def _connect_pipelined(self) -> PipelinedSession:
+        """A session of recovery's own. Only psycopg has a public interface for pipelines, so it is psycopg's
+        whatever the driver of branches is."""
+        if self._libpq is None:
+            self._libpq = _psycopg_connector(
+                self._name, self._settings, self._connector.application_name, "async"
+            )
+        return await self._libpq.connect_pipelined()
+
     async def _become_login(self, session: ServerSession) -> None:
         """Change to the login role, so that the application's hook does not run with the rights of a role
         that the database's owner chose."""
@@ -315,6 +332,12 @@ class PostgresParticipant:
             )
         return await self._settler.settle(gid, order, evidence)
 
+    async def settle_each(self, endings: Sequence[Ending]) -> Sequence[Settled | ParticipantError] | None:
+        for ending in endings:
+            if ending.gid.participant not in self.names:
+                return None  # settle() refuses it alone
+        return await self._settler.settle_each(endings)
+
     async def end_impostor(self, branch: PreparedBranch) -> Settled:
         return await self._settler.end_impostor(branch)
 
@@ -336,6 +359,7 @@ class PostgresParticipant:
     async def close(self) -> None:
         self._pool.close()
         self._management.close()
+        self._settler.close()
         await self._pool.drain()
         await drain_discarded()
 
@@ -348,6 +372,12 @@ def _new_connector(
         from undoubt.participants.postgres.asyncpg.connector import AsyncpgConnector  # noqa: PLC0415
 
         return AsyncpgConnector(participant, settings, application_name)
+    return _psycopg_connector(participant, settings, application_name, handles)
+
+
+def _psycopg_connector(
+    participant: str, settings: ParticipantSettings, application_name: str, handles: Handles
+) -> PsycopgConnector:
     from undoubt.participants.postgres.psycopg.connector import PsycopgConnector  # noqa: PLC0415
 
     return PsycopgConnector(participant, settings, application_name, handles)

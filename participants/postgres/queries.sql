@@ -315,6 +315,23 @@ select pg_catalog.pg_is_in_recovery() as standby, current_user::pg_catalog.text 
   from (select) as one
   left join pg_catalog.pg_prepared_xacts as p on p.gid operator(pg_catalog.=) $1
 
+-- name: holders
+-- $1 gids, $2 the settings' owners: like holder, one row for each gid under which a transaction is prepared; one row
+-- without a gid if there is none.
+select pg_catalog.pg_is_in_recovery() as standby, current_user::pg_catalog.text as me,
+       session_user::pg_catalog.text as login,
+       pg_catalog.current_setting('server_version_num')::pg_catalog.int4 as version,
+       p.gid, coalesce(p.owner::pg_catalog.text, '(dropped)') as owner,
+       p.owner is null as gone, p.owner is not null and {owned} as owned,
+       (select r.rolsuper from pg_catalog.pg_roles as r where r.rolname operator(pg_catalog.=) p.owner)
+         as superuser,
+       (select r.rolsuper from pg_catalog.pg_roles as r where r.rolname operator(pg_catalog.=) session_user)
+         as login_is_superuser,
+       p.transaction::pg_catalog.text as xid, p.database::pg_catalog.text as database,
+       pg_catalog.current_database()::pg_catalog.text as here
+  from (select) as one
+  left join pg_catalog.pg_prepared_xacts as p on p.gid operator(pg_catalog.=) any ($1::pg_catalog.text[])
+
 -- name: announced
 -- $1 gid, $2 the settings' owners: the transaction that is prepared under the gid, and its database, all read at the
 -- same moment. {position} is a position that the WAL has reached on disk.
@@ -429,7 +446,7 @@ select pg_catalog.current_setting('server_version') as version,
 -- another history has assigned.
 select pg_catalog.pg_is_in_recovery() as standby, w.here, w.behind,
        case when w.here and not w.behind
-            then pg_catalog.pg_xact_status($1::pg_catalog.text::pg_catalog.xid8) end as status
+            then {status} end as status
   from (select case when pg_catalog.pg_is_in_recovery() then false
                     else c.system_identifier operator(pg_catalog.=) $2::pg_catalog.text::pg_catalog.int8
                          and pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 1, 8)
@@ -441,9 +458,17 @@ select pg_catalog.pg_is_in_recovery() as standby, w.here, w.behind,
 -- Like evidence, with $2 the history id, $3 a position in the WAL or null.
 select pg_catalog.pg_is_in_recovery() as standby, w.here, w.behind,
        case when w.here and not w.behind
-            then pg_catalog.pg_xact_status($1::pg_catalog.text::pg_catalog.xid8) end as status
+            then {status} end as status
   from (select coalesce(undoubt.current_history() operator(pg_catalog.=) $2::pg_catalog.text, false) as here,
                {behind} as behind) as w
+
+-- name: status
+pg_catalog.pg_xact_status($1::pg_catalog.text::pg_catalog.xid8)
+
+-- name: status_each
+-- $1 text[]: the statuses of many transaction ids, in their order.
+array(select pg_catalog.pg_xact_status(asked.xid::pg_catalog.xid8)
+        from pg_catalog.unnest($1::pg_catalog.text[]) with ordinality as asked(xid, n) order by asked.n)
 
 -- name: behind
 case when pg_catalog.pg_is_in_recovery() or {position}::pg_catalog.text is null then false

@@ -191,6 +191,19 @@ class ServerSession(Protocol):
         ...
 
 
+class PipelinedSession(ServerSession, Protocol):
+    """A session that can have several statements without an answer."""
+
+    async def each(
+        self, statements: Sequence[str], *, timeout_s: float
+    ) -> list[CommandResult | ServerError | NoAnswer]:
+        """The answer to each of ``statements``, in their order. Each is a transaction of its own: an error of
+        one does not concern the others. ``timeout_s`` is for each answer. If the connection is lost or an
+        answer does not come in time, the session is broken, and the statements without an answer, which may
+        have been executed, have ``NoAnswer``. Raises ``NotSent`` if nothing was sent."""
+        ...
+
+
 CLOSE_TIMEOUT_S = 2.0
 """How long a discarded session may take to cancel its running statement and to close its connection."""
 

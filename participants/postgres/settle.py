@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from undoubt.participants.contract import Decision, Evidence, PreparedBranch, Settled, XactStatus, judge
@@ -324,7 +324,7 @@ class Settler:
     async def evidence(self, evidence: Evidence) -> XactStatus:
         """The status of a branch, see :meth:`undoubt.participants.contract.Participant.evidence`."""
         participant = self._management.participant
-        asked = _question(evidence)
+        asked = question(evidence)
         if asked is None:
             return XactStatus.UNKNOWN
         try:
@@ -338,7 +338,7 @@ class Settler:
         refuse_standby(participant, row)
         if row["here"] and row["behind"]:
             return self._set_back(evidence)
-        return _FATES.get(row["status"], XactStatus.UNKNOWN)
+        return FATES.get(row["status"], XactStatus.UNKNOWN)
 
     def _set_back(self, evidence: Evidence) -> XactStatus:
         """The status if the server matches the evidence, but its WAL does not reach the position of the
@@ -355,30 +355,40 @@ class Settler:
         return XactStatus.NEVER_ASSIGNED
 
 
-def _question(evidence: Evidence) -> tuple[str, *tuple[str, ...]] | None:
+def question(
+    evidence: Evidence, xids: Sequence[int] | None = None
+) -> tuple[str, *tuple[str | list[str], ...]] | None:
     """The statement that looks up ``evidence``, and its parameters; None if it is not known which server can
-    be asked."""
+    be asked. ``xids``: look up these transaction ids instead, of the same history."""
     position = [] if evidence.position is None else [lsn(evidence.position)]
+    asked = str(evidence.xid) if xids is None else list(map(str, xids))
     if evidence.history is not None:
-        values = [str(evidence.xid), evidence.history, *position]
+        values: list[str | list[str]] = [asked, evidence.history, *position]
         sql = query("evidence_of_history")
     elif evidence.system is not None and evidence.timeline is not None:
-        values = [str(evidence.xid), str(evidence.system), evidence.timeline, *position]
+        values = [asked, str(evidence.system), evidence.timeline, *position]
         sql = query("evidence")
     else:
         return None
     # Without a position the role does not need the right to read the server's position.
     behind = query("behind").replace("{position}", f"${len(values)}") if position else "false"
-    return (sql.replace("{behind}", behind), *values)
+    status = query("status" if xids is None else "status_each")
+    return (sql.replace("{behind}", behind).replace("{status}", status), *values)
 
 
 def _holder(participant: str, rows: Sequence[Row]) -> _Holder | None:
     """The transaction that is prepared under the gid, None if there is none. Raises ``ParticipantRefused`` on
     a standby, which does not show prepared transactions."""
-    [row] = rows
-    refuse_standby(participant, row)
-    if row["gid"] is None:
-        return None
+    return next(iter(holders(participant, rows).values()), None)
+
+
+def holders(participant: str, rows: Sequence[Row]) -> Mapping[str, _Holder]:
+    """The transactions that are prepared, by gid. Raises ``ParticipantRefused`` on a standby."""
+    refuse_standby(participant, rows[0])
+    return {row["gid"]: _of(row) for row in rows if row["gid"] is not None}
+
+
+def _of(row: Row) -> _Holder:
     return _Holder(
         owner=row["owner"],
         owned=row["owned"],
@@ -414,7 +424,7 @@ _NOT_REPORTED = frozenset({NO_RIGHT, "42883", "3F000"})
 """No right, or a database without undoubt's tables, which reports no history: undefined_function,
 invalid_schema_name."""
 
-_FATES = {
+FATES = {
     "committed": XactStatus.COMMITTED,
     "aborted": XactStatus.ABORTED,
     "in progress": XactStatus.IN_PROGRESS,

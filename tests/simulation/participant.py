@@ -15,6 +15,7 @@ from undoubt.participants.contract import (
     Claim,
     CommitNotSent,
     Decision,
+    Ending,
     Evidence,
     PreparedBranch,
     PrepareResult,
@@ -194,6 +195,9 @@ class SimulatedParticipant:
                 return Settled.BUSY
             raise ParticipantRefused(self.name, str(error), sqlstate=error.sqlstate) from error
         return Settled.APPLIED if confirmed else Settled.BUSY
+
+    async def settle_each(self, endings: Sequence[Ending]) -> None:
+        """One by one: so a seed may crash the database between any two."""
 
     async def end_impostor(self, branch: PreparedBranch) -> Settled:
         listed = [(one.gid, one.owner, one.xid) for one in await self.in_doubt()]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import psycopg
 from psycopg._preparing import PrepareManager
@@ -23,6 +23,7 @@ from undoubt.participants.errors import (
     UsageError,
 )
 from undoubt.participants.ids import Gid
+from undoubt.participants.invariant import invariant
 from undoubt.participants.postgres.connecting import Connector, Handles
 from undoubt.participants.postgres.connection_proxy import Handle
 from undoubt.participants.postgres.dsn import Conninfo
@@ -150,6 +151,14 @@ class PsycopgConnector(Connector):
             raise self._connect_error(" ".join(str(error).split())) from error
         self.version = connection.info.server_version
         return PsycopgLendingSession(connection.pgconn, self._kind)
+
+    async def connect_pipelined(self) -> PsycopgSession:
+        """Like :meth:`connect_own`; a libpq before version 14, which has no pipeline mode, is refused."""
+        if not psycopg.capabilities.has_pipeline():
+            raise ParticipantRefused(self.participant, "this libpq has no pipeline mode")
+        session = await self.connect_own()
+        invariant(isinstance(session, PsycopgSession), "the connector of psycopg opens its sessions")
+        return cast("PsycopgSession", session)
 
     def _connect_error(self, text: str) -> ParticipantError:
         if _READ_ONLY.search(text):

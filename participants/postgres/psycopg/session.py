@@ -24,6 +24,7 @@ from psycopg.pq import ConnStatus, DiagnosticField, ExecStatus, PipelineStatus, 
 from psycopg.types import TypesRegistry
 from psycopg.types.array import register_all_arrays
 
+from undoubt.participants.postgres.psycopg import synced
 from undoubt.participants.postgres.psycopg.gate import Gate
 from undoubt.participants.postgres.session import (
     CLOSE_TIMEOUT_S,
@@ -135,6 +136,51 @@ class PsycopgSession:
         loading = Transformer(_OWN)
         loading.set_pgresult(result)
         return loading.load_rows(0, result.ntuples, lambda row: dict(zip(names, row, strict=True)))
+
+    async def each(
+        self, statements: Sequence[str], *, timeout_s: float
+    ) -> list[CommandResult | ServerError | NoAnswer]:
+        """See :class:`undoubt.participants.postgres.session.PipelinedSession`."""
+        answers: list[CommandResult | ServerError | NoAnswer] = []
+        pgconn = self.pgconn
+        handler, pgconn.notice_handler = pgconn.notice_handler, self._note
+        self._notices.clear()
+        exchange = None
+        lost = NoAnswer("the connection was lost")
+        try:
+            self._check()
+            async with asyncio.timeout(timeout_s) as patience:
+                loop = asyncio.get_running_loop()
+                exchange = synced.exchange(
+                    pgconn,
+                    statements,
+                    lambda result: answers.append(self._answer(result)),
+                    lambda: patience.reschedule(loop.time() + timeout_s),
+                )
+                pgconn.enter_pipeline_mode()
+                await waiting.wait_async(exchange, pgconn.socket, interval=WAKE_S)
+                pgconn.exit_pipeline_mode()
+        except TimeoutError:
+            self._abandon(exchange)
+            lost = AnswerTimedOut("no answer in time")
+        except psycopg.Error as error:
+            self._abandon(exchange)
+            lost = NoAnswer(str(error).strip() or "the connection was lost")
+        except BaseException:
+            self._abandon(exchange)
+            raise
+        finally:
+            pgconn.notice_handler = handler
+        return [*answers, *[lost] * (len(statements) - len(answers))]
+
+    def _answer(self, result: PGresult) -> CommandResult | ServerError | NoAnswer:
+        """What the result of one statement of :meth:`each`, and the notices before it, mean."""
+        notices, self._notices = self._notices, []
+        if result.status in _DONE:
+            tag = (result.command_status or b"").decode("ascii", "replace")
+            return CommandResult(tag, standby_warning(notices) if notices else None)
+        message = result.get_error_message().strip() or "the connection was lost"
+        return server_error(result) or NoAnswer(message)
 
     def keep_statements(self) -> None:
         """Does nothing: what the engine asks in the application's session is asked once for each branch, and
