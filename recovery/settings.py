@@ -15,7 +15,8 @@ class RecoverySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     backoff_max_s: float = 30.0
     """Longest pause before a participant that does not answer is tried again."""
     parallel: int = 8
-    """Number of branches of one participant that are settled at once."""
+    """Number of sessions in which branches of one participant are settled at once; of many branches, several
+    at once in each session."""
     deadlock_interval_s: float = 1.0
     """Pause between two looks at the wait graphs of all participants; 0 switches the detector off."""
 
