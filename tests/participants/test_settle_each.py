@@ -17,9 +17,11 @@ from tests.pgbouncer import PgBouncer
 from undoubt.participants.contract import Decision, Ending, PreparedBranch, Settled
 from undoubt.participants.errors import ParticipantError, ParticipantRefused, ParticipantUnavailable
 from undoubt.participants.ids import Gid
-from undoubt.participants.postgres import PostgresParticipant
+from undoubt.participants.postgres import PostgresParticipant, settle_each
 from undoubt.participants.postgres.psycopg import synced
+from undoubt.participants.postgres.psycopg.connector import PsycopgConnector
 from undoubt.participants.postgres.psycopg.session import PsycopgSession
+from undoubt.participants.settings import ParticipantSettings
 
 LOGINS = ("app", "postgres", "rescue")
 """Who ends the branches of ``app``: their role, the superuser that has prepared its own, and a superuser that
@@ -61,6 +63,11 @@ def signed_in(scene: Scene, login: str) -> tuple[PostgresParticipant, str]:
             return scene.at(login), login
 
 
+async def session_at(dsn: str) -> PsycopgSession:
+    connector = PsycopgConnector("p", ParticipantSettings(dsn=dsn), "undoubt-test", "async")
+    return await connector.connect_pipelined()
+
+
 @pytest.fixture(params=LOGINS)
 def login(request: pytest.FixtureRequest) -> str:
     return str(request.param)
@@ -93,7 +100,6 @@ async def test_a_busy_one_does_not_hold_up_the_others(scene: Scene, login: str) 
     participant, role = signed_in(scene, login)
     gids = await left(scene, role, 5)
     todo = await endings(participant, gids)
-    refused = participant._settler._refused
     each = PsycopgSession.each
 
     async def busy(session: PsycopgSession, statements: Sequence[str], *, timeout_s: float) -> list[Any]:
@@ -108,7 +114,6 @@ async def test_a_busy_one_does_not_hold_up_the_others(scene: Scene, login: str) 
         patch.setattr(PsycopgSession, "each", busy)
         results = await participant.settle_each(todo)
     assert results == [Settled.APPLIED] * 2 + [Settled.BUSY] + [Settled.APPLIED] * 2
-    assert participant._settler._refused == refused
     assert await scene.database.prepared() == [str(gids[2])]
     await participant.close()
 
@@ -209,24 +214,21 @@ async def test_a_lost_connection(scene: Scene, login: str) -> None:
     ) as proxy:
         far = participant_at(proxy.dsn, owners=("app",) if login == "rescue" else ())
         assert await far.settle_each(todo[:2]) == [Settled.APPLIED] * 2
-        each = PsycopgSession.each
+        real, seen = synced.exchange, 0
 
-        async def cut(session: PsycopgSession, statements: Sequence[str], *, timeout_s: float) -> list[Any]:
-            answer, answered = session._answer, 0
-
-            def counting(result: Any) -> Any:
-                nonlocal answered
-                answered += 1
-                if answered == 3:
+        def cut(pgconn: Any, statements: Any, answered: Any, progressed: Any) -> Any:
+            def counting(result: Any) -> None:
+                nonlocal seen
+                seen += 1
+                if seen == 3:
                     proxy.freeze()
                     asyncio.get_running_loop().call_later(0.05, proxy.cut)
-                return answer(result)
+                answered(result)
 
-            session._answer = counting  # type: ignore[method-assign]
-            return await each(session, statements, timeout_s=timeout_s)
+            return real(pgconn, statements, counting, progressed)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(PsycopgSession, "each", cut)
+            patch.setattr(synced, "exchange", cut)
             results = await far.settle_each(todo[2:])
         assert results is not None
         known = [one for one in results if one is Settled.APPLIED]
@@ -242,7 +244,7 @@ async def test_a_lost_connection(scene: Scene, login: str) -> None:
 async def test_an_ended_session_says_why(scene: Scene) -> None:
     """Broken if the server's reason for ending a session is lost, or a statement behind it counts as
     answered."""
-    session = await scene.at("postgres")._connect_pipelined()
+    session = await session_at(scene.database.dsn)
     answers = await session.each(
         ["select 1", "select pg_terminate_backend(pg_backend_pid())", "select 2"], timeout_s=10
     )
@@ -254,7 +256,7 @@ async def test_an_ended_session_says_why(scene: Scene) -> None:
 
 async def test_an_answer_that_does_not_come(scene: Scene) -> None:
     """Broken if one branch that hangs keeps recovery for ever, or if the time of one counts for all."""
-    session = await scene.at("postgres")._connect_pipelined()
+    session = await session_at(scene.database.dsn)
     slow = ["select pg_sleep(0.2)"] * 4
     answers = await session.each([*slow, "select pg_sleep(60)", "select 1"], timeout_s=0.6)
     assert [type(one).__name__ for one in answers] == ["CommandResult"] * 4 + ["AnswerTimedOut"] * 2
@@ -263,7 +265,7 @@ async def test_an_answer_that_does_not_come(scene: Scene) -> None:
 
 async def test_cancelled(scene: Scene) -> None:
     """Broken if a session whose answers were not read is used again."""
-    session = await scene.at("postgres")._connect_pipelined()
+    session = await session_at(scene.database.dsn)
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.1):
             await session.each(["select pg_sleep(60)", "select 1"], timeout_s=30)
@@ -272,7 +274,7 @@ async def test_cancelled(scene: Scene) -> None:
 
 async def test_a_warning_belongs_to_its_statement(scene: Scene) -> None:
     """Broken if the warning that no standby has confirmed one commit is told of another one, or of none."""
-    session = await scene.at("postgres")._connect_pipelined()
+    session = await session_at(scene.database.dsn)
     warn = "do $$begin raise warning using errcode = '01000', message = 'unsure'; end$$"
     patch = pytest.MonkeyPatch()
     patch.setattr(
@@ -309,43 +311,55 @@ async def test_another_participants_branch_is_refused(scene: Scene) -> None:
 
 async def test_no_session_for_it(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """Broken if recovery ends nothing where libpq cannot connect, or has no pipeline mode."""
-    participant = scene.at("app")
+    participant, patient = scene.at("app"), scene.at("app")
     gids = await left(scene, "app", 2)
     todo = await endings(participant, gids)
-    monkeypatch.setattr("psycopg.capabilities.has_pipeline", lambda: False)
-    with pytest.raises(ParticipantRefused, match="pipeline"):
-        await participant._connect_pipelined()
-    assert await participant.settle_each(todo) is None
-    monkeypatch.undo()
-    assert await participant.settle_each(todo) is None, "it is not tried for each"
-    participant._settler._not_before_s = 0.0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("psycopg.capabilities.has_pipeline", lambda: False)
+        with pytest.raises(ParticipantRefused, match="pipeline"):
+            await session_at(scene.database.dsn)
+        assert await patient.settle_each(todo) is None
+        patch.setattr(settle_each, "RETRY_S", 0.0)
+        assert await participant.settle_each(todo) is None
+    assert await patient.settle_each(todo) is None, "it is not tried for each"
     assert await participant.settle_each(todo) == [Settled.APPLIED] * 2
     await participant.close()
+    await patient.close()
+
+
+class Watched:
+    """A libpq connection that counts the Syncs that are sent."""
+
+    def __init__(self, pgconn: Any) -> None:
+        self.pgconn = pgconn
+        self.synced = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.pgconn, name)
+
+    def pipeline_sync(self) -> None:
+        self.synced += 1
+        self.pgconn.pipeline_sync()
 
 
 async def test_sixteen_in_flight(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """Broken if statements wait for each other's answers, or all are sent at once: a server that does not
     read would block both sides."""
-    session = await participant_at(database.dsn)._connect_pipelined()
-    real, most, now = synced._send, 0, 0
+    session = await session_at(database.dsn)
+    real = synced.exchange
+    in_flight: list[int] = []
 
-    def counting(pgconn: Any, statements: Any, count: int) -> int:
-        nonlocal most, now
-        sent = real(pgconn, statements, count)
-        now += sent
-        most = max(most, now)
-        return sent
+    def watched(pgconn: Any, statements: Any, answered: Any, progressed: Any) -> Any:
+        watched = Watched(pgconn)
 
-    answer = session._answer  # type: ignore[attr-defined]
+        def counting(result: Any) -> None:
+            in_flight.append(watched.synced - len(in_flight))
+            answered(result)
 
-    def answered(result: Any) -> Any:
-        nonlocal now
-        now -= 1
-        return answer(result)
+        return real(watched, statements, counting, progressed)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(synced, "_send", counting)
-    session._answer = answered  # type: ignore[attr-defined]
+    monkeypatch.setattr(synced, "exchange", watched)
     answers: list[Any] = await session.each([f"select {n}" for n in range(100)], timeout_s=10)
     assert [one.tag for one in answers] == ["SELECT 1"] * 100
-    assert (most, now) == (16, 0)
+    assert (max(in_flight), in_flight[-1]) == (16, 1)
     session.discard()
