@@ -17,6 +17,7 @@ PROOFS = {
     "disk": "tests.prove.disk",
     "examples": "tests.prove.examples",
     "f0": "tests.prove.f0",
+    "frameworks": "tests.prove.frameworks",
     "grow": "tests.prove.grow",
     "hostile": "tests.prove.hostile",
     "house": "tests.prove.house",

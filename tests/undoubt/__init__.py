@@ -5,7 +5,7 @@ everything; the other tests are named after what they break.
 
 ====================  ========================================================================================
 :mod:`.sync`          tests the synchronous API.
-:mod:`.integrations`  tests the integration with SQLAlchemy.
+:mod:`.integrations`  tests the integrations with other libraries.
 :mod:`.sidecar`       tests the HTTP API, as a process.
 :mod:`.console`       tests the console: its stream, its acts, and its page in a real browser.
 :mod:`.cli`           tests the command line.

@@ -1,0 +1,107 @@
+"""The examples of the frameworks, each run by itself on two real servers and a ledger of its own.
+
+Each places two orders by the test client of its framework; the second one swallows the error of its
+payment. ``ok``: the program was told that the first one is committed and the second one is not, and the
+databases say the same. Anything else is what went wrong."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import subprocess
+import sys
+import tempfile
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+
+from tests.prove.processes import ROOT
+from tests.servers import fresh_database, new_server
+
+EXAMPLES = ROOT / "examples" / "frameworks"
+TOLD = {
+    "fastapi": ("fastapi_orders.py", "200 committed\n409 aborted\n"),
+    "flask": ("flask_orders.py", "200 committed\n409 aborted\n"),
+    "quart": ("quart_orders.py", "200 committed\n409 aborted\n"),
+}
+"""The program of each framework, and what it prints."""
+TABLES = {
+    "orders": "create table orders (id bigint generated always as identity primary key, item text not null)",
+    "payments": """
+        create table accounts (name text primary key, balance int not null check (balance >= 0));
+        insert into accounts values ('ada', 100)""",
+}
+PROGRAM_S = 120.0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--only", nargs="+", choices=list(TOLD), default=list(TOLD))
+
+
+async def main(options: argparse.Namespace) -> tuple[dict[str, Any], bool]:
+    servers = {name: await asyncio.to_thread(new_server) for name in TABLES}
+    try:
+        told = {}
+        for framework in options.only:
+            async with AsyncExitStack() as stack:
+                dsns = {
+                    name: await stack.enter_async_context(fresh_database(server, name))
+                    for name, server in servers.items()
+                }
+                told[framework] = await outcome(framework, dsns)
+    finally:
+        for server in servers.values():
+            await asyncio.to_thread(server.close)
+    return told, all(each == "ok" for each in told.values())
+
+
+async def outcome(framework: str, dsns: dict[str, str]) -> str:
+    """Of one example, in new databases."""
+    name, wanted = TOLD[framework]
+    for participant, tables in TABLES.items():
+        await ask(dsns[participant], tables)
+    with tempfile.TemporaryDirectory() as folder:
+        configure(Path(folder), dsns)
+        said = await run(EXAMPLES / name, Path(folder))
+    if said != wanted:
+        return f"it said {said!r}"
+    placed = await ask(dsns["orders"], "select count(*) from orders")
+    left = await ask(dsns["payments"], "select balance from accounts where name = 'ada'")
+    return "ok" if (placed, left) == (1, 85) else f"{placed} orders are placed, and {left} is left"
+
+
+def configure(folder: Path, dsns: dict[str, str]) -> None:
+    """Write ``undoubt.toml``."""
+    lines = ['[ledger]\nurl = "sqlite:///undoubt.db"']
+    lines += [f'[participants.{name}]\ndsn = "{dsn}"' for name, dsn in dsns.items()]
+    (folder / "undoubt.toml").write_text("\n".join(lines))
+
+
+async def run(program: Path, folder: Path) -> str:
+    """Its stdout; its last words on stderr if it fails."""
+    known = {name: value for name, value in os.environ.items() if not name.startswith("UNDOUBT_")}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, str(program), cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, env={**known, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    try:
+        async with asyncio.timeout(PROGRAM_S):
+            out, err = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    return out.decode() if process.returncode == 0 else err.decode()[-1000:]
+
+
+async def ask(dsn: str, statement: str) -> Any:
+    connection = await asyncpg.connect(dsn)
+    try:
+        if statement.startswith("select"):
+            return await connection.fetchval(statement)
+        return await connection.execute(statement)
+    finally:
+        await connection.close()

@@ -1,0 +1,132 @@
+"""The extension of Flask: what fails around the view, sessions, processes."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import flask
+import pytest
+from sqlalchemy import create_engine, text
+from sqlalchemy.orm import sessionmaker
+
+import undoubt.sync
+from tests.undoubt.integrations.web.flask_app import post
+from tests.undoubt.integrations.web.shop import NOBODY, Shop, statements
+from undoubt.errors import UsageError
+from undoubt.integrations.flask import Undoubt
+from undoubt.integrations.per_process import PerProcess
+from undoubt.integrations.sqlalchemy import Session
+
+
+def write(extension: Undoubt, number: int = 1, account: int = 1) -> None:
+    for name, statement in statements(number, account).items():
+        extension.transaction().branch(name).execute(statement.encode())
+
+
+def test_a_failure_of_a_function_after_the_view_rolls_back(shop: Shop) -> None:
+    """The functions of ``after_request`` run before the commit: what they raise becomes 500."""
+    with undoubt.sync.connect(shop.settings) as coordinator:
+        app = flask.Flask(__name__)
+        extension = Undoubt(coordinator=coordinator)
+        extension.init_app(app)
+
+        @app.after_request
+        def fails(_: flask.Response) -> flask.Response:
+            raise ZeroDivisionError
+
+        @app.post("/")
+        def view() -> str:
+            write(extension)
+            return "placed"
+
+        answered = post(app, "/")
+    assert (answered.status, answered.outcome, shop.ids()) == (500, None, ([], []))
+
+
+def test_a_failure_after_the_commit_is_told_as_one(shop: Shop) -> None:
+    """Functions of ``teardown_request`` run after it: a bare 500 would have the order placed again."""
+    with undoubt.sync.connect(shop.settings) as coordinator:
+        app = flask.Flask(__name__)
+        extension = Undoubt(app, coordinator=coordinator)
+
+        @app.teardown_request
+        def fails(_: BaseException | None) -> None:
+            raise ZeroDivisionError
+
+        @app.post("/")
+        def view() -> str:
+            write(extension)
+            return "placed"
+
+        answered = post(app, "/")
+    assert (answered.status, answered.outcome, shop.ids()) == (500, "committed", ([1], [1]))
+
+
+def test_sessions_of_sqlalchemy_commit_before_the_response(shop: Shop) -> None:
+    engines = {
+        name: create_engine(dsn.replace("postgresql:", "postgresql+psycopg:"))
+        for name, dsn in shop.dsns.items()
+    }
+    with undoubt.sync.connect(shop.settings) as coordinator:
+        sessions: Any = sessionmaker(
+            class_=Session,
+            coordinator=coordinator,
+            participants={engine: name for name, engine in engines.items()},
+        )
+        app = flask.Flask(__name__)
+        extension = Undoubt(app, coordinator=coordinator, sessions=sessions)
+
+        @app.post("/<int:number>/<int:account>")
+        def view(number: int, account: int) -> str:
+            session = extension.session()
+            for name, statement in statements(number, account).items():
+                session.execute(text(statement), bind_arguments={"bind": engines[name]})
+            return "placed"
+
+        statuses = [post(app, f"/1/{NOBODY}").status, post(app, "/2/1").status]
+        assert statuses == [409, 200]
+        for engine in engines.values():
+            assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+            engine.dispose()
+    assert shop.ids() == ([2], [2])
+
+
+def test_mistakes_are_told(shop: Shop) -> None:
+    extension = Undoubt(flask.Flask(__name__), shop.settings)
+    for function in (extension.transaction, extension.session):
+        with pytest.raises(UsageError, match="no request here"):
+            function()
+    with pytest.raises(UsageError, match=r"undoubt\.sync\.connect"):
+        Undoubt(coordinator=object())  # type: ignore[arg-type]
+
+
+def test_a_hook_that_fails_does_not_hide_the_commit(shop: Shop) -> None:
+    with undoubt.sync.connect(shop.settings) as coordinator:
+        app = flask.Flask(__name__)
+        extension = Undoubt(app, coordinator=coordinator)
+
+        @app.post("/")
+        def view() -> str:
+            write(extension)
+            extension.on_commit(lambda: 1 / 0)
+            extension.on_commit(lambda: shop.after.append(1))
+            return "placed"
+
+        assert (post(app, "/").status, shop.after, shop.ids()) == (200, [1], ([1], [1]))
+
+
+def test_each_process_opens_its_own_coordinator(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fork that used its parent's would speak for the parent's transactions; a server forks its workers."""
+    process = PerProcess(shop.settings)
+    parents = process.get()
+    assert process.get() is parents
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "getpid", lambda: -1)  # as in a fork
+        forked = process._opened
+        assert forked is not None
+        assert forked[0] != os.getpid()
+    process.close()
+    other = process.get()
+    assert other is not parents
+    process.close()

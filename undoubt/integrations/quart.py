@@ -1,0 +1,32 @@
+"""Quart: the middleware of :mod:`.asgi` around the application.
+
+::
+
+    commit_before_response(app, "undoubt.toml")
+
+    @app.post("/orders")
+    async def order():
+        tx = await transaction()
+        …
+        return {"placed": True}      # not sent unless the transaction has committed
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from undoubt.integrations.asgi import CommitBeforeResponse, on_commit, session, sync_transaction, transaction
+from undoubt.integrations.extras import needs
+from undoubt.integrations.per_process import Source
+
+with needs("quart"):
+    from quart import Quart
+
+__all__ = ["commit_before_response", "on_commit", "session", "sync_transaction", "transaction"]
+
+
+def commit_before_response(app: Quart, source: Source = None, **options: Any) -> None:
+    """Put :class:`~undoubt.integrations.asgi.CommitBeforeResponse` around ``app``, with its ``options``."""
+    inner: Any = app.asgi_app
+    around: Any = CommitBeforeResponse(inner, source, **options)
+    app.asgi_app = around  # type: ignore[method-assign]
