@@ -1,5 +1,4 @@
-"""Flask: a response is sent after the commit. It sends itself two requests; or: flask --app flask_orders
-run"""
+"""Flask: a response is sent after the commit. It sends itself two requests, or: flask -A flask_orders run"""
 
 import contextlib
 

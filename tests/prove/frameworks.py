@@ -22,12 +22,12 @@ from tests.prove.processes import ROOT
 from tests.servers import fresh_database, new_server
 
 EXAMPLES = ROOT / "examples" / "frameworks"
+PLACED = "200 committed\n409 aborted\n"
 TOLD = {
-    "fastapi": ("fastapi_orders.py", "200 committed\n409 aborted\n"),
-    "flask": ("flask_orders.py", "200 committed\n409 aborted\n"),
-    "quart": ("quart_orders.py", "200 committed\n409 aborted\n"),
+    "fastapi": {"fastapi_orders.py": PLACED},
+    "flask": {"flask_orders.py": PLACED, "quart_orders.py": PLACED},
 }
-"""The program of each framework, and what it prints."""
+"""The programs of each framework, and what they print."""
 TABLES = {
     "orders": "create table orders (id bigint generated always as identity primary key, item text not null)",
     "payments": """
@@ -44,28 +44,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 async def main(options: argparse.Namespace) -> tuple[dict[str, Any], bool]:
     servers = {name: await asyncio.to_thread(new_server) for name in TABLES}
     try:
-        told = {}
+        told: dict[str, str] = {}
         for framework in options.only:
-            async with AsyncExitStack() as stack:
-                dsns = {
-                    name: await stack.enter_async_context(fresh_database(server, name))
-                    for name, server in servers.items()
-                }
-                told[framework] = await outcome(framework, dsns)
+            told[framework] = "ok"
+            for program in TOLD[framework]:
+                async with AsyncExitStack() as stack:
+                    dsns = {
+                        name: await stack.enter_async_context(fresh_database(server, name))
+                        for name, server in servers.items()
+                    }
+                    if (said := await outcome(framework, program, dsns)) != "ok":
+                        told[framework] = f"{program}: {said}"
     finally:
         for server in servers.values():
             await asyncio.to_thread(server.close)
     return told, all(each == "ok" for each in told.values())
 
 
-async def outcome(framework: str, dsns: dict[str, str]) -> str:
+async def outcome(framework: str, program: str, dsns: dict[str, str]) -> str:
     """Of one example, in new databases."""
-    name, wanted = TOLD[framework]
+    wanted = TOLD[framework][program]
     for participant, tables in TABLES.items():
         await ask(dsns[participant], tables)
     with tempfile.TemporaryDirectory() as folder:
         configure(Path(folder), dsns)
-        said = await run(EXAMPLES / name, Path(folder))
+        said = await run(EXAMPLES / program, Path(folder))
     if said != wanted:
         return f"it said {said!r}"
     placed = await ask(dsns["orders"], "select count(*) from orders")

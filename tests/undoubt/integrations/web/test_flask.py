@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+from types import SimpleNamespace
 from typing import Any
 
 import flask
@@ -121,12 +121,16 @@ def test_each_process_opens_its_own_coordinator(shop: Shop, monkeypatch: pytest.
     process = PerProcess(shop.settings)
     parents = process.get()
     assert process.get() is parents
-    with monkeypatch.context() as patched:
-        patched.setattr(os, "getpid", lambda: -1)  # as in a fork
-        forked = process._opened
-        assert forked is not None
-        assert forked[0] != os.getpid()
+    with monkeypatch.context() as forked:
+        forked.setattr("undoubt.integrations.per_process.os", SimpleNamespace(getpid=lambda: -1))
+        forked.setattr("undoubt.sync.connect", lambda _: "another")
+        assert str(process.get()) == "another"
+    parents.close()
+
+
+def test_a_coordinator_is_closed_with_its_process(shop: Shop) -> None:
+    process = PerProcess(shop.settings)
+    first = process.get()
     process.close()
-    other = process.get()
-    assert other is not parents
+    assert process.get() is not first
     process.close()
