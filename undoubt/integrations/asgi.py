@@ -77,7 +77,8 @@ class CommitBeforeResponse:
         self._source = source
         self._threads = threads
         self._opens = coordinator is None and (source is not None or sessions is None)
-        self._coordinator = coordinator
+        self.coordinator = coordinator
+        """None outside of the lifespan."""
         self._sessions = sessions
         self._commits = commits
         self._answer = answer
@@ -97,12 +98,12 @@ class CommitBeforeResponse:
             await self.app(scope, receive, send)
 
     def _opened_one(self) -> Coordinator | SyncCoordinator:
-        if self._coordinator is None:
+        if self.coordinator is None:
             raise UsageError(
                 "the application's coordinator is not open: run the application with its lifespan (with"
                 " TestClient(app), uvicorn --lifespan on), or pass coordinator="
             )
-        return self._coordinator
+        return self.coordinator
 
     async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The application's lifespan, inside that of the coordinator. The server is told of the end of the
@@ -122,14 +123,14 @@ class CommitBeforeResponse:
         waiting = [first]
         async with contextlib.AsyncExitStack() as stack:
             try:
-                self._coordinator = await stack.enter_async_context(self._opened())
+                self.coordinator = await stack.enter_async_context(self._opened())
             except UndoubtError as error:
                 await send({"type": "lifespan.startup.failed", "message": str(error)})
                 return
             try:
                 await self.app(scope, receive_again, hold_the_end)
             finally:
-                self._coordinator = None
+                self.coordinator = None
         for message in held:
             await send(message)
 

@@ -13,7 +13,7 @@ import undoubt
 from tests.undoubt.integrations.web.client import act, act_in_thread
 from tests.undoubt.integrations.web.shop import Shop
 from tests.undoubt.integrations.web.starlette_app import application, serve
-from undoubt.errors import UsageError
+from undoubt.errors import CoordinatorClosed, UsageError
 from undoubt.integrations.asgi import (
     CommitBeforeResponse,
     coordinator,
@@ -109,13 +109,14 @@ async def test_the_end_of_the_lifespan_is_told_when_the_coordinator_is_closed(sh
 
     async def app(_: Any, receive: Any, send: Any) -> None:
         assert (await receive())["type"] == "http.request"
-        opened.append(whole._coordinator)
+        opened.append(whole.coordinator)
         await send({"type": "lifespan.startup.complete"})
         await send({"type": "lifespan.shutdown.complete"})
 
     async def send(message: Any) -> None:
         if message["type"] == "lifespan.shutdown.complete":
-            assert opened[0]._closed
+            with pytest.raises(CoordinatorClosed):
+                opened[0].transaction()
         told.append(message["type"])
 
     whole = CommitBeforeResponse(app, shop.settings)
