@@ -17,7 +17,16 @@ RUN_BY_NAME = {"undoubt.cli", "undoubt.__main__"}
 FOR_USERS = {
     "undoubt.coordinator.ledger.memory",
     "undoubt.integrations.httpx",
+    "undoubt.integrations.celery",
+    "undoubt.integrations.django",
+    "undoubt.integrations.fastapi",
+    "undoubt.integrations.flask",
+    "undoubt.integrations.pytest.plugin",
+    "undoubt.integrations.quart",
+    "undoubt.integrations.rq",
+    "undoubt.integrations.sqlmodel",
     "undoubt.integrations.starlette",
+    "undoubt.integrations.zope",
     "undoubt.logs",
     "undoubt.participants.scripted",
 }

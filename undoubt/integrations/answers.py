@@ -33,7 +33,7 @@ _LATER = (CoordinatorClosed, LedgerError, ParticipantUnavailable, TimeoutError)
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class WebAnswer:
     """A whole response. ``headers``: names and values."""
 
     status: int
@@ -41,11 +41,11 @@ class Answer:
     headers: tuple[tuple[str, str], ...] = ()
 
 
-Answering = Callable[[BaseException], Answer]
+WebAnswering = Callable[[BaseException], WebAnswer]
 """Makes the answer of what a commit has raised. An application may bring one of its own."""
 
 
-def answer(error: BaseException) -> Answer:
+def answer(error: BaseException) -> WebAnswer:
     """The answer to a request whose commit has raised ``error``."""
     match error:
         case TransactionAborted(cause=cause):
@@ -67,7 +67,7 @@ _DETAILS = {
 }
 
 
-def problem(status: int, name: str, outcome: str, txid: TxId | None) -> Answer:
+def problem(status: int, name: str, outcome: str, txid: TxId | None) -> WebAnswer:
     """A problem with ``outcome``."""
     body: dict[str, object] = {
         "type": f"urn:undoubt:problem:{name}",
@@ -79,7 +79,7 @@ def problem(status: int, name: str, outcome: str, txid: TxId | None) -> Answer:
     if txid is not None:
         body["transaction"] = str(txid)
     headers = (("content-type", "application/problem+json"), *marks(outcome, txid))
-    return Answer(status, msgspec.json.encode(body), headers)
+    return WebAnswer(status, msgspec.json.encode(body), headers)
 
 
 def marks(outcome: str, txid: TxId | None) -> tuple[tuple[str, str], ...]:
@@ -88,7 +88,7 @@ def marks(outcome: str, txid: TxId | None) -> tuple[tuple[str, str], ...]:
     return ((OUTCOME_HEADER, outcome), *named)
 
 
-def failed_after_commit(outcome: str, txid: TxId | None) -> Answer:
+def failed_after_commit(outcome: str, txid: TxId | None) -> WebAnswer:
     """The answer to a request that failed after the commit of its transaction had begun."""
     return problem(500, "InternalError", outcome, txid)
 

@@ -30,9 +30,9 @@ from undoubt.connect import connect
 from undoubt.coordinator.coordinator import Coordinator
 from undoubt.coordinator.transaction import Transaction
 from undoubt.integrations import answers
-from undoubt.integrations.answers import Answer, Answering
+from undoubt.integrations.answers import WebAnswer, WebAnswering
 from undoubt.integrations.per_process import Source
-from undoubt.integrations.request_work import AsyncWork, in_thread
+from undoubt.integrations.request_work import AsyncRequestWork, in_thread
 from undoubt.integrations.starlette import App, Receive, Scope, Send
 from undoubt.participants.errors import UndoubtError, UsageError
 from undoubt.sync import Coordinator as SyncCoordinator
@@ -40,7 +40,7 @@ from undoubt.sync import Transaction as SyncTransaction
 
 log = logging.getLogger(__name__)
 
-_current: ContextVar[AsyncWork | None] = ContextVar("undoubt_request", default=None)
+_current: ContextVar[AsyncRequestWork | None] = ContextVar("undoubt_request", default=None)
 
 
 class _Unanswered(Exception):
@@ -69,7 +69,7 @@ class CommitBeforeResponse:
         coordinator: Coordinator | SyncCoordinator | None = None,
         sessions: Callable[[], Any] | None = None,
         commits: Callable[[int], bool] = below_400,
-        answer: Answering = answers.answer,
+        answer: WebAnswering = answers.answer,
         timeout: float | None = None,
         protocol: str | None = None,
     ) -> None:
@@ -88,7 +88,7 @@ class CommitBeforeResponse:
         if scope["type"] == "lifespan" and self._opens:
             await self._live(scope, receive, send)
         elif scope["type"] == "http":
-            work = AsyncWork(self._opened_one, self._sessions, self._options)
+            work = AsyncRequestWork(self._opened_one, self._sessions, self._options)
             token = _current.set(work)
             try:
                 await _Exchange(self.app, work, self._commits, self._answer, send).run(scope, receive)
@@ -151,7 +151,12 @@ class _Exchange:
     """One request and its response."""
 
     def __init__(
-        self, app: App, work: AsyncWork, commits: Callable[[int], bool], answer: Answering, send: Send
+        self,
+        app: App,
+        work: AsyncRequestWork,
+        commits: Callable[[int], bool],
+        answer: WebAnswering,
+        send: Send,
     ) -> None:
         self._app = app
         self._work = work
@@ -168,7 +173,7 @@ class _Exchange:
     async def run(self, scope: Scope, receive: Receive) -> None:
         try:
             await self._app(scope, receive, self._send_after_the_end)
-        except BaseException as error:
+        except BaseException as error:  # also a cancelled request is rolled back
             if self._failure is None or not isinstance(error, Exception):
                 await self._failed(error)
                 raise
@@ -223,7 +228,7 @@ class _Exchange:
         told = answers.marks(await self._work.outcome(), self._work.txid)
         return [(name.lower().encode(), value.encode()) for name, value in told]
 
-    async def _say(self, answer: Answer) -> None:
+    async def _say(self, answer: WebAnswer) -> None:
         self._answered = True
         headers = [(name.lower().encode(), value.encode("latin-1")) for name, value in answer.headers]
         headers.append((b"content-length", str(len(answer.body)).encode()))
@@ -258,7 +263,7 @@ def coordinator() -> Coordinator | SyncCoordinator:
     return _work().coordinator
 
 
-def _work() -> AsyncWork:
+def _work() -> AsyncRequestWork:
     found = _current.get()
     if found is None:
         raise UsageError("there is no request here that the middleware CommitBeforeResponse has seen")

@@ -24,11 +24,11 @@ from http import HTTPStatus
 from typing import Any
 
 from undoubt.integrations import answers
-from undoubt.integrations.answers import Answer, Answering
+from undoubt.integrations.answers import WebAnswer, WebAnswering
 from undoubt.integrations.asgi import below_400
 from undoubt.integrations.extras import needs
 from undoubt.integrations.per_process import PerProcess, Source
-from undoubt.integrations.request_work import ThreadWork
+from undoubt.integrations.request_work import ThreadRequestWork
 from undoubt.participants.errors import UndoubtError, UsageError
 from undoubt.sync import Coordinator, Transaction
 
@@ -37,7 +37,7 @@ with needs("flask"):
 
 log = logging.getLogger(__name__)
 
-_current: ContextVar[ThreadWork | None] = ContextVar("undoubt_flask_request", default=None)
+_current: ContextVar[ThreadRequestWork | None] = ContextVar("undoubt_flask_request", default=None)
 
 Environ = dict[str, Any]
 Start = Callable[..., Any]
@@ -58,7 +58,7 @@ class Undoubt:
         coordinator: Coordinator | None = None,
         sessions: Callable[[], Any] | None = None,
         commits: Callable[[int], bool] = below_400,
-        answer: Answering = answers.answer,
+        answer: WebAnswering = answers.answer,
         timeout: float | None = None,
         protocol: str | None = None,
     ) -> None:
@@ -76,7 +76,7 @@ class Undoubt:
         inner: Wsgi = app.wsgi_app
 
         def around(environ: Environ, start_response: Start) -> Iterable[bytes]:
-            work = ThreadWork(self._process.get, self._sessions, self._options)
+            work = ThreadRequestWork(self._process.get, self._sessions, self._options)
             token = _current.set(work)
             try:
                 return _Exchange(inner, work, self._commits, self._answer, start_response).run(environ)
@@ -105,7 +105,7 @@ class Undoubt:
         _work().on_commit(function)
 
 
-def _work() -> ThreadWork:
+def _work() -> ThreadRequestWork:
     found = _current.get()
     if found is None:
         raise UsageError(
@@ -118,7 +118,12 @@ class _Exchange:
     """One request and its response."""
 
     def __init__(
-        self, app: Wsgi, work: ThreadWork, commits: Callable[[int], bool], answer: Answering, start: Start
+        self,
+        app: Wsgi,
+        work: ThreadRequestWork,
+        commits: Callable[[int], bool],
+        answer: WebAnswering,
+        start: Start,
     ) -> None:
         self._app = app
         self._work = work
@@ -134,7 +139,7 @@ class _Exchange:
     def run(self, environ: Environ) -> Iterable[bytes]:
         try:
             body = self._app(environ, self._start)
-        except BaseException as error:
+        except BaseException as error:  # whatever it is, nothing is left open
             self._undo(error)
             if self._failure is None and not (isinstance(error, Exception) and self._work.may_have_committed):
                 raise
@@ -171,12 +176,12 @@ class _Exchange:
         except UndoubtError as failure:
             log.debug("the transaction had ended before its rollback: %s", failure)
 
-    def _instead(self) -> Answer:
+    def _instead(self) -> WebAnswer:
         if self._failure is not None:
             return self._answer(self._failure)
         return answers.failed_after_commit(self._work.outcome(), self._work.txid)
 
-    def _say(self, answer: Answer) -> Iterable[bytes]:
+    def _say(self, answer: WebAnswer) -> Iterable[bytes]:
         headers = [*answer.headers, ("content-length", str(len(answer.body)))]
         status = f"{answer.status} {HTTPStatus(answer.status).phrase}"
         self._start_response(status, headers)

@@ -1,9 +1,9 @@
 """What one request does in the databases: one transaction or one session of SQLAlchemy, which the request
 ends before it is answered.
 
-:class:`AsyncWork` is for handlers that are coroutines, and for handlers in threads of an application of ASGI.
-:class:`ThreadWork` is for applications of WSGI. Both begin nothing before they are asked for a transaction.
-"""
+:class:`AsyncRequestWork` is for handlers that are coroutines, and for handlers in threads of an application
+of ASGI. :class:`ThreadRequestWork` is for applications of WSGI. Both begin nothing before they are asked for
+a transaction."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ async def in_thread(function: Callable[..., T], *arguments: Any) -> T:
     return await asyncio.shield(running)
 
 
-class Work:
+class RequestWork:
     """What both kinds have in common. ``coordinator`` gives the application's, ``sessions`` makes
     SQLAlchemy's sessions."""
 
@@ -136,7 +136,7 @@ class Work:
             )
 
 
-class ThreadWork(Work):
+class ThreadRequestWork(RequestWork):
     """The work of a request that one thread handles."""
 
     def commit(self) -> None:
@@ -164,7 +164,7 @@ class ThreadWork(Work):
         return "unknown"
 
 
-class AsyncWork(Work):
+class AsyncRequestWork(RequestWork):
     """The work of a request of ASGI. Its handler may be a coroutine or run in a thread."""
 
     def __init__(self, *arguments: Any) -> None:
@@ -183,7 +183,7 @@ class AsyncWork(Work):
                     return made
 
     async def commit(self) -> None:
-        """As that of :class:`ThreadWork`. The commit goes on if the caller is cancelled."""
+        """As that of :class:`ThreadRequestWork`. The commit goes on if the caller is cancelled."""
         self._over = True
         match self._transaction:
             case Transaction() as begun:
@@ -197,7 +197,7 @@ class AsyncWork(Work):
         self._committed()
 
     async def undo(self, error: BaseException | None) -> None:
-        """As that of :class:`ThreadWork`."""
+        """As that of :class:`ThreadRequestWork`."""
         self._over = True
         match self._transaction:
             case Transaction() as begun if error is not None:
@@ -212,7 +212,7 @@ class AsyncWork(Work):
                 pass
 
     async def outcome(self) -> str:
-        """As that of :class:`ThreadWork`."""
+        """As that of :class:`ThreadRequestWork`."""
         match self._transaction:
             case Transaction() as begun:
                 try:
