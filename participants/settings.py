@@ -59,6 +59,9 @@ class ParticipantSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
     pooler: bool = False
     """A transaction pooler (PgBouncer) is between undoubt and the database: do not rely on session-level
     settings."""
+    pipeline: bool = True
+    """Undoubt's own statements of a branch are pipelined wherever the driver's connection turns out to allow
+    it; behind a pooler they never are."""
     owners: tuple[str, ...] = ()
     """Roles that prepare branches there, besides the login role and the roles that were granted to it. A
     transaction that any other role has prepared is not a branch of ours, whatever its name."""

@@ -8,10 +8,11 @@ that a synchronous standby did not confirm leaves the outcome open
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import logging
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,9 +33,18 @@ from undoubt.participants.invariant import invariant
 from undoubt.participants.postgres.belief import same_schema
 from undoubt.participants.postgres.connection_proxy import Handle
 from undoubt.participants.postgres.history import Place, columns, evidence_at, place_at, place_in, place_of
+from undoubt.participants.postgres.pipeline import (
+    ROLLBACK,
+    end_reading_steps,
+    one_phase_steps,
+    prepare_steps,
+    prepared_evidence,
+    reset_steps,
+)
 from undoubt.participants.postgres.pool import Slot
 from undoubt.participants.postgres.roles import ADMIN_OF_ITSELF_BEFORE_VERSION, guard_role
 from undoubt.participants.postgres.session import (
+    Answers,
     AnswerTimedOut,
     CommandResult,
     NoAnswer,
@@ -42,6 +52,7 @@ from undoubt.participants.postgres.session import (
     ServerError,
     ServerParameters,
     ServerSession,
+    Step,
 )
 from undoubt.participants.postgres.session_setup import (
     APPLICATION_NAME_BYTES_MAX,
@@ -78,6 +89,8 @@ STILL_RUNNING = (
     "a statement of the application is still running in this branch (or a pipeline, stream or COPY is open):"
     " finish it before commit"
 )
+
+GUARD_REPLACED = "a prepared statement of undoubt in its session was replaced by the application"
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +143,7 @@ class PostgresBranch:
     ) -> None:
         self._around = around
         self._slot = slot
-        self._session: ServerSession = slot.session
+        self.session: ServerSession = slot.session
         self._handle = handle
         self._gid = gid
         self._proof = key.proof(gid)
@@ -168,12 +181,12 @@ class PostgresBranch:
         """Ask the database what the branch has done. Ends the application's use of the connection first,
         since a write after the answer would not be noticed."""
         self._stop_application()
-        intro = self._session.intro
+        intro = self.session.intro
         statement = query("poll")
         if intro.pooled:
             statement = query("poll_pooled").replace("{whereabouts}", columns(intro))
         try:
-            [row] = await self._session.rows(statement, timeout_s=self._around.statement_timeout_s)
+            [row] = await self.session.rows(statement, timeout_s=self._around.statement_timeout_s)
         except ServerError as error:
             raise self._refused(error) from error
         except (NoAnswer, NotSent) as error:
@@ -193,17 +206,14 @@ class PostgresBranch:
             self._stop_application()
         except BranchFailed as error:
             return PrepareResult(Vote.ABORT, reason=error)
-        intro = self._session.intro
-        head = report_head(self._name, pooler=intro.pooled)
-        # The note makes the commit of a three-phase branch visible exactly when the branch commits.
-        note = note_script(self._proof, intro) if self._gid.protocol is Protocol.THREE_PHASE else ""
-        lent = self._slot.timeouts_ms is not None
-        script = guard_script(self._marker, head, intro, self._around.owners, lent=lent, noted=bool(note))
-        script += f"; {note}prepare transaction {literal(str(self._gid))}"
-        before = self._session.application_name
-        self._asked = True
+        before, self._asked = self.session.application_name, True
+        pipelined = self._pipelines
         try:
-            answer = await self._session.script(script, timeout_s=self._timeout_s)
+            if pipelined:
+                answers = await self._prepare_in_pipeline()
+                answer = answers.last
+            else:
+                answer = await self._prepare_by_script()
         except ServerError as error:
             return self._prepare_refused(error)
         except NotSent as error:
@@ -214,13 +224,43 @@ class PostgresBranch:
         if (failure := self._look_at_prepared(answer)) is not None:
             self._asked = False
             return PrepareResult(Vote.ABORT, reason=failure)
-        report = self._session.application_name
-        if report != before:  # otherwise a pooler did not pass the report on
-            self._evidence = await self._reported(report, head)
+        if pipelined:
+            self._evidence = prepared_evidence(answers, self._note_proof, self._place)
+            if self._evidence is None:
+                # What is prepared was not checked: ``_asked`` stays set, so that it is rolled back.
+                return PrepareResult(Vote.ABORT, reason=self._failed(GUARD_REPLACED))
+        elif (report := self.session.application_name) != before:
+            # Otherwise a pooler did not pass the report on.
+            self._evidence = await self._reported(report)
         return PrepareResult(Vote.PREPARED, self._evidence)
 
-    async def _reported(self, report: str, head: str) -> Evidence | None:
-        intro = self._session.intro
+    @property
+    def _pipelines(self) -> bool:
+        return self.session.pipelines and not self.session.intro.pooled
+
+    @property
+    def _note_proof(self) -> bytes:
+        """The proof of the note that makes the commit of a three-phase branch visible exactly when the branch
+        commits; empty for other branches."""
+        return self._proof if self._gid.protocol is Protocol.THREE_PHASE else b""
+
+    async def _prepare_in_pipeline(self) -> Answers:
+        intro, owners, keep = self.session.intro, self._around.owners, self._handle.undoubt_keeps
+        steps = prepare_steps(self._gid, self._marker, self._note_proof, intro, owners, keep=keep)
+        return await self.session.pipeline(steps, timeout_s=self._timeout_s)
+
+    async def _prepare_by_script(self) -> CommandResult:
+        intro = self.session.intro
+        lent = self._slot.timeouts_ms is not None
+        head = report_head(self._name, pooler=intro.pooled)
+        note = note_script(self._note_proof, intro)
+        script = guard_script(self._marker, head, intro, self._around.owners, lent=lent, noted=bool(note))
+        script += f"; {note}prepare transaction {literal(str(self._gid))}"
+        return await self.session.script(script, timeout_s=self._timeout_s)
+
+    async def _reported(self, report: str) -> Evidence | None:
+        intro = self.session.intro
+        head = report_head(self._name, pooler=intro.pooled)
         evidence = read_report(report, head, intro, None if intro.pooled else self._place)
         if evidence is not None and evidence.history is None and intro.reports_history and intro.pooled:
             # The server behind the pooler has changed, and no session has drawn a history id there yet.
@@ -249,7 +289,7 @@ class PostgresBranch:
 
     async def commit_one_phase(self) -> Settled:
         self._stop_application()
-        proof = self._proof if self._session.intro.notes_commits else b""
+        proof = self._proof if self.session.intro.notes_commits else b""
         # Without one of these the branch may have nothing to note, and commits in any case. A transaction
         # that the application has ended itself has no note although it has committed: poll excludes that.
         handle = self._handle
@@ -268,8 +308,9 @@ class PostgresBranch:
 
     async def _give_up_note(self) -> None:
         """Continue after the error of ``note_certain``, and learn what else may prove the outcome."""
+        await self._behind_answered()
         try:
-            await self._session.script(query("note_given_up"), timeout_s=self._around.statement_timeout_s)
+            await self.session.script(query("note_given_up"), timeout_s=self._around.statement_timeout_s)
         except ServerError as error:
             raise self._refused(error) from error
         except (NoAnswer, NotSent) as error:
@@ -278,12 +319,16 @@ class PostgresBranch:
 
     async def _commit_now(self, proof: bytes, *, certain: bool) -> Settled:
         """Send COMMIT. Raises ``ServerError`` if it was refused, and the session continues."""
-        note = note_script(proof, self._session.intro)
-        if certain:
-            note = f"{query('note_certain')}; {note}"
-        script = f"{query('guard_deferred')}; {commit_guard(self._marker)}; {note}commit"
+        intro, keep = self.session.intro, self._handle.undoubt_keeps
         try:
-            answer = await self._session.script(script, timeout_s=self._timeout_s)
+            if self._pipelines:
+                steps = one_phase_steps(self._marker, proof, intro, certain=certain, keep=keep)
+                answer = await self._last_of(steps)
+            else:
+                note = f"{query('note_certain')}; " if certain else ""
+                note += note_script(proof, intro)
+                script = f"{query('guard_deferred')}; {commit_guard(self._marker)}; {note}commit"
+                answer = await self.session.script(script, timeout_s=self._timeout_s)
         except ServerError as error:
             if error.fatal:
                 return await self._ask_books(proof, certain, error)
@@ -304,7 +349,7 @@ class PostgresBranch:
         evidence = None
         if self._xid is not None and self._place is not None:
             evidence = evidence_at(self._place, self._xid)
-        asked = Lost(self._session, self._gid, proof, evidence, certain)
+        asked = Lost(self.session, self._gid, proof, evidence, certain)
         self._over = await self._around.look_up(asked)
         if error.sqlstate is not None and self._over is Settled.ABSENT:
             raise self._lost(" during COMMIT", error) from error
@@ -333,19 +378,23 @@ class PostgresBranch:
         """End the prepared branch, first on its own session, which mostly works as the owner's role."""
         timeout_s = self._around.statement_timeout_s
         try:
-            return await end_prepared(self._session, self._gid, order, timeout_s)
+            return await end_prepared(self.session, self._gid, order, timeout_s, behind=self._reset())
         except ServerError as error:
             if error.sqlstate == IN_USE:
                 return Settled.BUSY
         except (NoAnswer, NotSent) as error:
-            if isinstance(error, AnswerTimedOut) and self._session.intro.pooled:
+            if isinstance(error, AnswerTimedOut) and self.session.intro.pooled:
                 log.warning(_POOL_USED_UP, self._around.name, self._gid, timeout_s)
         return await self._around.settle(self._gid, order, self._evidence)
 
     async def _end_reading(self) -> Settled:
-        script = commit_guard(self._marker) + "; commit"
         try:
-            answer = await self._session.script(script, timeout_s=self._timeout_s)
+            if self._pipelines:
+                keep = self._handle.undoubt_keeps
+                answer = await self._last_of(end_reading_steps(self._marker, keep=keep))
+            else:
+                script = commit_guard(self._marker) + "; commit"
+                answer = await self.session.script(script, timeout_s=self._timeout_s)
         except ServerError as error:
             if error.fatal:
                 raise unanswered(self._around.name, error) from error
@@ -362,13 +411,39 @@ class PostgresBranch:
         """Roll back a branch whose PREPARE was never sent: the server rolls it back even if the session is
         lost."""
         if self._handle.undoubt_end():
-            self._session.discard()
-        elif self._session.in_transaction and not self._session.broken:
+            self.session.discard()
+            return Settled.APPLIED
+        self.session.drop_ahead()
+        await self._behind_answered()
+        timeout_s = self._around.statement_timeout_s
+        if self.session.in_transaction and not self.session.broken:
             try:
-                await self._session.script("rollback", timeout_s=self._around.statement_timeout_s)
+                if self._pipelines:
+                    await self.session.pipeline([ROLLBACK], behind=self._reset(), timeout_s=timeout_s)
+                else:
+                    await self.session.script("rollback", timeout_s=timeout_s)
             except (ServerError, NoAnswer, NotSent):
-                self._session.discard()
+                self.session.discard()
         return Settled.APPLIED
+
+    async def _last_of(self, steps: Sequence[Step]) -> CommandResult:
+        """The answer to the last of ``steps``, which end the transaction; the reset goes behind them."""
+        answers = await self.session.pipeline(steps, behind=self._reset(), timeout_s=self._timeout_s)
+        return answers.last
+
+    async def _behind_answered(self) -> None:
+        """Wait until the session can be used again after a pipeline that was refused: the reset behind it has
+        failed as well, in the failed transaction, and has to be sent again."""
+        behind, self.session.behind = self.session.behind, None
+        if behind is not None:
+            await asyncio.wait([behind])
+
+    def _reset(self) -> tuple[Step, ...]:
+        """The reset of the session, to be sent behind the end of the branch; nothing if the session cannot
+        pipeline, or if it will be closed."""
+        if not self._pipelines or not self._handle.undoubt_reusable:
+            return ()
+        return reset_steps(self.session.intro.synchronous_commit, self._slot.timeouts_ms)
 
     async def forget(self) -> None:
         """PostgreSQL keeps no record of heuristic outcomes: nothing to do."""
@@ -377,18 +452,22 @@ class PostgresBranch:
         if self._released:
             return  # the session may already be lent to another branch
         self._released = True
-        busy = self._handle.undoubt_end()
+        reset, self.session.behind = self.session.behind, None
+        # Where a reset was sent, the application's use had ended before.
+        busy = self._handle.undoubt_end() if reset is None else False
+        self.session.drop_ahead()
         # Behind a pooler a reset could reach a server process other than the one that was used.
-        self._slot.used = self._handle.undoubt_used and not self._session.intro.pooled
+        self._slot.used = self._handle.undoubt_used and not self.session.intro.pooled
+        self._slot.reset = reset
         self._slot.stale = self._handle.undoubt_stale
         if busy or not self._handle.undoubt_reusable:
-            self._session.discard()
+            self.session.discard()
         self._around.give_back(self._slot)
 
     def _stop_application(self) -> None:
         if self._handle.undoubt_end():
             # The effect of the running statement is not known yet, and its answer belongs to the application.
-            self._session.discard()
+            self.session.discard()
             raise self._failed(STILL_RUNNING)
 
     def _swallowed(self, how: str) -> BranchFailed:
@@ -399,7 +478,7 @@ class PostgresBranch:
 
     def _refused(self, error: ServerError) -> BranchFailed:
         if schema_changed(error):
-            self._session.discard()  # the next session checks the schema anew
+            self.session.discard()  # the next session checks the schema anew
         return branch_failure(self._around.name, error, self._handle.undoubt_failure)
 
     def _failed(self, message: str) -> BranchFailed:
@@ -511,12 +590,21 @@ def _reported_place(text: str, intro: ServerParameters) -> Place | None:
 
 
 async def end_prepared(
-    session: ServerSession, gid: Gid | Foreign, order: Decision, timeout_s: float
+    session: ServerSession,
+    gid: Gid | Foreign,
+    order: Decision,
+    timeout_s: float,
+    *,
+    behind: Sequence[Step] = (),
 ) -> Settled:
-    """COMMIT PREPARED or ROLLBACK PREPARED, in the current role of the session. Raises the errors of
-    ``session``."""
+    """COMMIT PREPARED or ROLLBACK PREPARED, in the current role of the session, and the steps ``behind`` it,
+    which are not waited for. Raises the errors of ``session``."""
     verb = "commit" if order is Decision.COMMIT else "rollback"
-    answer = await session.script(f"{verb} prepared {literal(str(gid))}", timeout_s=timeout_s)
+    command = f"{verb} prepared {literal(str(gid))}"
+    if behind:
+        answer = (await session.pipeline([Step(command)], behind=behind, timeout_s=timeout_s)).last
+    else:
+        answer = await session.script(command, timeout_s=timeout_s)
     if order is Decision.ABORT:
         return Settled.APPLIED
     warning = answer.unconfirmed

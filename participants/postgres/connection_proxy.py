@@ -4,12 +4,13 @@ application uses, and the code that both drivers' connections share."""
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from undoubt.participants.errors import UsageError
 from undoubt.participants.ids import Gid
-from undoubt.participants.postgres.session import ServerError, ServerSession
+from undoubt.participants.postgres.deadlines import Deadlines
+from undoubt.participants.postgres.session import ServerError, ServerSession, Step
 
 _BLANK = r"(?:\s|--[^\n]*\n|/\*.*?\*/)*"
 _COMMITS = re.compile(
@@ -28,6 +29,16 @@ def outlives_reset(statement: str) -> bool:
     False does not prove that it leaves nothing. The reset of a session fails if a prepared statement is left;
     a library that a function has loaded is not detected."""
     return _OUTLIVES.search(statement) is not None
+
+
+_REPLACES = re.compile(
+    r"\b(?:prepare|deallocate|discard|call|do(?!\s+(?:nothing|update)\b))\b", re.IGNORECASE
+)
+
+
+def may_replace_statements(statement: str) -> bool:
+    """Whether ``statement``, of an application, may remove or replace prepared statements of its session."""
+    return _REPLACES.search(statement) is not None
 
 
 _CHANGED = re.compile(r"(?:INSERT \d+|UPDATE|DELETE|MERGE) [1-9]")
@@ -85,6 +96,12 @@ class Handle(Protocol):
         ...
 
     @property
+    def undoubt_keeps(self) -> bool:
+        """Whether the statements that the engine keeps prepared in the session are still there, as far as the
+        application's statements show."""
+        ...
+
+    @property
     def undoubt_stale(self) -> bool:
         """Whether a statement failed because its prepared statement is no longer valid."""
         ...
@@ -109,6 +126,7 @@ class ApplicationSide:
     that only look like one, such as the body of a function."""
     undoubt_reusable: bool = True
     undoubt_stale: bool = False
+    undoubt_keeps: bool = False
     undoubt_failure: ServerError | None = None
 
 
@@ -123,6 +141,23 @@ class LendingSession(ServerSession, Protocol):
     def keep_own_statements(self) -> None:
         """Allow named prepared statements for the engine's own statements: the session is never lent, and
         one server process answers it."""
+        ...
+
+    @property
+    def begins_ahead(self) -> bool:
+        """Whether :meth:`ahead` can be used now."""
+        ...
+
+    def ahead(self, steps: Sequence[Step]) -> None:
+        """Send ``steps`` immediately before the next statement of the application, or of this session,
+        whichever comes first, without waiting for their answers. If they fail, the session is closed; the
+        application's statement does not run, and raises the error."""
+        ...
+
+    async def find_pipeline(self, deadlines: Deadlines, timeout_s: float) -> bool:
+        """Find out by trying whether this session can pipeline; sessions behind a pooler are not asked.
+        False: it cannot, and has been closed. Raises ``ServerError``, ``NoAnswer``, ``NotSent`` if it is
+        lost."""
         ...
 
     def handle(self, gid: Gid) -> Handle:

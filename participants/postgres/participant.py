@@ -41,10 +41,12 @@ from undoubt.participants.postgres.branch import PostgresBranch, Surroundings
 from undoubt.participants.postgres.checkup import Checkup
 from undoubt.participants.postgres.connecting import Connector, Handles, introduce
 from undoubt.participants.postgres.connection_proxy import Handle, LendingSession
+from undoubt.participants.postgres.deadlines import Deadlines
 from undoubt.participants.postgres.history import draw
 from undoubt.participants.postgres.in_doubt import list_prepared
 from undoubt.participants.postgres.on_connect import Hook, OnConnect
 from undoubt.participants.postgres.one_phase import OnePhase
+from undoubt.participants.postgres.pipeline import begin_steps, reset_steps, setting_steps
 from undoubt.participants.postgres.pool import Pool, Slot
 from undoubt.participants.postgres.roles import beginning, missing_grant, owned, reset_role
 from undoubt.participants.postgres.session import (
@@ -54,6 +56,7 @@ from undoubt.participants.postgres.session import (
     PipelinedSession,
     ServerError,
     ServerSession,
+    Step,
     drain_discarded,
 )
 from undoubt.participants.postgres.session_setup import (
@@ -79,6 +82,9 @@ log = logging.getLogger(__name__)
 PROBE_S = 3.0
 """How long an idle session may take to begin a branch before another session is tried: a firewall may have
 dropped the connection without notice."""
+PROVEN_S = 1.0
+"""How long after its last answer a session is taken for alive: later, a branch begins in a round trip, since
+a statement of the application that was sent on a dead session could not be repeated on another."""
 PROBE_SHARE = 3
 """The same wait is also at most the transaction's timeout divided by this number."""
 
@@ -115,6 +121,7 @@ class PostgresParticipant:
         )
         self._connector = connector
         self._libpq: PsycopgConnector | None = None
+        self._deadlines = Deadlines()
         self._hook = Hook(name, settings.init, on_connect)
         idle_s = settings.connections_idle_s
         self._pool: Pool[LendingSession] = Pool(
@@ -271,7 +278,7 @@ class PostgresParticipant:
             session.discard()
             raise participant_error(self._name, error) from error
 
-    async def _connect(self) -> LendingSession:
+    async def _connect(self, *, pipeline: bool = True) -> LendingSession:
         session = await self._connector.connect()
         try:
             session.intro = beginning(self._name, session.intro, self._settings.owners)
@@ -282,7 +289,19 @@ class PostgresParticipant:
             if session.intro.as_login:
                 await self._become_login(session)
             await self._hook.run(session, self._settings.connect_timeout_s)
-        return session
+        if not (pipeline and self._settings.pipeline) or await self._finds_pipeline(session):
+            return session
+        return await self._connect(pipeline=False)
+
+    async def _finds_pipeline(self, session: LendingSession) -> bool:
+        try:
+            return await session.find_pipeline(self._deadlines, self._settings.statement_timeout_s)
+        except (ServerError, NoAnswer, NotSent) as error:
+            session.discard()
+            raise participant_error(self._name, error) from error
+        except BaseException:
+            session.discard()
+            raise
 
     async def _clean(self, slot: Slot[LendingSession]) -> None:
         patience_s = min(self._settings.statement_timeout_s, PROBE_S)
@@ -294,7 +313,7 @@ class PostgresParticipant:
     ) -> Exception | None:
         """Begin the branch. None if it has begun; the error if the connection was lost."""
         timeouts = timeouts_ms(timeout_s, slot.session.intro)
-        script = begin_script(slot, gid, branch_name(gid, key, known_pid(slot.session)), timeouts)
+        name = branch_name(gid, key, known_pid(slot.session))
         patience_s = self._settings.statement_timeout_s
         if not slot.fresh:
             # Behind a pooler a branch may have to wait for a server.
@@ -303,7 +322,7 @@ class PostgresParticipant:
         dirty = slot.used
         begun = False
         try:
-            await slot.session.script(script, timeout_s=patience_s)
+            await self._send_begin(slot, gid, name, timeouts, patience_s)
             begun = True
         except (NoAnswer, NotSent) as error:
             if isinstance(error, AnswerTimedOut) and slot.fresh:
@@ -320,6 +339,32 @@ class PostgresParticipant:
         slot.used = False
         slot.timeouts_ms = timeouts
         return None
+
+    async def _send_begin(
+        self,
+        slot: Slot[LendingSession],
+        gid: Gid,
+        name: str,
+        timeouts: tuple[int, int],
+        patience_s: float,
+    ) -> None:
+        """Begin and marker: ahead of the application's first statement, where the session can do that and has
+        answered within the last :data:`PROVEN_S` seconds, otherwise in a round trip. Raises the errors of the
+        session."""
+        session = slot.session
+        synchronous_commit = session.intro.synchronous_commit
+        before: tuple[Step, ...] = ()
+        if slot.used:
+            before = reset_steps(synchronous_commit, timeouts)
+        elif slot.timeouts_ms != timeouts:
+            before = setting_steps(synchronous_commit, timeouts)
+        proven = before or asyncio.get_running_loop().time() < slot.idle_since + PROVEN_S
+        if not proven or not session.begins_ahead:
+            await session.script(begin_script(slot, gid, name, timeouts), timeout_s=patience_s)
+            return
+        if before:
+            await session.pipeline(before, timeout_s=patience_s)
+        session.ahead(begin_steps(gid, name, session.intro))
 
     async def in_doubt(self) -> Sequence[PreparedBranch]:
         return await list_prepared(self._management, self._settings.owners)

@@ -13,7 +13,7 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from undoubt.participants.errors import ParticipantUnavailable
 from undoubt.participants.postgres.session import ServerSession
@@ -40,6 +40,9 @@ class Slot(Generic[S]):
     """An application has used it, and may have left settings, a role, locks, temporary tables."""
     stale: bool = False
     """Its prepared statements are no longer valid, because the schema was changed."""
+    reset: asyncio.Future[Any] | None = None
+    """The answers to the reset that was sent behind the end of its last branch; None if none was sent. On
+    success nothing of the application is left."""
     timeouts_ms: tuple[int, int] | None = None
     """lock_timeout and idle_in_transaction_session_timeout as set by undoubt; None: the server's own
     values."""
@@ -71,7 +74,7 @@ class Pool(Generic[S]):
         self._idle: list[Slot[S]] = []
         """Idle sessions; the one that was used last is at the end."""
         self._lent: set[S] = set()
-        self._cleaning: dict[asyncio.Task[None], Slot[S]] = {}
+        self._cleaning: dict[asyncio.Future[Any], Slot[S]] = {}
         self._connecting = 0
         """The number of places that are taken for sessions that are being opened."""
         self._waiting: deque[asyncio.Future[Slot[S] | None]] = deque()
@@ -114,9 +117,14 @@ class Pool(Generic[S]):
             return
         self._lent.discard(slot.session)
         slot.fresh = False
+        reset, slot.reset = slot.reset, None
         if slot.stale:
             slot.session.discard()
-        self._shelve(slot)
+        if reset is not None and not slot.session.broken:
+            self._cleaning[reset] = slot
+            reset.add_done_callback(self._has_reset)
+        else:
+            self._shelve(slot)
         if slot.stale:
             # Statements that other sessions prepared before the schema changed are no longer valid either.
             self.drop_idle()
@@ -227,13 +235,13 @@ class Pool(Generic[S]):
             slot.session.discard()
             self._place_is_free()
             return
+        slot.idle_since = asyncio.get_running_loop().time()
         while self._waiting:
             waiter = self._waiting.popleft()
             if not waiter.done():
                 self._lent.add(slot.session)
                 waiter.set_result(slot)
                 return
-        slot.idle_since = asyncio.get_running_loop().time()
         self._idle.append(slot)
         if self._timer is None or self._timer_due > slot.idle_since + CLEAN_AFTER_S:
             self._set_timer()
@@ -287,7 +295,14 @@ class Pool(Generic[S]):
             if slot.used:
                 slot.session.discard()
 
-    def _has_cleaned(self, task: asyncio.Task[None]) -> None:
+    def _has_reset(self, reset: asyncio.Future[Any]) -> None:
+        if reset.cancelled() or reset.exception() is not None:
+            self._cleaning[reset].session.discard()
+        else:
+            self._cleaning[reset].used = False
+        self._has_cleaned(reset)
+
+    def _has_cleaned(self, task: asyncio.Future[Any]) -> None:
         slot = self._cleaning.pop(task)
         if not task.cancelled():
             task.exception()  # an error needs no handling: the session is closed

@@ -164,6 +164,15 @@ select pg_catalog.set_config('application_name',
          false),
        {durable}
 
+-- name: guard_row
+-- Like guard_prepare, in a pipeline, where the transaction id and the position in the WAL can be a row.
+select case when pg_catalog.current_setting('undoubt.tx', true) operator(pg_catalog.=) {marker}
+            then pg_catalog.pg_current_xact_id()::pg_catalog.text
+            else (('undoubt marker ' operator(pg_catalog.||)
+                     coalesce(pg_catalog.current_setting('undoubt.tx', true), ''))::pg_catalog.int4)
+                   ::pg_catalog.text end,
+       {position}, {durable}
+
 -- name: guard_position
 pg_catalog.pg_lsn_send(pg_catalog.pg_current_wal_insert_lsn())
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 FATAL = frozenset({"FATAL", "PANIC"})
@@ -100,6 +100,31 @@ class CommandResult:
 
 
 @dataclass(frozen=True, slots=True)
+class Step:
+    """One statement, its parameters ``$1 …`` as text. ``keep``: the session may keep it prepared, under a
+    name that it draws at random."""
+
+    sql: str
+    values: tuple[str, ...] = field(default=(), repr=False)
+    keep: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """The answers to a pipeline: for each step its command tag and its rows, as text; and the notices that
+    the server sent in between."""
+
+    tags: list[str]
+    rows: list[list[tuple[str | None, ...]]]
+    notices: list[Notice]
+
+    @property
+    def last(self) -> CommandResult:
+        """The answer to the last step."""
+        return CommandResult(self.tags[-1], standby_warning(self.notices) if self.notices else None)
+
+
+@dataclass(frozen=True, slots=True)
 class ServerParameters:
     """What the server reported about itself when the session was opened. Times are in seconds, 0 for no
     limit.
@@ -179,6 +204,28 @@ class ServerSession(Protocol):
 
     async def rows(self, sql: str, *args: object, timeout_s: float) -> Sequence[Row]:
         """The rows of one statement with parameters. Raises as :meth:`script` does."""
+        ...
+
+    @property
+    def pipelines(self) -> bool:
+        """Whether :meth:`pipeline` can be used now."""
+        ...
+
+    async def pipeline(
+        self, steps: Sequence[Step], *, behind: Sequence[Step] = (), timeout_s: float
+    ) -> Answers:
+        """Send ``steps``, and wait for their answers: a step runs only if all steps before it have succeeded.
+        ``behind`` is sent in the same piece as a pipeline of its own, which runs whatever became of the
+        first; whether it succeeds shows in ``self.behind``. Raises the first ``ServerError`` of a step,
+        ``NoAnswer``, ``NotSent``."""
+        ...
+
+    behind: asyncio.Future[Answers] | None
+    """What became of what the last :meth:`pipeline` sent behind its steps, None if it sent nothing; the
+    answers may be empty."""
+
+    def drop_ahead(self) -> None:
+        """Drop the steps that wait for the next statement, if any: nothing of them was sent."""
         ...
 
     def keep_statements(self) -> None:

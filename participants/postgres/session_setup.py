@@ -104,10 +104,10 @@ def begin_script(slot: Slot[S], gid: Gid, name: str, timeouts: tuple[int, int]) 
     intro = slot.session.intro
     if intro.pooled:
         return local_script(gid, name, intro, timeouts, begin="begin")
-    begin = ["begin", *(["set local role none"] if intro.as_login else []), *_marks(gid, name)]
+    begin = ["begin", *(["set local role none"] if intro.as_login else []), *mark_statements(gid, name)]
     before = [query("reset")] if slot.used else []
     if slot.used or slot.timeouts_ms != timeouts:
-        before += _settings(intro, timeouts, "set")
+        before += setting_statements(intro.synchronous_commit, timeouts, "set")
     if before:
         # In a separate transaction: UNLISTEN forbids PREPARE, and a rollback would undo the settings.
         before = ["begin", *before, "commit"]
@@ -117,7 +117,9 @@ def begin_script(slot: Slot[S], gid: Gid, name: str, timeouts: tuple[int, int]) 
 def clean_script(slot: Slot[S]) -> str:
     """One simple query that cleans an idle session that an application has used. It sets the timeouts of its
     last branch again, which the next branch is likely to need as well."""
-    settings = [] if slot.timeouts_ms is None else _settings(slot.session.intro, slot.timeouts_ms, "set")
+    settings: list[str] = []
+    if slot.timeouts_ms is not None:
+        settings = setting_statements(slot.session.intro.synchronous_commit, slot.timeouts_ms, "set")
     return "; ".join([query("reset"), *settings])
 
 
@@ -131,22 +133,25 @@ def local_script(
 
 def local_statements(gid: Gid, name: str, intro: ServerParameters, timeouts: tuple[int, int]) -> list[str]:
     """The statements that set up a branch in a transaction that has begun; their effects end with it."""
-    return [*_marks(gid, name), *_settings(intro, timeouts, "set local")]
+    return [*mark_statements(gid, name), *setting_statements(intro.synchronous_commit, timeouts, "set local")]
 
 
-def _marks(gid: Gid, name: str) -> list[str]:
+def mark_statements(gid: Gid, name: str) -> list[str]:
+    """The statements that mark the transaction of a branch; ``name`` comes from :func:`branch_name`."""
     return [
         f"set local undoubt.tx = {literal(marker(gid))}",
         f"set local application_name = {literal(name)}",
     ]
 
 
-def _settings(intro: ServerParameters, timeouts: tuple[int, int], how: str) -> list[str]:
+def setting_statements(synchronous_commit: str, timeouts: tuple[int, int], how: str) -> list[str]:
+    """The statements that give a session the timeouts of a branch, ``how``: ``set`` or ``set local``;
+    ``synchronous_commit`` is the server's own value."""
     lock_ms, idle_ms = timeouts
     settings = [
         f"{how} lock_timeout = '{lock_ms}ms'",
         f"{how} idle_in_transaction_session_timeout = '{idle_ms}ms'",
     ]
-    if intro.synchronous_commit not in _SYNCHRONOUS:
+    if synchronous_commit not in _SYNCHRONOUS:
         settings.append(f"{how} synchronous_commit = 'on'")
     return settings

@@ -27,17 +27,20 @@ KINDS = ("asyncpg", "psycopg")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Every test that talks to a server runs over each driver; a module's own ``KINDS`` says otherwise."""
+    """Every test that talks to a server runs over each driver, and in each way: undoubt's own statements in
+    pipelines, or as scripts. A module's own ``KINDS`` and ``WAYS`` say otherwise."""
     if inspect.iscoroutinefunction(metafunc.function):
-        metafunc.parametrize("kind", getattr(metafunc.module, "KINDS", KINDS), indirect=True)
+        kinds = getattr(metafunc.module, "KINDS", KINDS)
+        ways = getattr(metafunc.module, "WAYS", support.WAYS)
+        metafunc.parametrize("kind", [kind + way for kind in kinds for way in ways], indirect=True)
 
 
 @pytest.fixture(autouse=True)
 def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """What the test's participants are made of."""
+    """What the test's participants are made of: the part of :data:`support.kind` without the way."""
     chosen = str(getattr(request, "param", "asyncpg"))
     monkeypatch.setattr(support, "kind", chosen)
-    return chosen
+    return chosen.removesuffix(support.SCRIPTS)
 
 
 @pytest.fixture(scope="package")

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import select
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,6 +14,7 @@ import pytest
 from psycopg.rows import dict_row
 
 from undoubt.participants.contract import Branch
+from undoubt.participants.postgres.session import Step
 
 
 def at(branch: Branch) -> Any:
@@ -85,6 +86,35 @@ async def is_lost(branch: Branch) -> None:
     else:
         while not connection.is_closed():
             await asyncio.sleep(0.005)
+
+
+def only_the_last(session: Any) -> None:
+    """From now on a round trip of ``session`` sends only its last statement."""
+    script, pipeline = session.script, session.pipeline
+
+    async def shorter_script(sql: str, *, timeout_s: float) -> Any:
+        return await script(sql.rpartition(";")[2], timeout_s=timeout_s)
+
+    async def shorter_pipeline(
+        steps: Sequence[Step], *, behind: Sequence[Step] = (), timeout_s: float
+    ) -> Any:
+        return await pipeline(steps[-1:], behind=behind, timeout_s=timeout_s)
+
+    session.script, session.pipeline = shorter_script, shorter_pipeline
+
+
+def spoil(session: Any) -> None:
+    """From now on each script of ``session`` fails, and what goes behind a pipeline."""
+    script, pipeline = session.script, session.pipeline
+
+    async def spoilt_script(sql: str, *, timeout_s: float) -> Any:
+        return await script(f"select 1/0; {sql}", timeout_s=timeout_s)
+
+    async def spoilt_pipeline(steps: Sequence[Step], *, behind: Sequence[Step] = (), timeout_s: float) -> Any:
+        spoilt = (Step("select 1/0"), *behind) if behind else ()
+        return await pipeline(steps, behind=spoilt, timeout_s=timeout_s)
+
+    session.script, session.pipeline = spoilt_script, spoilt_pipeline
 
 
 @contextmanager

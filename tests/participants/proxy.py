@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
+import subprocess
+import tempfile
 from types import TracebackType
 from urllib.parse import urlsplit
 
@@ -15,10 +18,11 @@ class Proxy:
     there are, and closes none, as a firewall does that has forgotten them, and new ones work; ``cut`` closes
     all connections, to the client at once, to the server as a lost client's; ``end`` says goodbye to the
     clients, as a server does that goes down in good order. What the server says arrives ``late_s`` seconds
-    late, as over a network.
+    late, as over a network. With ``tls`` the clients speak TLS with it, whatever the server can.
     """
 
-    def __init__(self, dsn: str, late_s: float = 0.0) -> None:
+    def __init__(self, dsn: str, late_s: float = 0.0, *, tls: ssl.SSLContext | None = None) -> None:
+        self._tls = tls
         self._late_s = late_s
         parts = urlsplit(dsn)
         self._host, self._port = parts.hostname or "", parts.port or 0
@@ -76,6 +80,10 @@ class Proxy:
             await asyncio.wait(self._tasks)
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._tls is not None:
+            await reader.readexactly(8)  # SSLRequest
+            writer.write(b"S")
+            await writer.start_tls(self._tls)
         far_reader, far_writer = await asyncio.open_connection(self._host, self._port)
         self._writers |= {writer, far_writer}
         self._clients.add(writer)
@@ -105,3 +113,15 @@ class Proxy:
                 writer.close()
             self._writers.discard(writer)
             self._clients.discard(writer)
+
+
+def tls_context() -> ssl.SSLContext:
+    """Of a server with a certificate that nobody else has signed."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    with tempfile.TemporaryDirectory(prefix="undoubt-tls-") as folder:
+        key, certificate = f"{folder}/key", f"{folder}/crt"
+        command = ["openssl", "req", "-x509", "-newkey", "ed25519", "-nodes", "-days", "2"]
+        command += ["-subj", "/CN=localhost", "-keyout", key, "-out", certificate]
+        subprocess.run(command, check=True, capture_output=True)
+        context.load_cert_chain(certificate, key)
+    return context

@@ -23,9 +23,13 @@ NONCE = "0123456789abcdef"
 KEY = SessionKey(b"the key of this session")
 SETTINGS = {"lock_timeout": "20s"}
 
+SCRIPTS = "+scripts"
+WAYS = ("", SCRIPTS)
+"""What follows the driver in :data:`kind`: undoubt's own statements are pipelined, or sent as scripts."""
+
 kind = "asyncpg"
-"""Of the participants that :func:`participant_at` makes; ``asyncpg``, ``psycopg`` or
-``psycopg-sync``."""
+"""Of the participants that :func:`participant_at` makes; ``asyncpg``, ``psycopg`` or ``psycopg-sync``, and
+one of :data:`WAYS`."""
 
 _seqs = itertools.count(1)
 
@@ -63,7 +67,8 @@ def claim(branch: Branch, pid: int = 0) -> Claim:
 def participant_at(dsn: str, *, on_connect: OnConnect | None = None, **settings: Any) -> PostgresParticipant:
     """Participant ``p``, with short timeouts unless told."""
     options = {"statement_timeout_s": 10.0, "connect_timeout_s": 10.0, "connections_max": 8, **settings}
-    driver, _, sync = kind.partition("-")
+    options.setdefault("pipeline", not kind.endswith(SCRIPTS))
+    driver, _, sync = kind.removesuffix(SCRIPTS).partition("-")
     settings_ = ParticipantSettings(dsn=dsn, driver=driver, **options)
     handles: Handles = "sync" if sync else "async"
     return PostgresParticipant("p", settings_, ledger_id=LEDGER, handles=handles, on_connect=on_connect)

@@ -9,6 +9,8 @@ from undoubt.participants.errors import ParticipantUnavailable
 from undoubt.participants.postgres.schema import migrate
 from undoubt.participants.settings import ParticipantSettings
 
+WAYS = ("",)
+
 KINDS = ("asyncpg",)
 """Migrations have a connection of their own, whatever the participant's driver."""
 

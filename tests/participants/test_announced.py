@@ -18,6 +18,8 @@ from undoubt.participants.ids import Gid
 from undoubt.participants.postgres import PostgresParticipant
 from undoubt.participants.postgres.announced import AnnouncedBranch
 
+WAYS = ("",)
+
 
 class Caller:
     """A service with a driver of its own."""

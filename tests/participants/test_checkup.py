@@ -18,6 +18,8 @@ from undoubt.participants.ids import Protocol
 from undoubt.participants.postgres.schema import migrate
 from undoubt.participants.settings import ParticipantSettings
 
+WAYS = ("",)
+
 
 @asynccontextmanager
 async def checked(dsn: str, **settings: Any) -> AsyncIterator[dict[str, Finding]]:

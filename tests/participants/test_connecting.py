@@ -17,6 +17,8 @@ from undoubt.embedded import EmbeddedServer
 from undoubt.participants.contract import Evidence, Settled, Vote, XactStatus
 from undoubt.participants.errors import ParticipantRefused, ParticipantUnavailable
 
+WAYS = ("",)
+
 
 @pytest.fixture(scope="module")
 def guarded() -> Iterator[EmbeddedServer]:

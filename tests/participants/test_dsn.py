@@ -28,6 +28,8 @@ from undoubt.participants.errors import ParticipantError, ParticipantRefused
 from undoubt.participants.postgres.asyncpg.dsn import connect_arguments, password_for
 from undoubt.participants.postgres.dsn import read_dsn
 
+WAYS = ("",)
+
 ODD = 'O\'Brien "x" & ü/?#%'
 
 

@@ -11,6 +11,8 @@ from undoubt.participants.contract import Decision, Settled, Vote
 from undoubt.participants.postgres import schema
 from undoubt.participants.settings import ParticipantSettings
 
+WAYS = ("",)
+
 TIMEOUTS = {
     "statement_timeout": 0,
     "lock_timeout": 0,

@@ -16,6 +16,8 @@ from undoubt.embedded import EmbeddedServer
 from undoubt.participants.contract import Decision, Settled, Vote
 from undoubt.participants.ids import Foreign
 
+WAYS = ("",)
+
 JUNK = {"SQL_ASCII": b"\xff", "WIN1252": b"\x81", "EUC_JP": b"\xad\xa1"}
 """Bytes that clients may send there; the first has no meaning in UTF-8, the second is no character."""
 

@@ -21,6 +21,8 @@ from undoubt.participants.postgres.roles import grants
 from undoubt.participants.settings import ParticipantSettings
 from undoubt.participants.three_phase import BranchState, Charter, Event, Termination
 
+WAYS = ("",)
+
 
 @pytest_asyncio.fixture
 async def hardened(noted: Database) -> AsyncIterator[Database]:

@@ -73,7 +73,7 @@ async def test_answer_to_prepare_lost_while_its_session_is_closed(
     prepare = asyncio.create_task(branch.prepare())
     await is_prepared(database, gid)
     closing = asyncio.create_task(remote.close())
-    while not branch._session.broken:  # type: ignore[attr-defined]
+    while not branch.session.broken:  # type: ignore[attr-defined]
         await asyncio.sleep(0.005)
     proxy.end()
     with pytest.raises(PrepareUnanswered):

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from tests.participants.hands import at, sql_error
+from tests.participants.hands import at, only_the_last, sql_error
 from tests.participants.support import (
     KEY,
     WRITE,
@@ -49,15 +49,10 @@ async def test_tag_other_than_commit(participant: PostgresParticipant, database:
     """The tag is looked at too: here the guard is passed and the transaction fails after it."""
     branch = await participant.begin(gid, timeout_s=30)
     await at(branch).execute(WRITE)
-    session = branch._session  # type: ignore[attr-defined]
-    plain = session.script
-
-    async def failing_in_between(sql: str, *, timeout_s: float) -> object:
-        with sql_error("22012"):
-            await plain("select 1/0", timeout_s=10)
-        return await plain("commit", timeout_s=timeout_s)
-
-    session.script = failing_in_between
+    session = branch.session  # type: ignore[attr-defined]
+    with sql_error("22012"):
+        await session.script("select 1/0", timeout_s=10)
+    only_the_last(session)
     with pytest.raises(BranchFailed, match="ROLLBACK"):
         await branch.commit_one_phase()
     assert await database.balance() == 100

@@ -33,6 +33,8 @@ from undoubt.participants.findings import Severity
 from undoubt.participants.ids import Gid
 from undoubt.participants.postgres import PostgresParticipant
 
+WAYS = ("",)
+
 
 @pytest_asyncio.fixture(params=[True, False], ids=["declared", "undeclared"])
 async def participant(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.participants.hands import at, sql_error
+from tests.participants.hands import at, only_the_last, sql_error
 from tests.participants.support import WRITE, Database, new_gid
 from undoubt.participants.contract import Settled, Vote, Work
 from undoubt.participants.errors import BranchFailed
@@ -79,17 +79,11 @@ async def test_tag_other_than_prepare_transaction_is_an_abort_vote(
 ) -> None:
     """The tag is looked at too: here the guard is passed and the transaction fails after it."""
     branch = await participant.begin(gid, timeout_s=30)
-    session = branch._session  # type: ignore[attr-defined]
-    plain = session.script
-
-    async def failing_in_between(sql: str, *, timeout_s: float) -> object:
-        with sql_error("22012"):
-            await plain("select 1/0", timeout_s=10)
-        return await plain(sql.rpartition(";")[2], timeout_s=timeout_s)
-
-    session.script = failing_in_between
+    session = branch.session  # type: ignore[attr-defined]
+    with sql_error("22012"):
+        await session.script("select 1/0", timeout_s=10)
+    only_the_last(session)
     result = await branch.prepare()
-    session.script = plain
     assert result.vote is Vote.ABORT
     assert "ROLLBACK" in str(result.reason)
     assert await database.prepared() == []
@@ -140,7 +134,7 @@ async def test_read_only_commit_is_guarded(
 ) -> None:
     """A reading branch that is no longer the branch must not commit what was put in its place."""
     branch = await participant.begin(gid, timeout_s=30)
-    session = branch._session  # type: ignore[attr-defined]
+    session = branch.session  # type: ignore[attr-defined]
     assert await branch.poll() is Work.READ_ONLY
     if typed == "select 1/0":
         with sql_error("22012"):

@@ -21,6 +21,8 @@ from undoubt.participants.errors import BranchFailed, ParticipantRefused, Partic
 from undoubt.participants.ids import Gid
 from undoubt.participants.postgres import PostgresParticipant
 
+WAYS = ("",)
+
 TABLE = "create table account (id int primary key, balance int); insert into account values (1, 100)"
 WRITE = "update account set balance = 90 where id = 1"
 

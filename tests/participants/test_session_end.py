@@ -18,7 +18,8 @@ from undoubt.participants.errors import BranchFailed, ParticipantError
 from undoubt.participants.ids import Gid
 from undoubt.participants.postgres import PostgresParticipant
 from undoubt.participants.postgres.asyncpg.connection import BranchConnection
-from undoubt.participants.postgres.asyncpg.session import Listening, read_session_end
+from undoubt.participants.postgres.asyncpg.line import Line
+from undoubt.participants.postgres.asyncpg.wire import read_session_end
 from undoubt.participants.postgres.psycopg.session import PsycopgSession
 from undoubt.participants.postgres.session import ServerError
 from undoubt.participants.postgres.sqlstate import with_setting
@@ -103,7 +104,7 @@ def interrupted(database: Database, branch: Branch, end: End) -> asyncio.Task[No
 
 async def is_over(branch: Branch) -> None:
     """Once the client's side of its session, which the application has no more, could know that it ended."""
-    session: Any = branch._session  # type: ignore[attr-defined]
+    session: Any = branch.session  # type: ignore[attr-defined]
     if isinstance(session, PsycopgSession):
         while not select.select([session.pgconn.socket], [], [], 0)[0]:
             await asyncio.sleep(0.005)
@@ -281,7 +282,7 @@ def test_the_end_of_a_session_behind_an_answer_is_read(data: bytes, ends: bool) 
     passed: list[bytes] = []
     protocol = SimpleNamespace(data_received=passed.append)
     transport = SimpleNamespace(get_protocol=lambda: protocol, set_protocol=lambda _: None)
-    listening = Listening(SimpleNamespace(_transport=transport))
+    listening = Line(SimpleNamespace(_transport=transport))
     listening.data_received(data)
     assert passed == [data]
     assert (listening.end is not None and listening.end.sqlstate == "25P03") is ends

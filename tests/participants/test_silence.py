@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.participants.hands import at, sql_error
+from tests.participants.hands import at, spoil, sql_error
 from tests.participants.proxy import Proxy
 from tests.participants.support import WRITE, Database, new_gid, participant_at
 from undoubt.participants.contract import Branch, Decision, Settled, Vote
@@ -149,21 +149,20 @@ async def test_a_branch_that_deallocates_statements_can_be_asked(database: Datab
 
 
 async def test_what_the_last_application_left_cannot_fail_the_next_branch(
-    database: Database, monkeypatch: pytest.MonkeyPatch
+    database: Database,
 ) -> None:
     """A session that cannot be cleaned is closed, and nothing was begun: another one serves."""
     participant = participant_at(database.dsn, connections_max=1)
     branch = await participant.begin(new_gid(), timeout_s=30)
     pid = at(branch).get_server_pid()
     await at(branch).execute("select 1")
-    session: Any = branch._session  # type: ignore[attr-defined]
-    await ended([branch])
-    script = session.script
-
-    async def spoilt(sql: str, *, timeout_s: float) -> Any:
-        return await script(f"select 1/0; {sql}", timeout_s=timeout_s)
-
-    monkeypatch.setattr(session, "script", spoilt)
+    session: Any = branch.session  # type: ignore[attr-defined]
+    if session.pipelines:
+        spoil(session)
+        await ended([branch])
+    else:
+        await ended([branch])
+        spoil(session)
     after = await participant.begin(new_gid(), timeout_s=30)
     assert at(after).get_server_pid() != pid
     await ended([after])

@@ -209,13 +209,13 @@ async def test_fatal_error_says_nothing(
     branch = await participant.begin(gid, timeout_s=30)
     await at(branch).execute(WRITE)
     assert await branch.poll() is Work.WRITES
-    session = branch._session  # type: ignore[attr-defined]
+    session = branch.session  # type: ignore[attr-defined]
 
-    async def fatal(sql: str, *, timeout_s: float) -> object:
+    async def fatal(*_: object, **__: object) -> object:
         session.discard()
         raise ServerError("57P01", "terminating connection due to administrator command", fatal=True)
 
-    session.script = fatal
+    session.script = session.pipeline = fatal
     if call == "prepare":
         with pytest.raises(PrepareUnanswered):
             await branch.prepare()

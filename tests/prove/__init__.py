@@ -34,6 +34,8 @@ The proofs, and under each what only it uses; then what several use:
 :mod:`.operators`            generates acts of operators on every ledger.
 :mod:`.operators_model`      says what each act has to do.
 :mod:`.impostor`             lets roles of the databases forge names, notes, waits, functions and defaults.
+:mod:`.guard`                attacks the marker of a branch and the statements that look at it, in every way.
+:mod:`.guard_attacks`        lists these attacks.
 :mod:`.poison`               sends every field of every call at its bounds and beyond them.
 :mod:`.disk`                 makes disks of nodes hang, slow, fail and fill up.
 :mod:`.disk_node`            is a node's process on such a disk.

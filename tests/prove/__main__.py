@@ -19,6 +19,7 @@ PROOFS = {
     "f0": "tests.prove.f0",
     "frameworks": "tests.prove.frameworks",
     "grow": "tests.prove.grow",
+    "guard": "tests.prove.guard",
     "hostile": "tests.prove.hostile",
     "house": "tests.prove.house",
     "impostor": "tests.prove.impostor",

@@ -23,11 +23,15 @@ from undoubt.participants.postgres.connection_proxy import (
     after_branch,
     changed_rows,
     may_commit,
+    may_replace_statements,
     outlives_reset,
 )
 from undoubt.participants.postgres.session import FATAL, ServerError
+from undoubt.participants.postgres.sqlstate import participant_error
 
 if TYPE_CHECKING:
+    from undoubt.participants.postgres.asyncpg.line import Line
+
     Connection = asyncpg.Connection[asyncpg.Record]
 
 _REFUSED = {
@@ -70,10 +74,18 @@ class BranchConnection(ApplicationSide):
     raised by calls that would end or outlive the branch, and by every call after the branch's end.
     """
 
+    undoubt_keeps = True
+
     def __init__(
-        self, connection: Connection, gid: Gid, ended: Callable[[], ServerError | None] = lambda: None
+        self,
+        connection: Connection,
+        gid: Gid,
+        ended: Callable[[], ServerError | None] = lambda: None,
+        line: Line | None = None,
     ) -> None:
-        """``ended`` returns the server's reason for ending the session."""
+        """``ended`` returns the server's reason for ending the session. ``line`` may hold back what begins
+        the branch, until the first statement."""
+        self._undoubt_line = line
         self._undoubt_connection = connection
         self._undoubt_gid = gid
         self._undoubt_session_end = ended
@@ -154,6 +166,8 @@ class BranchConnection(ApplicationSide):
 
     def _undoubt_plain(self, name: str, method: Any, *args: Any, **options: Any) -> Any:
         self._undoubt_check(name)
+        if self._undoubt_line is not None:
+            self._undoubt_line.send_held()  # a cursor sends its statements by itself
         return method(*args, **options)
 
     @contextmanager
@@ -162,11 +176,15 @@ class BranchConnection(ApplicationSide):
         self.undoubt_used = True
         forgets = isinstance(query, str) and self._undoubt_look_at(query)
         self._undoubt_running += 1
+        if self._undoubt_line is not None:
+            self._undoubt_line.send_held()
         try:
             yield
         except Exception as error:
             if isinstance(error, _STALE):
                 self.undoubt_stale = True
+            if self._undoubt_line is not None and (failed := self._undoubt_line.failed_begin) is not None:
+                raise participant_error(self._undoubt_gid.participant, failed) from error
             reason = self._undoubt_reason(error)
             if isinstance(reason, asyncpg.PostgresError):
                 self.undoubt_failure = as_failure(reason)
@@ -195,6 +213,8 @@ class BranchConnection(ApplicationSide):
     def _undoubt_look_at(self, query: str) -> bool:
         """Note the effects of ``query`` on the session, which the end of the branch does not undo. True if
         the server may have dropped statements that asyncpg has prepared."""
+        if self.undoubt_keeps and may_replace_statements(query):
+            self.undoubt_keeps = False
         forgets = _FORGETS.search(query) is not None
         if forgets or outlives_reset(query):
             self.undoubt_reusable = False

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import logging
+import secrets
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
@@ -16,9 +18,13 @@ from undoubt.participants.postgres.asyncpg.connection import (
     session_end,
     severity_of,
 )
+from undoubt.participants.postgres.asyncpg.line import Line
+from undoubt.participants.postgres.deadlines import Deadlines
+from undoubt.participants.postgres.pipeline import BEGIN, ROLLBACK
 from undoubt.participants.postgres.session import (
     CLOSE_TIMEOUT_S,
     FATAL,
+    Answers,
     AnswerTimedOut,
     CommandResult,
     NoAnswer,
@@ -27,6 +33,7 @@ from undoubt.participants.postgres.session import (
     Row,
     ServerError,
     ServerParameters,
+    Step,
     close_in_background,
     keep,
     standby_warning,
@@ -36,9 +43,7 @@ if TYPE_CHECKING:
     from undoubt.participants.postgres.asyncpg.connection import Connection
     from undoubt.participants.postgres.on_connect import OnConnect
 
-_ERROR = b"E"
-_HEADER_BYTES = 5
-_ENDING = tuple(f"{severity}\0".encode() for severity in FATAL)
+log = logging.getLogger(__name__)
 
 TRANSLATED = (
     asyncpg.PostgresError,
@@ -56,26 +61,31 @@ class AsyncpgSession:
     intro: ServerParameters
 
     def __init__(self, connection: Connection) -> None:
+        self.behind: asyncio.Future[Answers] | None = None
         self.connection = connection
         self.pid: int = connection.get_server_pid()
         self._broken = False
         self._abandoned = False
         self._notices: list[Notice] = []
-        self._listening = Listening.to(connection)
+        self.line = Line.to(connection)
+        self._pipelines = False
         connection.add_log_listener(self._note)
 
     @property
     def ended(self) -> ServerError | None:
         """The server's reason for ending the session, if it sent one while no statement was running."""
-        return None if self._listening is None else self._listening.end
+        return None if self.line is None else self.line.end
 
     @property
     def broken(self) -> bool:
-        return self._broken or self.connection.is_closed()
+        line = self.line
+        return self._broken or self.connection.is_closed() or (line is not None and bool(line.failed_begin))
 
     @property
     def in_transaction(self) -> bool:
-        return not self.connection.is_closed() and self.connection.is_in_transaction()
+        if self.connection.is_closed():
+            return False
+        return self.connection.is_in_transaction() if self.line is None else self.line.in_transaction
 
     @property
     def application_name(self) -> str:
@@ -84,6 +94,7 @@ class AsyncpgSession:
     async def script(self, sql: str, *, timeout_s: float) -> CommandResult:
         self._notices.clear()
         self._check()
+        self._send_held()
         try:
             tag = await self.connection.execute(sql, timeout=timeout_s)
         except TRANSLATED as error:
@@ -99,6 +110,7 @@ class AsyncpgSession:
 
     async def rows(self, sql: str, *args: object, timeout_s: float) -> Sequence[Row]:
         self._check()
+        self._send_held()
         try:
             # As fetch() does it, but without the codecs that the application may have set for this
             # connection.
@@ -110,6 +122,84 @@ class AsyncpgSession:
             self.discard()  # as above
             raise
         return rows
+
+    @property
+    def pipelines(self) -> bool:
+        line = self.line
+        return (
+            self._pipelines
+            and not self.broken
+            and line is not None
+            and line.can_be_lent
+            and self.connection.get_settings().client_encoding == "UTF8"
+        )
+
+    @property
+    def begins_ahead(self) -> bool:
+        # asyncpg takes the connection for being in a transaction since the last time that it was in one.
+        return self.pipelines and self.connection.is_in_transaction()
+
+    def ahead(self, steps: Sequence[Step]) -> None:
+        self._lent().hold(steps)
+
+    def drop_ahead(self) -> None:
+        if self.line is not None:
+            self.line.drop_held()
+
+    async def pipeline(
+        self, steps: Sequence[Step], *, behind: Sequence[Step] = (), timeout_s: float
+    ) -> Answers:
+        self._check()
+        answers, *later = self._lent().send([steps, behind] if behind else [steps], timeout_s)
+        self.behind = later[0] if later else None
+        try:
+            return await answers
+        except ServerError as error:
+            if error.fatal:
+                self.discard()
+            raise
+        except BaseException:
+            # Lost, late, cancelled, or an unexpected error: the state of this session is not known now.
+            self.discard()
+            raise
+
+    def _lent(self) -> Line:
+        if self.line is None:
+            raise NotSent("the connection is closed")
+        return self.line
+
+    async def find_pipeline(self, deadlines: Deadlines, timeout_s: float) -> bool:
+        line = self.line
+        if line is None or self.intro.pooled:
+            return True
+        try:
+            line.set_up(deadlines)
+        except (AttributeError, TypeError) as error:
+            log.warning("undoubt's statements are not pipelined: asyncpg cannot be lent: %r", error)
+            return True  # nothing was sent yet
+        self._pipelines = True
+        try:
+            return await self._probe(line, timeout_s)
+        except AnswerTimedOut as error:
+            log.warning("undoubt's statements are not pipelined: asyncpg cannot be lent: %r", error)
+            self.discard()
+            return False
+
+    async def _probe(self, line: Line, timeout_s: float) -> bool:
+        """Whether both ways work: asyncpg's answer behind a prefix of ours, and then a pipeline. On success
+        asyncpg takes the connection for being in a transaction, as ``begins_ahead`` requires."""
+        token = secrets.token_hex(8)
+        line.hold([BEGIN, Step(f"set local undoubt.tx = '{token}'")])
+        tag = (await self.script("select 1", timeout_s=timeout_s)).tag
+        sound = tag == "SELECT 1" and self.connection.is_in_transaction() and self.pipelines
+        if sound:
+            ask = Step("select pg_catalog.current_setting('undoubt.tx'), $1::pg_catalog.text", (token,))
+            answers = await self.pipeline([ask, ROLLBACK], timeout_s=timeout_s)
+            sound = answers.rows[0] == [(token, token)] and not self.in_transaction and self.begins_ahead
+        if not sound:
+            log.warning("undoubt's statements are not pipelined: asyncpg could not be lent")
+            self.discard()
+        return sound
 
     def keep_statements(self) -> None:
         self.connection._stmt_cache_enabled = True  # type: ignore[attr-defined]
@@ -129,7 +219,7 @@ class AsyncpgSession:
                 self.connection.add_log_listener(self._note)  # a reset() in the hook would have removed it
 
     def handle(self, gid: Gid) -> BranchConnection:
-        return BranchConnection(self.connection, gid, lambda: self.ended)
+        return BranchConnection(self.connection, gid, lambda: self.ended, self.line)
 
     def abandon(self) -> None:
         """Send nothing more through the session, and leave the connection open: it belongs to the
@@ -137,15 +227,23 @@ class AsyncpgSession:
         self._broken = self._abandoned = True
         if not self.connection.is_closed():
             self.connection.remove_log_listener(self._note)
-            if self._listening is not None:
-                self._listening.stop()
+            if self.line is not None:
+                self.line.stop()
 
     def discard(self) -> None:
         self._broken = True
         if self._abandoned or self.connection.is_closed():
             return
+        running = self.line is not None and self.line.unanswered
+        if self.line is not None:
+            self.line.drop_held()
+            self.line.give_up(NoAnswer("the session was closed"))
         # Closing takes time: asyncpg waits for the cancellation that it has sent.
-        close_in_background(_close(self.connection))
+        close_in_background(_close(self.connection, cancel=running))
+
+    def _send_held(self) -> None:
+        if self.line is not None:
+            self.line.send_held()
 
     def _check(self) -> None:
         if self.broken:
@@ -173,8 +271,12 @@ class AsyncpgSession:
         )
 
 
-async def _close(connection: Connection) -> None:
+async def _close(connection: Any, *, cancel: bool) -> None:
+    """Close ``connection``; ``cancel``: a statement that asyncpg does not know of may be running."""
     try:
+        if cancel:
+            async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                await connection._cancel(asyncio.get_running_loop().create_future())
         await connection.close(timeout=CLOSE_TIMEOUT_S)
     except TRANSLATED:
         connection.terminate()
@@ -201,72 +303,3 @@ def translate(error: BaseException) -> ServerError | NoAnswer | NotSent:
             return AnswerTimedOut("no answer in time")
         case _:
             return NoAnswer(str(error) or type(error).__name__)
-
-
-class Listening(asyncio.Protocol):
-    """Receives the calls of the transport of an asyncpg connection in place of asyncpg's protocol, reads the
-    server's reason for ending the session, and passes every call on."""
-
-    def __init__(self, connection: Any) -> None:
-        self.end: ServerError | None = None
-        """The server's reason for ending the session, None as long as there is none."""
-        self._transport: asyncio.Transport = connection._transport
-        self._protocol: Any = self._transport.get_protocol()
-        self._transport.set_protocol(self)
-
-    @classmethod
-    def to(cls, connection: Any) -> Listening | None:
-        """The ``Listening`` of ``connection``, made if there is none yet; None if the connection is
-        closed."""
-        if connection.is_closed():
-            return None
-        there = connection._transport.get_protocol()
-        return there if isinstance(there, Listening) else cls(connection)
-
-    def stop(self) -> None:
-        """Stop reading: give the connection back to asyncpg's protocol."""
-        if not self._transport.is_closing():
-            self._transport.set_protocol(cast("asyncio.Protocol", self._protocol))
-
-    def data_received(self, data: bytes) -> None:
-        if any(word in data for word in _ENDING):
-            self.end = last_session_end(data) or self.end
-        self._protocol.data_received(data)
-
-    def eof_received(self) -> bool | None:
-        keep_open: bool | None = self._protocol.eof_received()
-        return keep_open
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._protocol.connection_lost(exc)
-
-    def pause_writing(self) -> None:
-        self._protocol.pause_writing()
-
-    def resume_writing(self) -> None:
-        self._protocol.resume_writing()
-
-
-def last_session_end(data: bytes) -> ServerError | None:
-    """The error among the messages in ``data`` that ends the session; None if there is none, or if ``data``
-    does not begin with a message. It may come in one piece with the answer before it: then asyncpg refuses
-    the next statement with an error of its own (``InternalClientError``)."""
-    end, start = None, 0
-    while len(data) - start >= _HEADER_BYTES:
-        if data[start : start + 1] == _ERROR:
-            end = read_session_end(data[start:]) or end
-        start += 1 + int.from_bytes(data[start + 1 : start + _HEADER_BYTES])
-    return end
-
-
-def read_session_end(data: bytes) -> ServerError | None:
-    """The error at the head of ``data`` if that error ends the session, otherwise None."""
-    if data[:1] != _ERROR or len(data) < _HEADER_BYTES:
-        return None
-    fields: dict[str, str] = {}
-    for field in data[_HEADER_BYTES : 1 + int.from_bytes(data[1:_HEADER_BYTES])].split(b"\0"):
-        if field:
-            fields[chr(field[0])] = field[1:].decode("utf-8", "replace")
-    if fields.get("V", fields.get("S")) not in FATAL or "C" not in fields:
-        return None
-    return ServerError(fields["C"], fields.get("M", ""), fatal=True)

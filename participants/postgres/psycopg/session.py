@@ -24,11 +24,14 @@ from psycopg.pq import ConnStatus, DiagnosticField, ExecStatus, PipelineStatus, 
 from psycopg.types import TypesRegistry
 from psycopg.types.array import register_all_arrays
 
-from undoubt.participants.postgres.psycopg import synced
+from undoubt.participants.invariant import invariant
+from undoubt.participants.postgres.deadlines import Deadlines
+from undoubt.participants.postgres.psycopg import pipeline, synced
 from undoubt.participants.postgres.psycopg.gate import Gate
 from undoubt.participants.postgres.session import (
     CLOSE_TIMEOUT_S,
     FATAL,
+    Answers,
     AnswerTimedOut,
     CommandResult,
     NoAnswer,
@@ -37,6 +40,7 @@ from undoubt.participants.postgres.session import (
     Row,
     ServerError,
     ServerParameters,
+    Step,
     close_in_background,
     keep,
     standby_warning,
@@ -99,6 +103,8 @@ class PsycopgSession:
         """The gate of the application's connection of the last branch."""
         self.undone = False
         """Whether a branch, or a part of one, was rolled back in this session."""
+        self.behind: asyncio.Future[Answers] | None = None
+        self._pipelines = False
         self._broken = False
         self._notices: list[Notice] = []
         self._statements: dict[str, bytes] | None = None
@@ -182,6 +188,81 @@ class PsycopgSession:
         message = result.get_error_message().strip() or "the connection was lost"
         return server_error(result) or NoAnswer(message)
 
+    @property
+    def pipelines(self) -> bool:
+        return self._pipelines and not self.broken and self.pgconn.pipeline_status == PipelineStatus.OFF
+
+    async def pipeline(
+        self, steps: Sequence[Step], *, behind: Sequence[Step] = (), timeout_s: float
+    ) -> Answers:
+        self._notices.clear()
+        results = await self._ask(
+            lambda: pipeline.send(self.pgconn, [steps, behind] if behind else [steps]),
+            timeout_s,
+            pipeline.read_to_sync,
+            judged=False,
+        )
+        if self.pgconn.status != ConnStatus.OK:
+            self._judge(results)
+            raise NoAnswer("the connection was lost")
+        answers = pipeline.answers(results, list(self._notices))
+        if not behind:
+            self.pgconn.exit_pipeline_mode()
+        self.undone = self.undone or any(tag.startswith("ROLLBACK") for tag in answers.tags)
+        if behind:
+            reading = asyncio.get_running_loop().create_task(self._read_behind(timeout_s))
+            reading.add_done_callback(_retrieve)
+            self.behind = reading
+        else:
+            self.behind = None
+        self._judge(results)
+        return answers
+
+    async def _read_behind(self, timeout_s: float) -> Answers:
+        pgconn = self.pgconn
+        handler, pgconn.notice_handler = pgconn.notice_handler, self._note
+        done = False
+        try:
+            async with asyncio.timeout(timeout_s):
+                results = await waiting.wait_async(
+                    pipeline.read_to_sync(pgconn), pgconn.socket, interval=WAKE_S
+                )
+            pgconn.exit_pipeline_mode()
+            done = True
+        except (psycopg.Error, TimeoutError) as error:
+            raise NoAnswer(str(error).strip() or "no answer in time") from error
+        finally:
+            pgconn.notice_handler = handler
+            if not done:
+                self.discard()
+        return pipeline.answers(self._judge(results), [])
+
+    @property
+    def begins_ahead(self) -> bool:
+        """libpq has no way to send a statement ahead of one that the application sends outside a pipeline."""
+        return False
+
+    def ahead(self, steps: Sequence[Step]) -> None:
+        invariant(False, "this session begins no branch ahead")
+
+    def drop_ahead(self) -> None:
+        """Does nothing: no steps wait."""
+
+    async def find_pipeline(self, deadlines: Deadlines, timeout_s: float) -> bool:
+        """As declared; ``deadlines`` is not used, since each statement has a timer."""
+        if self.intro.pooled or not psycopg.capabilities.has_pipeline():
+            return True
+        token = secrets.token_hex(8)
+        try:
+            answers = await self.pipeline([Step("select $1::pg_catalog.text", (token,))], timeout_s=timeout_s)
+        except AnswerTimedOut:
+            answers = None
+        self._pipelines = answers is not None and answers.rows == [[(token,)]]
+        if not self._pipelines:
+            log.warning("undoubt's statements are not pipelined: libpq gave no answer in its pipeline mode")
+            self.discard()
+        return self._pipelines
+
     def keep_statements(self) -> None:
         """Does nothing: what the engine asks in the application's session is asked once for each branch, and
         the application may deallocate all names."""
@@ -230,7 +311,11 @@ class PsycopgSession:
         if self._broken:
             return
         self._broken = True
-        if self.gate is not None and self.gate.busy:
+        if self.behind is not None and not self.behind.done():
+            # The connection must not be freed while the event loop waits for its socket.
+            self.behind.cancel()
+            close_in_background(_finish_after(self.behind, self.pgconn))
+        elif self.gate is not None and self.gate.busy:
             # The connection must not be freed while an operation uses it: the operation is interrupted, and
             # the connection is closed when the operation has ended.
             close_in_background(interrupt(self.pgconn))
@@ -240,15 +325,23 @@ class PsycopgSession:
         else:
             self.pgconn.finish()
 
-    async def _ask(self, send: Callable[[], None], timeout_s: float) -> list[PGresult]:
-        """Send, and wait for all results. Raises ``ServerError``, ``NoAnswer``, ``NotSent``."""
+    async def _ask(
+        self,
+        send: Callable[[], None],
+        timeout_s: float,
+        read: Callable[[PGconn], Any] = generators.execute,
+        *,
+        judged: bool = True,
+    ) -> list[PGresult]:
+        """Send, and wait for all results; ``judged``: all of them must have succeeded. Raises
+        ``ServerError``, ``NoAnswer``, ``NotSent``."""
         pgconn = self.pgconn
         handler, pgconn.notice_handler = pgconn.notice_handler, self._note
         asking = None
         try:
             self._check()
             send()
-            asking = generators.execute(pgconn)
+            asking = read(pgconn)
             async with asyncio.timeout(timeout_s):
                 results = await waiting.wait_async(asking, pgconn.socket, interval=WAKE_S)
         except TimeoutError:
@@ -264,7 +357,7 @@ class PsycopgSession:
             raise
         finally:
             pgconn.notice_handler = handler
-        return self._judge(results)
+        return self._judge(results) if judged else results
 
     def _check(self) -> None:
         """Raise ``NotSent`` if the connection cannot be used; nothing has been sent yet, so no outcome is in
@@ -349,6 +442,17 @@ def server_error(result: PGresult) -> ServerError | None:
         hint=field(result, DiagnosticField.MESSAGE_HINT),
         fatal=severity_of(result) in FATAL,
     )
+
+
+def _retrieve(task: asyncio.Task[Answers]) -> None:
+    if not task.cancelled():
+        task.exception()  # perhaps it is not awaited any more
+
+
+async def _finish_after(reading: asyncio.Future[Answers], pgconn: PGconn) -> None:
+    """Close a connection once the task ``reading`` has stopped using it."""
+    await asyncio.wait([reading])
+    await cancel_and_finish(pgconn)
 
 
 async def cancel_and_finish(pgconn: PGconn) -> None:
