@@ -35,7 +35,7 @@ from undoubt.participants.foreign_ground import ALONE_WRITING
 from undoubt.participants.ids import Gid, SessionKey
 from undoubt.participants.invariant import InvariantViolation
 from undoubt.participants.postgres.admin_pool import Management, refuse_standby
-from undoubt.participants.postgres.branch import commit_guard, confirmation
+from undoubt.participants.postgres.guard import commit_guard, confirmation
 from undoubt.participants.postgres.history import columns, place_in
 from undoubt.participants.postgres.in_doubt import widen
 from undoubt.participants.postgres.roles import owned

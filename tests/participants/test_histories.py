@@ -31,7 +31,7 @@ from undoubt.participants.contract import Decision, Evidence, Settled, Vote, Xac
 from undoubt.participants.findings import Finding, Severity
 from undoubt.participants.ids import NO_KEY, TxId
 from undoubt.participants.postgres import PostgresParticipant
-from undoubt.participants.postgres.branch import REPORT_BYTES_MAX, read_report, report_head
+from undoubt.participants.postgres.guard import REPORT_BYTES_MAX, read_report, report_head
 from undoubt.participants.postgres.history import draw, place_of
 from undoubt.participants.postgres.schema import migrate, restored
 from undoubt.participants.postgres.session import ServerParameters

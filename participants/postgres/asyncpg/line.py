@@ -48,7 +48,7 @@ _NO_STATEMENT = "26000"
 """invalid_sql_statement_name: the application has removed what the session kept prepared."""
 
 
-class Kept:
+class KeptStatements:
     """The statements that a session keeps prepared."""
 
     def __init__(self) -> None:
@@ -73,7 +73,7 @@ class Exchange:
 
     __slots__ = ("_kept", "_parsing", "answers", "data", "deadline", "error", "quiet", "result", "steps")
 
-    def __init__(self, steps: Sequence[Step], kept: Kept, *, quiet: bool = False) -> None:
+    def __init__(self, steps: Sequence[Step], kept: KeptStatements, *, quiet: bool = False) -> None:
         """``quiet``: only whether the steps succeed is of interest; the answers stay empty."""
         self.quiet = quiet
         self.steps = len(steps)
@@ -175,7 +175,7 @@ class Line(asyncio.Protocol):
         """asyncpg's buffer is empty: see rule 1."""
         self._status: bytes | None = None
         """The state of the transaction, None if asyncpg knows it better."""
-        self._kept = Kept()
+        self._kept = KeptStatements()
         self._idle_check: Any = None
         self.deadlines: Deadlines | None = None
         self._transport.set_protocol(self)
