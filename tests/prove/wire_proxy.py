@@ -72,8 +72,8 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Strike:
-    """``place`` may be a text instead: the first message whose label begins with it, behind ``passing`` other
-    ones. ``hold_s``: how long a message is held back, if it is."""
+    """``place`` may be a text instead: the first message whose label, or its text, begins with it,
+    behind ``passing`` other ones. ``hold_s``: how long a message is held back, if it is."""
 
     place: Place | str
     fault: Fault
@@ -206,7 +206,11 @@ class Wire:
         if self._strike is None or self.struck:
             return None
         wanted = self._strike.place
-        if not (label.startswith(wanted) if isinstance(wanted, str) else place == wanted):
+        if not (
+            wanted in {label[: len(wanted)], label[2:][: len(wanted)]}
+            if isinstance(wanted, str)
+            else place == wanted
+        ):
             return None
         if self._passing:
             self._passing -= 1
@@ -229,6 +233,8 @@ class _Link:
         self._server_reader, self._server = server
         self._judge = judge
         self._frontend, self._backend = _Frames(typed=False), _Frames(typed=True)
+        self._prepared: dict[bytes, bytes] = {}
+        """What the client has prepared under a name, by that name."""
         self._owed = 0
         """Answers that the server has not given yet: one ReadyForQuery each."""
         self._held = asyncio.Event()
@@ -332,6 +338,10 @@ class _Link:
             kind = chr(frame[0])
             text = frame[5:].split(b"\0")
             said = b"" if kind not in "QP" else text[0] if kind == "Q" else text[1]
+            if kind == "P" and text[0]:
+                self._prepared[text[0]] = said
+            elif kind == "B" and text[1]:
+                said = self._prepared.get(text[1], b"")
             words = " ".join(said[:LABEL_BYTES_MAX].decode(errors="replace").split())
             return f"{kind} {words}".strip(), kind != "X"
         self._frontend.just_typed = False
