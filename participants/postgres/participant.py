@@ -122,6 +122,8 @@ class PostgresParticipant:
         self._connector = connector
         self._libpq: PsycopgConnector | None = None
         self._deadlines = Deadlines()
+        self._tries_pipeline = settings.pipeline
+        """False once the driver has turned out not to allow it: then every session would find out slowly."""
         self._hook = Hook(name, settings.init, on_connect)
         idle_s = settings.connections_idle_s
         self._pool: Pool[LendingSession] = Pool(
@@ -278,7 +280,7 @@ class PostgresParticipant:
             session.discard()
             raise participant_error(self._name, error) from error
 
-    async def _connect(self, *, pipeline: bool = True) -> LendingSession:
+    async def _connect(self) -> LendingSession:
         session = await self._connector.connect()
         try:
             session.intro = beginning(self._name, session.intro, self._settings.owners)
@@ -289,9 +291,10 @@ class PostgresParticipant:
             if session.intro.as_login:
                 await self._become_login(session)
             await self._hook.run(session, self._settings.connect_timeout_s)
-        if not (pipeline and self._settings.pipeline) or await self._finds_pipeline(session):
+        if not self._tries_pipeline or await self._finds_pipeline(session):
             return session
-        return await self._connect(pipeline=False)
+        self._tries_pipeline = False
+        return await self._connect()
 
     async def _finds_pipeline(self, session: LendingSession) -> bool:
         try:

@@ -27,7 +27,9 @@ from undoubt.participants.sql import literal
 
 _GUARD_COLUMNS = 4
 
-BEGIN = Step("begin", keep=True)
+BEGIN = Step("begin")
+"""Not kept prepared: if a function of the database had replaced it, the statements of the application behind
+it would run outside the branch. Of the other statements the tag is checked, or the guard stops them."""
 COMMIT = Step("commit", keep=True)
 ROLLBACK = Step("rollback", keep=True)
 
@@ -35,7 +37,7 @@ ROLLBACK = Step("rollback", keep=True)
 def begin_steps(gid: Gid, name: str, intro: ServerParameters) -> list[Step]:
     """Begin and marker, which may travel ahead of the application's first statement. They take no snapshot,
     so that the application can still choose its isolation level."""
-    role = [Step("set local role none", keep=True)] if intro.as_login else []
+    role = [Step("set local role none")] if intro.as_login else []
     return [BEGIN, *role, *map(Step, mark_statements(gid, name))]
 
 

@@ -9,10 +9,12 @@ from typing import Any
 import asyncpg
 import pytest
 import pytest_asyncio
+import uvloop
 
 from tests.participants.hands import at
 from tests.participants.proxy import Proxy, tls_context
 from tests.participants.support import WRITE, Database, new_gid, participant_at
+from undoubt.embedded import EmbeddedServer
 from undoubt.participants.contract import Branch, Settled, Vote
 from undoubt.participants.errors import ParticipantError
 from undoubt.participants.postgres import PostgresParticipant
@@ -131,6 +133,25 @@ async def test_prefix_that_fails(
     await after.release()
 
 
+async def test_prefix_that_fails_before_there_is_a_statement(
+    one: PostgresParticipant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some calls of the application send nothing by themselves: asyncpg must not be told of an error then."""
+    monkeypatch.setattr(participant_module, "begin_steps", lambda *_: [BEGIN, Step("select 1/0")])
+    faults: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: faults.append(context))
+    branch = await one.begin(new_gid(), timeout_s=30)
+    assert branch.connection.get_settings().client_encoding == "UTF8"
+    async with asyncio.timeout(LIMIT_S):
+        while not branch.connection.is_closed():
+            await asyncio.sleep(0.005)
+    with pytest.raises(ParticipantError, match="division by zero"):
+        await at(branch).execute(WRITE)
+    await branch.rollback()
+    await branch.release()
+    assert faults == []
+
+
 async def test_busy_driver_is_not_lent(one: PostgresParticipant, database: Database) -> None:
     """A statement that the application has prepared runs past the branch's connection: two answers would be
     mixed up."""
@@ -225,7 +246,8 @@ async def test_branch_without_a_statement_sends_nothing(one: PostgresParticipant
 async def test_driver_that_cannot_be_lent(
     one: PostgresParticipant, database: Database, monkeypatch: pytest.MonkeyPatch, lacking: str
 ) -> None:
-    """Found when it is connected; the scripts work on."""
+    """Found when it is connected; the scripts work on. An answer that does not come is not waited for by every
+    session."""
     if lacking == "own check":
         monkeypatch.delattr(asyncpg.protocol.protocol, "PreparedStatementState")
     else:
@@ -236,6 +258,15 @@ async def test_driver_that_cannot_be_lent(
     assert (await branch.prepare()).vote is Vote.PREPARED
     assert await branch.commit() is Settled.APPLIED
     await branch.release()
+    if lacking == "own check":
+        return
+    monkeypatch.undo()
+    one._pool.drop_idle()
+    after = await one.begin(new_gid(), timeout_s=30)
+    assert session_of(after) is not session_of(branch)
+    assert not session_of(after).pipelines
+    await after.rollback()
+    await after.release()
 
 
 HIDDEN = """create function hidden(again text) returns void language plpgsql as $$ declare n text; begin
@@ -265,6 +296,66 @@ async def test_kept_guard_that_a_function_removes(
     await branch.rollback()
     await branch.release()
     assert await database.prepared() == []
+
+
+ALL_HIDDEN = """create function all_hidden() returns void language plpgsql as $$ declare n text; begin
+  for n in select name from pg_prepared_statements loop
+    execute format('deallocate %I', n);
+    execute format('prepare %I as select 1', n);
+  end loop;
+end $$"""
+
+
+async def test_begin_that_a_function_replaces(one: PostgresParticipant, database: Database) -> None:
+    """Also if all that a session keeps is replaced, the check for that included: the next branch begins."""
+    await database.admin.execute(ALL_HIDDEN)
+    branch = await one.begin(new_gid(), timeout_s=30)
+    await at(branch).execute(WRITE)
+    await branch.rollback()
+    await branch.release()
+    branch = await one.begin(new_gid(), timeout_s=30)
+    await at(branch).fetchval("select all_hidden()")
+    await branch.rollback()
+    await branch.release()
+    after = await one.begin(new_gid(), timeout_s=30)
+    await at(after).execute(WRITE)
+    assert await database.balance() == 100, "as everybody else sees it"
+    await after.rollback()
+    await after.release()
+    assert await database.balance() == 100
+
+
+def test_under_uvloop(server: EmbeddedServer) -> None:
+    """Its transports are others than asyncio's; with TLS, and given up while lent."""
+
+    async def run() -> None:
+        dsn = await server.create_database("under_uvloop")
+        admin = await asyncpg.connect(dsn)
+        await admin.execute("create table account (id int, balance int); insert into account values (1, 100)")
+        async with Proxy(dsn, tls=tls_context()) as proxy:
+            for reached in (dsn, proxy.dsn + "?sslmode=require"):
+                participant = participant_at(reached, connections_max=1)
+                for _ in range(3):
+                    branch = await participant.begin(new_gid(), timeout_s=30)
+                    await at(branch).execute(WRITE)
+                    assert session_of(branch).pipelines
+                    assert (await branch.prepare()).vote is Vote.PREPARED
+                    assert await branch.commit() is Settled.APPLIED
+                    await branch.release()
+                branch = await participant.begin(new_gid(), timeout_s=30)
+                await at(branch).execute(WRITE)
+                session = session_of(branch)
+                with pytest.raises(AnswerTimedOut):
+                    await session.pipeline([Step("select pg_sleep(600)")], timeout_s=0.05)
+                await branch.rollback()
+                await branch.release()
+                await gone(Database("under_uvloop", dsn, admin), session.pid)
+                await participant.close()
+        assert await admin.fetchval("select balance from account") == 40
+        await admin.close()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(run())
 
 
 async def test_over_tls(database: Database) -> None:

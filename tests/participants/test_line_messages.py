@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import asyncpg
 import pytest
 
 from undoubt.participants.postgres.asyncpg import wire
@@ -71,6 +72,9 @@ class Driver:
     # The protocol.
     def data_received(self, data: bytes) -> None:
         self.heard.append(data)
+
+    async def close_statement(self, *_: Any) -> None:
+        raise asyncpg.InterfaceError("busy") if self.busy else asyncpg.InternalClientError("in use")
 
     def __getattr__(self, name: str) -> Any:
         if name not in {"eof_received", "connection_lost", "pause_writing", "resume_writing"}:
@@ -147,6 +151,7 @@ async def test_prefix_that_fails(severity: str) -> None:
     driver, line = lent()
     line.hold([Step("begin")])
     line.send_held()
+    driver.busy = True
     line.data_received(error(severity) + READY)
     assert line.failed_begin is not None
     assert driver.heard == [error(severity), *([READY] if severity == "ERROR" else [])]
@@ -154,6 +159,32 @@ async def test_prefix_that_fails(severity: str) -> None:
     line.data_received(READY)
     assert driver.heard[-1] in {READY, error(severity)}
     assert len(driver.heard) == (2 if severity == "ERROR" else 1)
+
+
+async def test_prefix_that_fails_before_there_is_a_statement() -> None:
+    """An idle driver takes an error and a ReadyForQuery for a fault of its own."""
+    driver, line = lent()
+    line.hold([Step("begin")])
+    line.send_held()
+    line.data_received(error("ERROR"))
+    assert line.failed_begin is not None
+    assert (driver.heard, driver.calls) == ([], ["abort"])
+
+
+@pytest.mark.parametrize("size", [1, 6, 1000])
+async def test_end_of_the_session_while_a_prefix_is_held(size: int) -> None:
+    """The driver hears why; and no statement is sent whose begin was dropped."""
+    driver, line = lent()
+    line.hold([Step("begin")])
+    stream = NOTICE + error("FATAL", "57P01")
+    for at in range(0, len(stream), size):
+        line.data_received(stream[at : at + size])
+    assert driver.heard == [NOTICE, error("FATAL", "57P01")]
+    assert line.end is not None
+    assert line.end.sqlstate == "57P01"
+    assert driver.calls == ["abort"]
+    line.send_held()
+    assert driver.written == []
 
 
 async def test_calls_of_the_transport_reach_the_driver() -> None:

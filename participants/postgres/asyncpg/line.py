@@ -317,7 +317,8 @@ class Line(asyncio.Protocol):
             if kind in wire.ASYNCHRONOUS:
                 self._pass_asynchronous(kind, data[at:end])
             elif not self._asked:
-                break
+                self._unasked(data[at:])
+                return
             elif kind == wire.READY:
                 self._ready(data[end - 1 : end])
             elif kind in wire.ANSWERS and self._asked[0].quiet:
@@ -330,11 +331,17 @@ class Line(asyncio.Protocol):
         rest = data[at:]
         if not rest or self.failed_begin is not None:
             return
-        if self._asked or (self.held is not None and rest[:1] in wire.ASYNCHRONOUS):
+        if self._asked or self.held is not None:
             self._buffer = rest
         else:
-            self.held = None
             self._pass_on(rest)
+
+    def _unasked(self, data: bytes) -> None:
+        """``data`` begins with a message that is no answer, mostly the server's reason for ending the
+        session. The prefix cannot travel any more, and no statement may be sent without its prefix."""
+        self.held = None
+        self._pass_on(data)
+        self._transport.abort()
 
     def _pass_asynchronous(self, kind: bytes, message: bytes) -> None:
         if kind == wire.NOTICE and self._asked:
@@ -364,7 +371,8 @@ class Line(asyncio.Protocol):
         self._asked.popleft()
         self.failed_begin = error
         self.give_up(error)
-        if not self._asked:
+        if not self._asked and not self._driver_is_idle():
+            # Otherwise the application has not sent a statement yet, and asyncpg takes no error.
             self._protocol.data_received(message)
             if not error.fatal:
                 self._protocol.data_received(_READY_IDLE)
