@@ -311,10 +311,12 @@ async def test_begin_that_a_function_replaces(one: PostgresParticipant, database
     await database.admin.execute(ALL_HIDDEN)
     branch = await one.begin(new_gid(), timeout_s=30)
     await at(branch).execute(WRITE)
+    assert (await branch.prepare()).vote is Vote.PREPARED
     await branch.rollback()
     await branch.release()
     branch = await one.begin(new_gid(), timeout_s=30)
     await at(branch).fetchval("select all_hidden()")
+    assert (await branch.prepare()).vote is Vote.ABORT
     await branch.rollback()
     await branch.release()
     after = await one.begin(new_gid(), timeout_s=30)
