@@ -298,10 +298,11 @@ async def test_kept_guard_that_a_function_removes(
     assert await database.prepared() == []
 
 
-ALL_HIDDEN = """create function all_hidden() returns void language plpgsql as $$ declare n text; begin
-  for n in select name from pg_prepared_statements loop
+ALL_HIDDEN = """create function all_hidden() returns void language plpgsql as $$ declare n text; p text; begin
+  for n, p in select name, case when statement like '%$1%' then '(text)' else '' end
+              from pg_prepared_statements where name like 'undoubt%' loop
     execute format('deallocate %I', n);
-    execute format('prepare %I as select 1', n);
+    execute format('prepare %I %s as select 1', n, p);
   end loop;
 end $$"""
 
