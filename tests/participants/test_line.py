@@ -246,8 +246,7 @@ async def test_branch_without_a_statement_sends_nothing(one: PostgresParticipant
 async def test_driver_that_cannot_be_lent(
     one: PostgresParticipant, database: Database, monkeypatch: pytest.MonkeyPatch, lacking: str
 ) -> None:
-    """Found when it is connected; the scripts work on. An answer that does not come is not waited for by every
-    session."""
+    """Found when it is connected; the scripts work on. Not every session waits for an answer in vain."""
     if lacking == "own check":
         monkeypatch.delattr(asyncpg.protocol.protocol, "PreparedStatementState")
     else:
