@@ -9,7 +9,7 @@ from dataclasses import replace
 import asyncpg
 import pytest
 
-from tests.participants.support import KEY, Database
+from tests.participants.support import KEY, Database, new_gid
 from tests.pgbouncer import PgBouncer
 from undoubt.embedded import EmbeddedServer
 from undoubt.participants.errors import ParticipantRefused
@@ -205,7 +205,8 @@ async def test_what_is_unfinished_and_what_is_forgotten(rows: Rows) -> None:
 
 async def test_several_databases_can_be_migrated_at_once(server: EmbeddedServer, kind: str) -> None:
     """Broken if two threads of one process destroy each other's migration."""
-    dsns = [await server.create_database(f"at_once_{kind}_{number}") for number in range(4)]
+    once = new_gid().txid.seq
+    dsns = [await server.create_database(f"at_once_{once}_{number}") for number in range(4)]
     await asyncio.gather(*(migrate("orders", ParticipantSettings(dsn=dsn)) for dsn in dsns))
     for dsn in dsns:
         participant = PostgresParticipant(
