@@ -359,12 +359,14 @@ class Coordinator:
     async def new_txid(self, protocol: GidProtocol, timeout_s: float) -> tuple[TxId, Lease]:
         return await self._keeper.begin(timeout_s, bound=protocol is GidProtocol.PAXOS)
 
-    async def claim_key(self, use: KeyUse, timeout_s: float) -> tuple[TxId, Lease] | None:
+    async def claim_key(
+        self, use: KeyUse, timeout_s: float, wait_s: float | None
+    ) -> tuple[TxId, Lease] | None:
         return await use.claim(
             self.ledger,
             lambda: self.new_txid(GidProtocol.TWO_PHASE, timeout_s),
             lambda txid, lease: self._free_key(use.given, txid, lease),
-            timeout_s,
+            timeout_s if wait_s is None else wait_s,
         )
 
     def _free_key(self, given: GivenKey, txid: TxId, lease: Lease) -> None:

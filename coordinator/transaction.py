@@ -201,7 +201,7 @@ class Transaction:
         """Why it was interrupted: timeout, deadlock, lost session, closed coordinator. None if it was not."""
         return self._doom if self._interrupted else None
 
-    async def start(self) -> Transaction:
+    async def start(self, *, key_wait_s: float | None = None) -> Transaction:
         """Begin the transaction without ``async with``; then ``commit`` or ``rollback`` has to be called.
 
         Raises ``LedgerUnavailable`` if the coordinator has lost its session and no new session is opened
@@ -209,15 +209,15 @@ class Transaction:
         when it has begun.
 
         With a key: if another transaction has committed with it, this one is ``repeated`` and has ended.
-        While another one is undecided, waits at most as long as the timeout, then raises ``KeyInUse``. Raises
-        ``OutcomeUnknown`` if it cannot be known any more whether another one has committed.
+        While another one is undecided, waits for ``key_wait_s``, by default as long as the timeout, then
+        raises ``KeyInUse``. Raises ``OutcomeUnknown`` if it is lost whether another one has committed.
         """
         if self._state is not TransactionState.NEW:
             raise UsageError("the transaction has begun already")
         self._host.check_here()
         if self.key_use is None:
             self._txid, self._lease = await self._host.new_txid(self._protocol, self._timeout_s)
-        elif (claimed := await self._host.claim_key(self.key_use, self._timeout_s)) is None:
+        elif (claimed := await self._host.claim_key(self.key_use, self._timeout_s, key_wait_s)) is None:
             self._txid, self._state = self.key_use.first, TransactionState.ENDED
             return self
         else:

@@ -237,10 +237,20 @@ class Book:
         return self._live.get(id_) or self._ended.get(id_)
 
     async def begin(
-        self, owner: str, timeout_s: float | None, protocol: str | None, trace: str
-    ) -> OpenTransaction:
-        """Begin a transaction. Raises :class:`RequestRefused` if too many are open or the sidecar is about to
-        end, and the errors of ``Transaction.start``."""
+        self,
+        owner: str,
+        timeout_s: float | None,
+        protocol: str | None,
+        trace: str,
+        *,
+        key: str | None = None,
+        key_wait_s: float = 0.0,
+    ) -> OpenTransaction | Transaction:
+        """Begin a transaction; or return one that is ``repeated``, if another one has committed with ``key``
+        before. ``key_wait_s``: how long to wait while another one is undecided.
+
+        Raises :class:`RequestRefused` if too many are open or the sidecar is about to end, and the errors of
+        ``Transaction.start``."""
         if self._draining:
             raise busy("Draining", "this sidecar is about to end: use another one", status=503)
         if not may_take(self._held[owner], self.open, self._settings.transactions_max):
@@ -252,13 +262,16 @@ class Book:
         self._beginning += 1
         self._held[owner] += 1
         try:
-            transaction = self.coordinator.transaction(timeout=chosen, protocol=protocol)
-            await transaction.start()
+            transaction = self.coordinator.transaction(timeout=chosen, protocol=protocol, key=key)
+            await transaction.start(key_wait_s=key_wait_s)
         except BaseException:
             self._held[owner] -= 1
             raise
         finally:
             self._beginning -= 1
+        if transaction.repeated:
+            self._held[owner] -= 1
+            return transaction
         entry = OpenTransaction(transaction, owner, datetime.now(UTC) + timedelta(seconds=chosen), trace)
         self._live[entry.id] = entry
         if self._watcher is not None:

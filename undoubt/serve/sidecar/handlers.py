@@ -6,6 +6,7 @@ Each raises :class:`~undoubt.serve.sidecar.problems.RequestRefused`, or an error
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 from collections import Counter
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ import msgspec
 from undoubt.coordinator.errors import OutcomeUnknown
 from undoubt.coordinator.ledger.pages import every_unfinished
 from undoubt.coordinator.ledger.session_mark import is_mark
-from undoubt.coordinator.transaction import CommitResult
+from undoubt.coordinator.transaction import CommitResult, Transaction
 from undoubt.participants.contract import Settled
 from undoubt.participants.ids import InvalidName, TxId
 from undoubt.participants.postgres import PostgresParticipant
@@ -45,12 +46,14 @@ from undoubt.serve.sidecar.types import (
     BeginRequest,
     BegunTransaction,
     BranchRequest,
+    CommitRequest,
     Committed,
     Health,
     Leading,
     NotKnownYet,
     ParticipantInfo,
     ParticipantList,
+    RepeatedTransaction,
     RolledBack,
     StatementRequest,
     TransactionList,
@@ -187,7 +190,17 @@ async def begin(sidecar: Sidecar, request: JudgedRequest) -> Answer:
     request.client.needs("transact")
     wanted = request.given(BeginRequest)
     timeout_s = None if wanted.timeout_ms is None else wanted.timeout_ms / 1000
-    entry = await sidecar.book.begin(request.client.name, timeout_s, wanted.protocol, request.trace)
+    name = request.client.name
+    if wanted.key is None:
+        entry = await sidecar.book.begin(name, timeout_s, wanted.protocol, request.trace)
+    else:
+        with sidecar.waits(request) as wait_s:
+            key = f"{name}:{wanted.key}"  # another client must not read the result
+            entry = await sidecar.book.begin(
+                name, timeout_s, wanted.protocol, request.trace, key=key, key_wait_s=wait_s
+            )
+    if not isinstance(entry, OpenTransaction):
+        return _repeated(entry)
     join = ""
     if sidecar.settings.url:
         expires = entry.expires_at.timestamp()
@@ -200,6 +213,13 @@ async def begin(sidecar: Sidecar, request: JudgedRequest) -> Answer:
         )
     begun = BegunTransaction(entry.id, instant(entry.expires_at), entry.protocol, join)
     return answer(begun, 201, location=f"/v1/transactions/{entry.id}")
+
+
+def _repeated(first: Transaction) -> Answer:
+    result = first.result
+    if isinstance(result, bytes):
+        return answer(RepeatedTransaction(str(first.id), result_base64=base64.b64encode(result).decode()))
+    return answer(RepeatedTransaction(str(first.id), result=result))
 
 
 async def announce(sidecar: Sidecar, request: JudgedRequest) -> Answer:
@@ -322,6 +342,9 @@ async def commit(sidecar: Sidecar, request: JudgedRequest) -> Answer:
         return await _commit_of_others(sidecar, request)
     if entry.active and not entry.branches:
         raise RequestRefused(422, "NothingToCommit", "the transaction has no branch: roll it back")
+    result = request.given(CommitRequest).result
+    if result is not None and entry.active:
+        entry.transaction.result = result
     outcome = await sidecar.book.commit(entry)
     if isinstance(outcome, CommitResult):
         return answer(Committed(entry.id, pending=tuple(map(str, outcome.pending))))

@@ -39,7 +39,8 @@ class Answer:
     @property
     def final(self) -> bool:
         """Whether a repetition of the request gets the same answer."""
-        return self.status < 500 and self.status not in {202, 401, 403, 408, 421, 429}
+        asks_again = "retry-after" in self.headers or self.status in {202, 401, 403, 408, 421, 429}
+        return self.status < 500 and not asks_again
 
 
 @dataclass(slots=True)

@@ -15,6 +15,7 @@ from undoubt import errors
 from undoubt.coordinator.errors import (
     CoordinatorClosed,
     HeuristicOutcome,
+    KeyInUse,
     LedgerError,
     LedgerUnavailable,
     NotPermitted,
@@ -44,6 +45,7 @@ _STATUS: tuple[tuple[type[BaseException], int], ...] = (
     (TransactionAborted, 409),
     (TransactionEnded, 409),
     (HeuristicOutcome, 409),
+    (KeyInUse, 409),
     (OutcomeUnknown, 503),
     (CoordinatorClosed, 503),
     (LedgerUnavailable, 503),
@@ -107,7 +109,8 @@ def refusal_of(error: BaseException) -> RequestRefused:
     if status is None:
         log.error("a request failed unexpectedly", exc_info=error)
         return RequestRefused(500, "InternalError", "unexpected: the sidecar's log has the error")
-    headers = {"Retry-After": str(RETRY_AFTER_S)} if status == 503 else {}
+    again = status == 503 or isinstance(error, KeyInUse)
+    headers = {"Retry-After": str(RETRY_AFTER_S)} if again else {}
     return RequestRefused(status, name_of(error), redact(str(error)), headers=headers, **members_of(error))
 
 
@@ -137,6 +140,8 @@ def members_of(error: BaseException) -> dict[str, object]:
             }
         case OutcomeUnknown():
             found = {"outcome": "unknown", "reason": error.why, "transaction": str(error.txid)}
+        case KeyInUse():
+            found = {"transaction": str(error.txid)}
         case ParticipantError():
             found = _of_cause(error)
         case _:

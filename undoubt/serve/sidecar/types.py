@@ -24,6 +24,16 @@ class BeginRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     coordinator.timeout_s."""
     protocol: ProtocolName | None = None
     """The default is coordinator.protocol."""
+    key: Annotated[str, Meta(min_length=1, max_length=100)] | None = None
+    """Of all transactions of this client with one key, at all sidecars of the ledger, one commits; a
+    repetition gets its result. Only with 2pc."""
+
+
+class CommitRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """All fields are optional."""
+
+    result: Any = None
+    """For a transaction with a key: JSON that a repetition of the key gets."""
 
 
 class BranchRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -77,6 +87,19 @@ class BegunTransaction(msgspec.Struct, frozen=True):
     join: str = ""
     """The value of the header Undoubt-Transaction, with which other services join the transaction through
     their sidecars; empty if sidecar.url is not set. A secret."""
+
+
+class RepeatedTransaction(msgspec.Struct, frozen=True):
+    """A transaction of this client has committed with that key before: nothing was begun."""
+
+    id: TransactionId
+    """Of that transaction."""
+    outcome: Literal["committed"] = "committed"
+    repeated: bool = True
+    result: Any = None
+    """As in the :class:`CommitRequest` of that transaction."""
+    result_base64: str = ""
+    """Instead of ``result``, if a Python application has stored bytes."""
 
 
 class Announced(msgspec.Struct, frozen=True):
