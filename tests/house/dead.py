@@ -42,6 +42,7 @@ HOOKS = {
     "evidence_xid",
     "lacks_entry",
     "prepare_statements",
+    "result_base64",
     "was_prepared",
     # uvicorn reads these attributes of its server.
     "lifespan",

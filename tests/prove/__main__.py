@@ -23,6 +23,7 @@ PROOFS = {
     "hostile": "tests.prove.hostile",
     "house": "tests.prove.house",
     "impostor": "tests.prove.impostor",
+    "keys": "tests.prove.keys",
     "live-recovery": "tests.prove.live_recovery",
     "operators": "tests.prove.operators",
     "partition": "tests.prove.partition",

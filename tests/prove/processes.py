@@ -90,8 +90,16 @@ class Child:
         return False
 
     async def go_on(self) -> None:
+        await self._write(b"")
+
+    async def send(self, message: dict[str, Any]) -> None:
+        """A line of JSON on its stdin. A child that has died meanwhile does not read it."""
+        with contextlib.suppress(ConnectionError):
+            await self._write(json.dumps(message).encode())
+
+    async def _write(self, line: bytes) -> None:
         if self._process.stdin is not None:
-            self._process.stdin.write(b"\n")
+            self._process.stdin.write(line + b"\n")
             await self._process.stdin.drain()
 
     async def kill(self) -> int:
