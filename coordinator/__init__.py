@@ -36,7 +36,6 @@ The modules and rooms, in the order in which a transaction passes them:
 :mod:`.ledger`         records sessions, decisions and heuristic outcomes, durably.
 :mod:`.key_use`        claims a transaction's idempotency key, waits for it, and holds its result.
 :mod:`.results`        encodes the results of transactions with a key.
-:mod:`.lease`          one ledger session with the transactions of this process that run under it.
 :mod:`.retries`        decides whether ``run`` repeats a transaction, and after which pause.
 :mod:`.meter`          declares the methods that receive durations and outcomes, and measures one commit.
 :mod:`.errors`         defines the errors of the coordinator and of the ledger.

@@ -22,8 +22,7 @@ from undoubt.coordinator.errors import (
     WrongProcess,
 )
 from undoubt.coordinator.key_use import KeyUse, check_key, free_key
-from undoubt.coordinator.lease import Lease
-from undoubt.coordinator.ledger.contract import Ledger, RecordedDecision, Session
+from undoubt.coordinator.ledger.contract import Lease, Ledger, RecordedDecision, Session
 from undoubt.coordinator.ledger.pages import every_unfinished
 from undoubt.coordinator.meter import Stopwatch, TransactionMeter
 from undoubt.coordinator.protocols.causes import why_doomed

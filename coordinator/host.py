@@ -10,7 +10,7 @@ from undoubt.participants.ids import Protocol as GidProtocol
 
 if TYPE_CHECKING:
     from undoubt.coordinator.key_use import KeyUse
-    from undoubt.coordinator.lease import Lease
+    from undoubt.coordinator.ledger.contract import Lease
     from undoubt.coordinator.protocols.context import CommitContext, GivenKey
     from undoubt.coordinator.transaction import Transaction
     from undoubt.coordinator.uncancellable import Uncancellable

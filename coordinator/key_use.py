@@ -21,8 +21,7 @@ from undoubt.coordinator.errors import (
     SessionLost,
     VersionHeldBack,
 )
-from undoubt.coordinator.lease import Lease
-from undoubt.coordinator.ledger.contract import Ledger
+from undoubt.coordinator.ledger.contract import Lease, Ledger
 from undoubt.coordinator.ledger.keys import KeyHolder, KeyState, wrong_key
 from undoubt.coordinator.protocols.context import GivenKey, repeat_until_answered
 from undoubt.coordinator.results import decode_result, encode_result

@@ -1,12 +1,13 @@
 """Opens, renews and replaces a coordinator's sessions with the ledger.
 
 A lease is a session with the transactions that run under it
-(:class:`~undoubt.coordinator.lease.Lease`). Its ``floor`` is its lowest sequence number that is still
-undecided in this process: all transactions below it have ended, and the ledger may answer for them. Each
-renewal of the session carries the floor. A lease is replaced after a fixed number of transactions, so that
-each session stays small and the ledger can drop it as a whole after the retention time. A lease that is bound
-to acceptors is also replaced once new sessions would be bound to other acceptors: its running transactions
-finish on the old acceptors; the old session is then closed, which allows the old acceptors to be removed.
+(:class:`~undoubt.coordinator.ledger.contract.Lease`). Its ``floor`` is its lowest sequence number that is
+still undecided in this process: all transactions below it have ended, and the ledger may answer for them.
+Each renewal of the session carries the floor. A lease is replaced after a fixed number of transactions, so
+that each session stays small and the ledger can drop it as a whole after the retention time. A lease that is
+bound to acceptors is also replaced once new sessions would be bound to other acceptors: its running
+transactions finish on the old acceptors; the old session is then closed, which allows the old acceptors to be
+removed.
 
 The table :data:`TRANSITIONS` is the whole state machine of the keeper: it decides whether transactions may
 begin, and whether another session has to be opened. The diagram in ``docs/protocols-background.md`` and the
@@ -28,8 +29,7 @@ from undoubt.coordinator.errors import (
     SessionLost,
     VersionHeldBack,
 )
-from undoubt.coordinator.lease import Lease
-from undoubt.coordinator.ledger.contract import Ledger, Session
+from undoubt.coordinator.ledger.contract import Lease, Ledger, Session
 from undoubt.coordinator.ledger.session_mark import mark
 from undoubt.coordinator.supervision import Supervised, restarts
 from undoubt.participants.ids import TxId

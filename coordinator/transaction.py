@@ -23,7 +23,7 @@ from undoubt.coordinator.cancel_scope import CancelScope
 from undoubt.coordinator.errors import OutcomeUnknown, TransactionAborted, TransactionEnded
 from undoubt.coordinator.host import Host, Opener
 from undoubt.coordinator.key_use import KeyUse
-from undoubt.coordinator.lease import Lease
+from undoubt.coordinator.ledger.contract import Lease
 from undoubt.coordinator.protocols.causes import may_come_of_a_cancellation
 from undoubt.coordinator.protocols.context import (
     CERTAIN_BEFORE_THE_LEDGER,

@@ -173,6 +173,16 @@ async def test_recovery_beside_live_work() -> None:
     assert (told["aborted_alive"], told["left"]) == (0, 0)
 
 
+@pytest.mark.parametrize("ledger", ["sqlite", "postgresql", "raft"])
+async def test_a_key_commits_once(ledger: str) -> None:
+    """Broken if two transactions with one key commit, or a repetition gets another result than the first."""
+    counts = ["--keys", "20", "--kills", "4", "--kills-before", "2"]
+    told = await prove("keys", "--ledger", ledger, *counts, *(["--no-control"] if ledger == "raft" else []))
+    assert (told["calls"], told["keys"], told["executed"]) == (40, 20, 20)
+    assert told["kills"] >= 6
+    assert (told["half_made"], told["wrong_results"], told["unanswered"], told["left"]) == (0, 0, 0, 0)
+
+
 async def test_a_cluster_grows_and_shrinks_under_load() -> None:
     """Broken if a change of members loses a decision, or makes one fail."""
     told = await prove("grow")

@@ -18,6 +18,7 @@ Order for recovery: *first* list prepared branches at a participant, *then* ask 
 
 from __future__ import annotations
 
+import asyncio
 import enum
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Protocol
@@ -27,8 +28,9 @@ import msgspec
 from undoubt.coordinator.ledger.keys import KeyHolder
 from undoubt.coordinator.ledger.locks import LockLedger
 from undoubt.participants.contract import Claim, Decision, Evidence, Settled
-from undoubt.participants.ids import Gid, TxId
+from undoubt.participants.ids import Gid, SessionKey, TxId
 from undoubt.participants.ids import Protocol as GidProtocol
+from undoubt.participants.invariant import invariant
 
 Create = bool | Callable[[], Awaitable[None]]
 """Whether opening a ledger that does not exist may create it. A function is called before the ledger is
@@ -172,6 +174,48 @@ class Session(msgspec.Struct, frozen=True):
 
     def txid(self, seq: int) -> TxId:
         return TxId(self.id, self.nonce, seq)
+
+
+class Lease:
+    """One ledger session with the transactions that run under it in this process. The floor does not pass a
+    transaction before the transaction has ended in this process."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.key = SessionKey(session.key) if session.key else SessionKey.drawn()
+        self._last_seq = 0
+        self._active: dict[int, None] = {}  # insertion order is ascending: the first key is the floor
+        self._when_idle: asyncio.Event | None = None
+
+    @property
+    def begun(self) -> int:
+        return self._last_seq
+
+    @property
+    def floor(self) -> int:
+        return next(iter(self._active), self._last_seq + 1)
+
+    @property
+    def idle(self) -> bool:
+        return not self._active
+
+    def begin(self) -> TxId:
+        self._last_seq += 1
+        self._active[self._last_seq] = None
+        return self.session.txid(self._last_seq)
+
+    def end(self, txid: TxId) -> None:
+        """Remove ``txid``, which has ended in this process."""
+        invariant(txid.session == self.session.id, f"{txid} was not begun under session {self.session.id}")
+        self._active.pop(txid.seq, None)
+        if self._when_idle is not None and not self._active:
+            self._when_idle.set()
+
+    def retire(self, when_idle: asyncio.Event) -> None:
+        """Mark the lease as replaced. ``when_idle`` is set once none of its transactions is left."""
+        self._when_idle = when_idle
+        if self.idle:
+            when_idle.set()
 
 
 class SessionInfo(msgspec.Struct, frozen=True):

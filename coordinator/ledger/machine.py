@@ -225,10 +225,11 @@ class Machine:
                 )
             if book.state is not SessionState.OPEN or txid.seq < book.floor:
                 decision = Decision.ABORT
-        if decision is Decision.COMMIT:
-            self.state.keys.committed(txid, result, self.state.time_ms)
-        else:
-            self.state.keys.free(txid)
+        if self.state.keys.claimed:
+            if decision is Decision.COMMIT:
+                self.state.keys.committed(txid, result, self.state.time_ms)
+            else:
+                self.state.keys.free(txid)
         if self.state.precommitted:
             self.state.precommitted.pop(txid, None)
         if self.state.doomed:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from undoubt.coordinator.lease import Lease
-from undoubt.coordinator.ledger.contract import Session
+from undoubt.coordinator.ledger.contract import Lease, Session
 from undoubt.participants.ids import Gid, Protocol, SessionKey
 
 KEY = b"the key of this session"
