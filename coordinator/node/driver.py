@@ -20,6 +20,7 @@ from undoubt.coordinator.ledger.history import RecentHistory
 from undoubt.coordinator.node.acceptors import NodeAcceptors
 from undoubt.coordinator.node.errors import NodeStopped
 from undoubt.coordinator.node.fsm import NodeStateMachine
+from undoubt.coordinator.node.patience import Patience
 from undoubt.coordinator.node.proposals import Proposals
 from undoubt.coordinator.node.read_index import ReadQueue
 from undoubt.coordinator.node.snapshots import Snapshots
@@ -147,7 +148,9 @@ class Driver:
         self._history = history
         self._acceptors = acceptors
         self._on_change = on_change
+        self._patience = Patience(raft, turns.wake)
         turns.work = self.work
+        turns.on_stop.append(self._patience.stop)
         turns.on_stop.append(self._stopped)
 
     # Inputs.
@@ -191,6 +194,7 @@ class Driver:
             if not ready.committed_entries and not ready.chunks_wanted:
                 break  # nothing that was done can have caused more work
         self._follow_role()
+        self._patience.look()
         waiting = self._replicated.machine.history_waiting + len(self._history.unwritten)
         if waiting >= HISTORY_RECORDS_MAX and not self._disk.full:
             self._snapshots.store_history()

@@ -68,6 +68,7 @@ class NodeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return RaftSettings(
             election_ticks=ticks,
             heartbeat_ticks=1,
+            lazy=True,
             learners_first=True,
             disk_stall_ticks=ticks,
             snapshot_retry_ticks=ticks,

@@ -171,6 +171,18 @@ class Raft:
         return self._state.stalled
 
     @property
+    def holds_back(self) -> bool:
+        """True if this node leads and has entries that are not committed and were not sent to every
+        follower."""
+        state = self._state
+        log = state.log
+        return (
+            state.leads
+            and log.commit < log.last_index
+            and any(progress.next <= log.last_index for _, progress in state.peers())
+        )
+
+    @property
     def successor(self) -> int:
         """The voter to which a leader would best transfer leadership; 0 if there is none, or if this node
         does not lead."""
@@ -219,6 +231,11 @@ class Raft:
         """Ask for a linearizable read. ``context`` comes back in ``read_states`` or in ``reads_lost``.
         Raises NotLeader."""
         replication.ask_read(self._state, context)
+
+    def hurry(self, index: int) -> None:
+        """Send to every follower what a lazy leader holds back, since ``index`` is not committed in time.
+        Others take the place of those followers that were sent it at once and have not acknowledged it."""
+        replication.hurry(self._state, index)
 
     def transfer(self, to: int) -> None:
         """Transfer leadership to the voter ``to``. Raises NotLeader, ConfigRefused."""

@@ -126,7 +126,11 @@ def advance_commit(state: RaftState) -> bool:
 
 
 def flush(state: RaftState) -> None:
-    """Send to each peer what may be sent; everything since the last ``Ready`` is sent together."""
+    """Send to each peer what may be sent; everything since the last ``Ready`` is sent together. A lazy leader
+    sends to the followers that a quorum needs, and to the others only together with a heartbeat, or in a
+    hurry."""
+    everybody = state.heartbeat_due or state.hurried or not _chosen(state)
+    state.hurried = False
     if state.heartbeat_due:
         state.heartbeat_due = False
         state.heartbeat_elapsed = 0
@@ -134,7 +138,51 @@ def flush(state: RaftState) -> None:
             commit = min(progress.match, state.log.commit)
             state.send(Heartbeat(node, state.node, state.term, commit, state.reads.round))
     for node, progress in state.peers():
-        _feed(state, node, progress)
+        if everybody or node in state.fed or progress.pace is not Pace.REPLICATE or progress.nudge:
+            _feed(state, node, progress)
+
+
+def _chosen(state: RaftState) -> bool:
+    """Whether only the followers in ``fed`` need new entries at once; chooses these followers.
+
+    The same followers are fed as long as they answer, since each other one has to get first what it lacks. In
+    a joint configuration, during a transfer of leadership, if the leader's own disk is late, and if too few
+    followers answer, every follower is sent every entry."""
+    configuration = state.history.current
+    if not state.settings.lazy or configuration.joint or state.transferee:
+        return False
+    if state.node not in configuration.incoming or state.log.persisted < state.log.commit:
+        return False  # this node's own disk does not count, or is behind: more followers are needed
+    ready = {
+        node: progress.match
+        for node, progress in state.peers()
+        if node in configuration.incoming
+        and progress.pace is Pace.REPLICATE
+        and progress.active
+        and progress.fit
+    }
+    if not state.fed or not state.fed <= ready.keys():
+        needed = len(configuration.incoming) // 2
+        best = sorted(ready, key=lambda node: (-ready[node], node))[:needed]
+        state.fed = frozenset(best) if len(best) == needed else frozenset()
+    return bool(state.fed)
+
+
+def hurry(state: RaftState, index: int) -> None:
+    """Send everything to every follower. A fed follower that has not acknowledged ``index`` is replaced from
+    now on."""
+    if not state.leads:
+        return
+    state.hurried = True
+    progress = state.tracker.progress
+    late = {node for node in state.fed if node not in progress or progress[node].match < index}
+    if not late:
+        return
+    incoming = state.history.current.incoming
+    others = [node for node in incoming - late - {state.node} if node in progress]
+    others.sort(key=lambda node: (node not in state.fed, -progress[node].match, node))
+    needed = len(incoming) // 2
+    state.fed = frozenset(others[:needed]) if len(others) >= needed else frozenset()
 
 
 def _feed(state: RaftState, node: int, progress: Progress) -> None:

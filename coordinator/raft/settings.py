@@ -14,6 +14,9 @@ class RaftSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     election_ticks: int = 10
     heartbeat_ticks: int = 1
+    lazy: bool = False
+    """True if a leader sends new entries at once only to as many followers as a quorum needs, and to the
+    others with the next heartbeat, or when the driver calls ``Raft.hurry``."""
     learners_first: bool = False
     """True if new members become voters only once they have entries. Then a voter with an empty log has lost
     its log, and with it its votes and acknowledgements, so it grants no vote."""

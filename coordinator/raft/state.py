@@ -265,6 +265,10 @@ class RaftState:
         self.heartbeat_elapsed = 0
         self.timeout_ticks = 0
         self.heartbeat_due = False
+        self.fed: frozenset[int] = frozenset()
+        """The followers to which a lazy leader sends new entries at once."""
+        self.hurried = False
+        """Whether everything has to be sent to every follower now."""
         self.uncommitted_bytes = 0
         self.transferee = 0
         self.transfer_elapsed = 0
@@ -382,7 +386,8 @@ class RaftState:
         self.reads.lost += [*self.reads.waiting, *(read.context for _, read in self.reads.asked)]
         self.reads.waiting, self.reads.asked = [], []
         self.transferee = 0
-        self.heartbeat_due = False
+        self.heartbeat_due = self.hurried = False
+        self.fed = frozenset()
         self.uncommitted_bytes = 0
         self.chunks_wanted = []
 
