@@ -3,8 +3,9 @@ node leads whose disk takes nothing while two healthy voters stand beside it.
 
 Three processes, each on a disk that can be told what to do (:mod:`tests.prove.disk_node`), and, where this
 user may mount one, on a small filesystem of its own that is filled up. Each trouble of :data:`TROUBLES` meets
-the leader, a follower, and an acceptor of Paxos Commit, while callers decide all the time. In the end all
-nodes are killed and started again, and everything that was answered has to be in the ledger.
+the leader, a follower, and an acceptor of Paxos Commit, while callers decide all the time. The troubles of
+:data:`OF_FED` meet the follower that gets new entries at once: the other one has to take its place. In the end
+all nodes are killed and started again, and everything that was answered has to be in the ledger.
 
 ``stale_leader``: leaders that went on leading for longer than :data:`PATIENCE` election timeouts, or led
 again, while their disk took nothing. ``false_alarm``: disks that were only slow and were called stalled.
@@ -19,6 +20,7 @@ import ctypes
 import errno
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -47,6 +49,8 @@ PATIENCE = 6.0
 and an election."""
 CASE_S = 120.0
 LOOK_S = 0.05
+FED_LOOKS = 9
+"""Looks at the leader, in which the followers differ, that show which one is fed."""
 DECISIONS = 20
 """That have to be answered while the disk is in trouble."""
 CLOSE_ENTRIES = 20
@@ -104,6 +108,19 @@ class DiskNodes(Nodes):
             if told and leading and leading.commit_index - told.applied_index < CLOSE_ENTRIES:
                 return
             await asyncio.sleep(LOOK_S)
+
+    async def fed(self, leader: int) -> int:
+        """The follower that ``leader`` sends new entries at once: of some looks, it was most often ahead."""
+        ahead: Counter[int] = Counter()
+        while sum(ahead.values()) < FED_LOOKS:
+            told = await self.status(leader)
+            if told is None or told.role != "leader":
+                raise Wrong(f"node {leader} does not lead any more")
+            match = {peer.node: peer.match for peer in told.peers if peer.node != leader}
+            if len(set(match.values())) > 1:
+                ahead[max(match, key=lambda node: match[node])] += 1
+            await asyncio.sleep(LOOK_S / 5)
+        return ahead.most_common(1)[0][0]
 
     async def leads(self, number: int) -> bool:
         told = await self.status(number)
@@ -309,6 +326,31 @@ TROUBLES: dict[str, Callable[[Scene], Awaitable[None]]] = {
 VICTIMS = ("leader", "follower", "acceptor")
 
 
+async def is_paused(scene: Scene) -> None:
+    """The whole process stands still."""
+    process = scene.nodes.running[scene.victim]
+    process.send_signal(signal.SIGSTOP)
+    try:
+        await scene.goes_on()
+    finally:
+        process.send_signal(signal.SIGCONT)
+
+
+async def is_dead(scene: Scene) -> None:
+    await scene.nodes.kill(scene.victim)
+    await scene.goes_on()
+    await scene.nodes.start(scene.victim)
+
+
+OF_FED: dict[str, Callable[[Scene], Awaitable[None]]] = {
+    "hangs": hangs,
+    "slow": is_slow,
+    "paused": is_paused,
+    "dead": is_dead,
+}
+FED = "fed"
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--only", nargs="*", default=[""], help="only cases whose name contains one of these")
     parser.add_argument("--concurrency", type=int, default=8)
@@ -316,7 +358,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 async def main(options: argparse.Namespace) -> tuple[dict[str, Any], bool]:
-    cases = [(what, who) for who in VICTIMS for what in TROUBLES]
+    cases = [(what, who) for who in VICTIMS for what in TROUBLES] + [(what, FED) for what in OF_FED]
     chosen = [case for case in cases if any(word in ", ".join(case) for word in options.only)]
     counts: Counter[str] = Counter()
     failures: list[str] = []
@@ -326,7 +368,7 @@ async def main(options: argparse.Namespace) -> tuple[dict[str, Any], bool]:
         try:
             await nodes.begin()
             await nodes.start(1, 2, 3)
-            for protocol, victims in (("2pc", ("leader", "follower")), ("paxos", ("acceptor",))):
+            for protocol, victims in (("2pc", ("leader", "follower", FED)), ("paxos", ("acceptor",))):
                 some = [case for case in chosen if case[1] in victims]
                 if some:
                     await play_all(nodes, protocol, some, real, counts, failures, options)
@@ -417,6 +459,7 @@ async def _case(
     leader = await nodes.leading()
     others = [number for number in nodes.addresses if number != leader]
     victim = leader if who == "leader" else others[0]
+    play = (OF_FED if who == FED else TROUBLES)[what]
     try:
         async with asyncio.timeout(CASE_S):
             await nodes.caught_up(victim)
@@ -424,7 +467,9 @@ async def _case(
             if crowded:
                 raise Wrong(f"the load alone fills the disks of nodes {crowded}")
             await load.more(5)
-            await TROUBLES[what](Scene(nodes, load, who, victim, real, counts))
+            if who == FED:
+                victim = await nodes.fed(leader)
+            await play(Scene(nodes, load, who, victim, real, counts))
             await load.more(5)
     except (Wrong, LedgerError, TimeoutError, CommandFailed, ProcessLookupError, OSError) as error:
         found.append(f"{type(error).__name__}: {error}")

@@ -5,7 +5,9 @@ from __future__ import annotations
 from contextlib import suppress
 from random import Random
 
-from tests.coordinator.raft.network import Cluster, Node
+import msgspec
+
+from tests.coordinator.raft.network import SETTINGS, Cluster, Node
 from undoubt.coordinator.raft import Change, ChangeKind, ConfigChange, ConfigTransition, Kind, RaftRefusal
 
 CALM_TICKS = 150
@@ -16,8 +18,16 @@ class Simulation:
     def __init__(self, seed: int) -> None:
         self.random = Random(seed)
         self.voters = self.random.choice([1, 2, 3, 3, 3, 4, 5])
+        self.hurry = Random(f"lazy {seed}")
+        """Apart, so that a seed's other faults do not depend on it."""
+        self.lazy = self.hurry.random() < 0.5
+        settings = msgspec.structs.replace(SETTINGS, lazy=self.lazy)
         self.cluster = Cluster(
-            self.voters, seed=seed, slow_disks=True, learners=self.random.choice([0, 0, 1])
+            self.voters,
+            seed=seed,
+            slow_disks=True,
+            learners=self.random.choice([0, 0, 1]),
+            settings=settings,
         )
         self.proposed = 0
         self.accepted: dict[tuple[int, int], bytes] = {}
@@ -55,6 +65,8 @@ class Simulation:
                 self.deliver()
         elif draw < 0.40 + self.ticks:
             node.up.tick()
+            if self.hurry.random() < 0.2:
+                node.up.hurry(node.up.commit_index + self.hurry.randrange(3))
         elif draw < 0.65:
             node.sync()
         elif draw < 0.75:

@@ -24,7 +24,7 @@ def test_safety_under_faults_and_agreement_after_them(first: int) -> None:
 
 def test_the_runs_reach_what_they_are_for() -> None:
     """Broken if the runs above pass because next to nothing happens in them."""
-    runs = [Simulation(seed) for seed in range(40)]
+    runs = [Simulation(seed) for seed in range(60)]
     for run in runs:
         run.run(STEPS)
     clusters = [run.cluster for run in runs]
