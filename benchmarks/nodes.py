@@ -47,7 +47,7 @@ class Turn:
         self.p50_us: list[float] = []
 
 
-async def take(client: Ours, nodes: Nodes, size: int, first: int, seconds: float, turn: Turn) -> int:
+async def take(client: Ours, nodes: Nodes, size: int, first: int, *, seconds: float, turn: Turn) -> int:
     """Returns the next free number."""
     number = first
     waits: list[float] = []
@@ -75,10 +75,10 @@ async def run(seconds: float, rounds: int) -> None:
         await nodes.start()
         client = await ours(stack, nodes)
         turns = {size: Turn() for size in SIZES}
-        number = await take(client, nodes, 8, 1, seconds, Turn())  # warm up
+        number = await take(client, nodes, 8, 1, seconds=seconds, turn=Turn())  # warm up
         for _ in range(rounds):
             for size, turn in turns.items():
-                number = await take(client, nodes, size, number, seconds, turn)
+                number = await take(client, nodes, size, number, seconds=seconds, turn=turn)
         leader = await nodes.leader()
     print(
         "| in a frame | leader µs | followers µs | all three µs | aim | p50 µs |\n|---|---|---|---|---|---|"

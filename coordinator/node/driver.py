@@ -148,7 +148,7 @@ class Driver:
         self._history = history
         self._acceptors = acceptors
         self._on_change = on_change
-        self._patience = Patience(raft, turns.wake)
+        self._patience = Patience(raft, turns.wake, asyncio.get_running_loop())
         turns.work = self.work
         turns.on_stop.append(self._patience.stop)
         turns.on_stop.append(self._stopped)

@@ -21,10 +21,10 @@ class Patience:
     times the median of the last waits, and within :data:`LEAST_S` seconds at least. There is one timer for
     all entries."""
 
-    def __init__(self, raft: Raft, wake: Callable[[], None]) -> None:
+    def __init__(self, raft: Raft, wake: Callable[[], None], loop: asyncio.AbstractEventLoop) -> None:
         self._raft = raft
         self._wake = wake
-        self._loop = asyncio.get_running_loop()
+        self._loop = loop
         self._waits_s: deque[float] = deque(maxlen=SAMPLES)
         self._limit_s = LEAST_S
         self._index = 0
@@ -55,7 +55,8 @@ class Patience:
         self._index = 0
 
     def _note(self, wait_s: float) -> None:
-        self._waits_s.append(wait_s)
+        # One long wait, of a follower that was paused, must not make the next entries wait as long.
+        self._waits_s.append(min(wait_s, FACTOR * self._limit_s))
         self._limit_s = max(LEAST_S, FACTOR * median(self._waits_s))
 
     def _due(self) -> None:

@@ -4,8 +4,8 @@ node leads whose disk takes nothing while two healthy voters stand beside it.
 Three processes, each on a disk that can be told what to do (:mod:`tests.prove.disk_node`), and, where this
 user may mount one, on a small filesystem of its own that is filled up. Each trouble of :data:`TROUBLES` meets
 the leader, a follower, and an acceptor of Paxos Commit, while callers decide all the time. The troubles of
-:data:`OF_FED` meet the follower that gets new entries at once: the other one has to take its place. In the end
-all nodes are killed and started again, and everything that was answered has to be in the ledger.
+:data:`OF_FED` meet the follower that gets new entries at once: the other one has to take its place. In the
+end all nodes are killed and started again, and everything that was answered has to be in the ledger.
 
 ``stale_leader``: leaders that went on leading for longer than :data:`PATIENCE` election timeouts, or led
 again, while their disk took nothing. ``false_alarm``: disks that were only slow and were called stalled.
