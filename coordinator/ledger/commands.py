@@ -331,6 +331,12 @@ def check_asked(txid: TxId | None) -> None:
         raise CommandRefused(f"no ledger has such a transaction: {why}")
 
 
+def check_key(key: str) -> None:
+    """Check a ``key`` in a query. Raises :class:`CommandRefused`."""
+    if why := wrong_key(key):
+        raise CommandRefused(f"no ledger has such a key: {why}")
+
+
 def check_limit(limit: int) -> None:
     """Check the number of records in one answer. Raises ``UsageError``."""
     count("limit", limit, most=LIMIT_MAX)

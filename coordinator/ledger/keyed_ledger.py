@@ -7,7 +7,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from undoubt.coordinator.errors import Impostor
-from undoubt.coordinator.ledger.commands import ClaimKey, Command, CommitKey, FreeKey, check_command
+from undoubt.coordinator.ledger.commands import (
+    ClaimKey,
+    Command,
+    CommitKey,
+    FreeKey,
+    check_command,
+    check_key,
+)
 from undoubt.coordinator.ledger.keys import KeyHolder
 from undoubt.participants.contract import Decision
 from undoubt.participants.ids import Protocol, TxId
@@ -50,6 +57,7 @@ class KeyedLedger(abc.ABC):
         return holder
 
     async def key_holder(self, key: str) -> KeyHolder | None:
+        check_key(key)
         await self._up_to_date()
         return self.machine.key_holder(key)
 

@@ -262,8 +262,9 @@ class Machine:
     def _commit_key(self, command: CommitKey) -> Decision | BranchListMismatch | OutcomeUnknown:
         held = self.state.keys.claimed.get(command.key) == command.txid
         decide = Decide(command.txid, Protocol.TWO_PHASE, Decision.COMMIT, command.branches, command.at)
+        undecided = command.txid not in self.state.unfinished
         answer = self._decide(decide, command.result, may_commit=held)
-        if not command.branches:
+        if undecided and not command.branches:
             self._finish((command.txid,))  # no participant has anything to apply
         return answer
 

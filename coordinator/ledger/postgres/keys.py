@@ -16,6 +16,7 @@ from undoubt.coordinator.ledger.commands import (
     Decide,
     FreeKey,
     check_given,
+    check_key,
 )
 from undoubt.coordinator.ledger.contract import BranchRecord, SessionState
 from undoubt.coordinator.ledger.keys import KeyHolder, KeyState
@@ -51,6 +52,7 @@ class KeyTable(abc.ABC):
                 raise CommandRefused(f"transaction {txid} has another key, {other!r}")
 
     async def key_holder(self, key: str) -> KeyHolder | None:
+        check_key(key)
         ((session, nonce, seq, result, committed, running),) = await self._ask("key_holder", key=key)
         if session is None:
             return None

@@ -86,6 +86,10 @@ class Signing:
         named = Gid(self.ledger.ledger_id, Protocol(protocol), txid, number, participant)
         return named.tagged(self._keys.get((txid.session, txid.nonce), NO_KEY))
 
+    def key_proof(self, txid: TxId, key: str) -> str:
+        """The proof that the coordinator of ``txid`` wants the idempotency key ``key``."""
+        return self._keys.get((txid.session, txid.nonce), NO_KEY).key_proof(txid, key)
+
     def tagged(
         self, txid: object, branches: Sequence[BranchRecord], protocol: Protocol
     ) -> list[BranchRecord]:

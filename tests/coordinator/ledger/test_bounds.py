@@ -20,15 +20,18 @@ from undoubt.coordinator.ledger.commands import (
     RULES,
     TIME_MS_MAX,
     AdvanceTime,
+    ClaimKey,
     CloseSession,
     Command,
     CommandRefused,
+    CommitKey,
     Decide,
     Doom,
     DrawSecret,
     ExpireSession,
     Finish,
     ForgetHeuristic,
+    FreeKey,
     Judge,
     KeepAlive,
     OpenSession,
@@ -40,6 +43,7 @@ from undoubt.coordinator.ledger.commands import (
     encode,
 )
 from undoubt.coordinator.ledger.contract import BranchRecord, Heuristic, RecordedDecision, Session
+from undoubt.coordinator.ledger.keys import RESULT_BYTES_MAX
 from undoubt.coordinator.ledger.machine import Machine
 from undoubt.participants.contract import Decision, Settled
 from undoubt.participants.errors import UsageError
@@ -98,6 +102,14 @@ REFUSED: list[Command] = [
     Judge(0),
     Doom(of(seq=0), "cause"),
     Doom(TX, "c" * 10_001),
+    *(
+        command
+        for txid, key in ((of(seq=0), "k"), (of(session=LARGE), "k"), (TX, ""), (TX, "k" * 201), (TX, "a\0"))
+        for command in (ClaimKey(txid, key), FreeKey(txid, key), CommitKey(txid, key, b"", (BRANCH,), 0.0))
+    ),
+    CommitKey(TX, "k", bytes(RESULT_BYTES_MAX + 1), (BRANCH,), 0.0),
+    CommitKey(TX, "k", b"", (BranchRecord(0, "orders"),), 0.0),
+    CommitKey(TX, "k", b"", (BRANCH,), NAN),
 ]
 
 

@@ -123,6 +123,8 @@ async def test_a_key_without_a_claim_commits_nothing(one: Client, other: Client)
     """A transaction whose claim another one has replaced would commit beside that one."""
     assert await one.commit(1, "k", b"r") is ABORT
     assert await one.ledger.key_holder("k") is None
+    assert await one.commit(1, "k", b"r", ()) is ABORT
+    assert [record.txid for record in await one.ledger.unfinished()] == [one.txid(1)]
     await other.claim(1, "k")
     assert await one.commit(2, "k", b"r") is ABORT
     assert await other.commit(1, "k", b"s") is COMMIT
@@ -242,6 +244,8 @@ async def test_a_key_out_of_bounds_is_refused(one: Client, key: str) -> None:
     """It would stop the ledger of everybody, or not be the same text on each backend."""
     with pytest.raises(UsageError):
         await one.claim(1, key)
+    with pytest.raises(UsageError):
+        await one.ledger.key_holder(key)
 
 
 async def test_bounds_are_within_what_is_accepted(one: Client) -> None:

@@ -22,9 +22,11 @@ from hypothesis.stateful import (
 from undoubt.coordinator.errors import BranchListMismatch, OutcomeUnknown, SessionLost
 from undoubt.coordinator.ledger import commands as c
 from undoubt.coordinator.ledger.contract import BranchRecord, Heuristic, RecordedDecision, Session, Verdict
+from undoubt.coordinator.ledger.keys import KeyHolder, KeyState
 from undoubt.coordinator.ledger.machine import Machine
 from undoubt.coordinator.ledger.state import Ranges
 from undoubt.participants.contract import Decision, Settled
+from undoubt.participants.errors import UsageError
 from undoubt.participants.ids import Gid, Protocol, TxId
 
 RETENTION_MS = 1_000
@@ -34,6 +36,7 @@ LISTS = (
     (BranchRecord(1, "a"),),
 )
 SEQS = st.integers(1, 6)
+KEYS = st.sampled_from("ab")
 
 
 @dataclass
@@ -50,6 +53,9 @@ class Decided:
     decision: Decision
     names: list[str]
     finished: bool = False
+
+
+COMMITTED = Decided(Decision.COMMIT, [])
 
 
 @dataclass
@@ -72,6 +78,8 @@ class LedgerAgainstModel(RuleBasedStateMachine):
         super().__init__()
         self.machine = Machine("aaaaaaaaaa")
         self.model = Model()
+        self.advanced = 0
+        """Ledger time when old records were dropped last."""
 
     def run(self, command: c.Command) -> object:
         return self.machine.apply(c.decode(c.encode(command)))
@@ -131,6 +139,10 @@ class LedgerAgainstModel(RuleBasedStateMachine):
             assert answer is (asked if may else Decision.ABORT)
             assert isinstance(answer, Decision)
             self.model.decided[txid] = Decided(answer, names)
+            self.decide_hook(txid, answer)
+
+    def decide_hook(self, txid: TxId, answer: Decision) -> None:
+        """Called with each decision that was recorded."""
 
     def check_repeated(self, decided: Decided, asked: Decision, names: list[str], answer: object) -> None:
         if decided.decision is Decision.ABORT or decided.names == names:
@@ -165,6 +177,7 @@ class LedgerAgainstModel(RuleBasedStateMachine):
     def advance(self, elapsed: int) -> None:
         self.run(c.AdvanceTime(elapsed, RETENTION_MS))
         self.model.now += elapsed
+        self.advanced = self.model.now
         for number, known in list(self.model.sessions.items()):
             unfinished = any(
                 txid.session == number and not decided.finished
@@ -235,11 +248,95 @@ class LedgerAgainstModel(RuleBasedStateMachine):
 
 
 class MachineAgainstModel(LedgerAgainstModel):
-    """And against one that is never restarted."""
+    """And against one that is never restarted; with keys."""
 
     def __init__(self) -> None:
         super().__init__()
         self.twin = Machine("aaaaaaaaaa")
+        self.claimed: dict[str, TxId] = {}
+        self.kept: dict[str, tuple[TxId, int]] = {}
+
+    def undecided(self, txid: TxId) -> bool:
+        """Whether it may still be decided COMMIT, or may have been before a restore."""
+        known = self.model.known(txid)
+        if known is None or txid in self.model.decided:
+            return False
+        return self.expected(txid, known) in {Verdict.ACTIVE, Verdict.FORGOTTEN}
+
+    def holder(self, key: str) -> TxId | None:
+        """Computed from the model each time: no key is freed by anything but what became of its
+        transaction."""
+        if key in self.kept:
+            return self.kept[key][0]
+        txid = self.claimed.get(key)
+        return txid if txid is not None and self.undecided(txid) else None
+
+    def commits(self, txid: TxId) -> None:
+        for key, claimed in list(self.claimed.items()):
+            if claimed == txid and key not in self.kept:
+                self.kept[key] = (txid, self.model.now)
+
+    @rule(session=LedgerAgainstModel.sessions, seq=SEQS, key=KEYS)
+    def claim_key(self, session: Session, seq: int, key: str) -> None:
+        txid, holder = session.txid(seq), self.holder(key)
+        known = self.model.known(txid)
+        answer = self.run(c.ClaimKey(txid, key))
+        if holder is not None:
+            assert isinstance(answer, KeyHolder)
+            assert answer.txid == holder
+        elif known is None or not known.alive or not self.undecided(txid):
+            assert isinstance(answer, SessionLost)
+        elif any(self.holder(other) == txid for other in self.claimed if other not in self.kept):
+            assert isinstance(answer, UsageError)
+        else:
+            assert answer == KeyHolder(txid, KeyState.RUNNING)
+            self.claimed[key] = txid
+
+    @rule(session=LedgerAgainstModel.sessions, seq=SEQS, key=KEYS, branches=st.sampled_from((*LISTS, ())))
+    def commit_key(self, session: Session, seq: int, key: str, branches: tuple[BranchRecord, ...]) -> None:
+        txid = session.txid(seq)
+        held = self.holder(key) == txid
+        names = [f"{branch.number}:{branch.participant}" for branch in branches]
+        known, decided = self.model.known(txid), self.model.decided.get(txid)
+        may = held and known is not None and known.alive and seq >= known.floor
+        answer = self.run(c.CommitKey(txid, key, txid.nonce.encode(), branches, 0.0))
+        if known is None or (decided is None and known.restored):
+            assert isinstance(answer, OutcomeUnknown)
+        elif decided is not None:
+            self.check_repeated(decided, Decision.COMMIT, names, answer)
+        else:
+            assert answer is (Decision.COMMIT if may else Decision.ABORT)
+            self.model.decided[txid] = Decided(answer, names, finished=not branches)
+            if may:
+                self.commits(txid)
+
+    @rule(session=LedgerAgainstModel.sessions, seq=SEQS, key=KEYS)
+    def free_key(self, session: Session, seq: int, key: str) -> None:
+        txid = session.txid(seq)
+        held = self.holder(key) == txid
+        known, decided = self.model.known(txid), self.model.decided.get(txid)
+        answer = self.run(c.FreeKey(txid, key))
+        if known is None or (decided is None and known.restored):
+            assert isinstance(answer, OutcomeUnknown)
+            return
+        assert answer is (Decision.ABORT if decided is None else decided.decision)
+        if decided is None and held:
+            self.model.decided[txid] = Decided(Decision.ABORT, [], finished=True)
+
+    def decide_hook(self, txid: TxId, answer: Decision) -> None:
+        if answer is Decision.COMMIT:
+            self.commits(txid)
+
+    @invariant()
+    def keys_are_held_by_what_may_commit_or_has(self) -> None:
+        self.kept = {
+            key: (txid, at) for key, (txid, at) in self.kept.items() if at + RETENTION_MS > self.advanced
+        }
+        for key in ("a", "b"):
+            holder = self.machine.key_holder(key)
+            assert (None if holder is None else holder.txid) == self.holder(key)
+            if holder is not None and holder.state is KeyState.COMMITTED:
+                assert self.model.decided.get(holder.txid, COMMITTED).decision is Decision.COMMIT
 
     def run(self, command: c.Command) -> object:
         self.twin.apply(c.decode(c.encode(command)))

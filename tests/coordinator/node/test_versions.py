@@ -28,10 +28,13 @@ from undoubt.coordinator.ledger.cluster.messages import MemberChange
 from undoubt.coordinator.ledger.cluster.status import survey
 from undoubt.coordinator.ledger.commands import (
     AskLock,
+    ClaimKey,
+    CommitKey,
     Decide,
     Doom,
     DrawSecret,
     EndLock,
+    FreeKey,
     OpenSession,
     Precommit,
     RecordAct,
@@ -343,6 +346,9 @@ NEW: list[tuple[int, LogCommand]] = [
     (3, AskLock(LockRequest("job", 1, "0" * 16, 1), True)),
     (3, EndLock(LockRequest("job", 1, "0" * 16, 1))),
     (3, RevokeLock("job", 1)),
+    (3, ClaimKey(SOME, "key")),
+    (3, CommitKey(SOME, "key", b"jtrue", BRANCHES, 0.0)),
+    (3, FreeKey(SOME, "key")),
     (3, Agree(3)),
 ]
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import msgspec
 
 from tests.coordinator.ledger.signing import Signing
-from undoubt.coordinator.ledger import calls, lock_calls
+from undoubt.coordinator.ledger import calls, key_calls, lock_calls
 from undoubt.coordinator.ledger.cluster import messages
 from undoubt.coordinator.ledger.cluster.acceptors import record_of
 from undoubt.coordinator.ledger.cluster.ledger import ClusterLedger
@@ -105,6 +105,7 @@ class Targets:
         yield calls.DoomCall(self._txid("untagged"), "a cause")
         yield calls.DoomedCall(self._txid("untagged"))
         yield from self._on_locks()
+        yield from self._on_keys()
         yield from self._signed()
 
     def _signed(self) -> Iterator[msgspec.Struct]:
@@ -132,6 +133,18 @@ class Targets:
         yield lock_calls.LocksCall("", 10)
         yield lock_calls.RevokeLockCall("poison", 1)
         yield lock_calls.UnlockCall(held)
+
+    def _on_keys(self) -> Iterator[msgspec.Struct]:
+        yield key_calls.KeyHolderCall("poison")
+        for key in ("claimed", "committed", "freed"):
+            txid = self._txid("tagged")
+            proof = self._ledger.key_proof(txid, key)
+            yield key_calls.ClaimKeyCall(txid, key, proof)
+            if key == "committed":
+                branches = tuple(self._ledger.tagged(txid, BRANCHES, Protocol.TWO_PHASE))
+                yield key_calls.CommitKeyCall(txid, key, proof, b"jtrue", branches)
+            if key == "freed":
+                yield key_calls.FreeKeyCall(txid, key, proof)
 
     def _on_people(self) -> Iterator[msgspec.Struct]:
         gid = self._gid("untagged")
