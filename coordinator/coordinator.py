@@ -24,6 +24,8 @@ from undoubt.coordinator.errors import (
 from undoubt.coordinator.key_use import KeyUse, check_key, free_key
 from undoubt.coordinator.ledger.contract import Lease, Ledger, RecordedDecision, Session
 from undoubt.coordinator.ledger.pages import every_unfinished
+from undoubt.coordinator.lock_session import LockSession
+from undoubt.coordinator.locks import Lock
 from undoubt.coordinator.meter import Stopwatch, TransactionMeter
 from undoubt.coordinator.protocols.causes import why_doomed
 from undoubt.coordinator.protocols.context import FINISHED, NOTHING_LEFT, CommitContext, GivenKey, Phase
@@ -127,6 +129,11 @@ class Coordinator:
             on_lost=self._session_lost,
             bind=PROTOCOLS[self.settings.protocol] is GidProtocol.PAXOS,
             marks=records_all,
+        )
+        self._locks = LockSession(
+            ledger,
+            f"{self.settings.name or f'{socket.gethostname()}:{self._pid}'}, locks",
+            self.settings.session_ttl_s,
         )
 
     async def start(self) -> Coordinator:
@@ -234,6 +241,35 @@ class Coordinator:
             await asyncio.sleep(pause_s)
         raise InvariantViolation("unreachable")
 
+    def lock(
+        self,
+        name: str,
+        *,
+        timeout: float | None = None,
+        shared: bool = False,
+        tx: Transaction | None = None,
+    ) -> Lock:
+        """Return a distributed lock, for ``async with``. ``timeout`` is how long to wait for it, in seconds;
+        0: take it only if it is free now; None: without limit. Any number of ``shared`` holders have it
+        together. ``tx``: a transaction that has begun, and that waits for the lock meanwhile: the detector of
+        deadlocks takes it into account."""
+        self.check_here()
+        if self._closed:
+            raise CoordinatorClosed
+        if tx is not None:
+            having("tx", tx, "a transaction of this coordinator", "id", "branch")
+        txid = None if tx is None else tx.id
+        return Lock(self._locks, self._branch_with, name, timeout=timeout, shared=shared, txid=txid)
+
+    def _branch_with(self, connection: object) -> Branch:
+        """The open branch whose connection the application has. Raises ``UsageError``."""
+        for transaction in self.live.values():
+            if transaction.active:
+                for branch in transaction._branches.values():
+                    if branch.connection is connection:
+                        return branch
+        raise UsageError("this is not the connection of a branch of a running transaction (tx.branch)")
+
     async def outcome(self, txid: TxId | str) -> RecordedDecision:
         """Return the decision that the ledger has recorded. NOT_RECORDED never means aborted.
 
@@ -302,6 +338,7 @@ class Coordinator:
         for transaction in list(self.live.values()):
             transaction.doom(CoordinatorClosed("the coordinator was closed"))
         async with contextlib.AsyncExitStack() as stack:  # each step is done, also if this is cancelled
+            stack.push_async_callback(self._locks.close)
             stack.push_async_callback(self._keeper.close)
             stack.push_async_callback(self._finisher.close)
             await self._drain()

@@ -124,6 +124,16 @@ class KeyInUse(UndoubtError):
         self.txid = txid
 
 
+class LockTimeout(UndoubtError):
+    """The lock was not granted within the given time. The request has left the queue."""
+
+
+class LockLost(UndoubtError):
+    """A lock that was held is not held any more, or may not be: its session has ended or could not be
+    renewed, or an operator has released it. Another holder may work already; databases that are guarded
+    (``lock.guard``) refuse this one."""
+
+
 class AbortedByOthers(UndoubtError):
     """The transaction was aborted, but not by the application or its coordinator. The message says by what,
     and why, as far as that is recorded."""

@@ -29,8 +29,15 @@ class Schema:
 
 PARTICIPANT = Schema(
     "undoubt",
-    ("participant_migration", "undoubt_branch", "undoubt_commit", "undoubt_history", "undoubt_note"),
-    ("current_history", "history", "is_noted", "note_commit"),
+    (
+        "participant_migration",
+        "undoubt_branch",
+        "undoubt_commit",
+        "undoubt_history",
+        "undoubt_lock",
+        "undoubt_note",
+    ),
+    ("current_history", "guard_lock", "history", "is_noted", "note_commit"),
 )
 LEDGER = Schema(
     "undoubt_ledger",

@@ -15,7 +15,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from undoubt.participants.errors import ParticipantError
 from undoubt.participants.findings import Finding
@@ -322,6 +322,17 @@ class Branch(Protocol):
     async def release(self) -> None:
         """Return the connection to the pool, or close it if a transaction is open in it. Never fails; may be
         repeated. A prepared branch stays prepared."""
+        ...
+
+
+@runtime_checkable
+class GuardingBranch(Protocol):
+    """A branch whose database can refuse the former holders of a lock."""
+
+    async def guard_lock(self, ledger: str, name: str, token: int) -> None:
+        """Show the token of lock ``name`` of ``ledger``, in the transaction of the branch. Fails with
+        ``StaleLock`` if the database has seen a higher one, and then the branch cannot commit. Until the
+        branch has ended, other tokens of the lock wait. May be repeated; not after a restart."""
         ...
 
 

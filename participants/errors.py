@@ -10,6 +10,7 @@
         ├── ParticipantUnavailable   no answer: down, unreachable, connection lost, too slow
         ├── ParticipantRefused       a refusal: wrong password, not set up, a standby, no right
         └── BranchFailed             this branch cannot continue; its transaction aborts
+            └── StaleLock                another holder of a lock has been seen: this one has lost it
 
 ``undoubt.errors`` draws the whole tree with the errors of the other rooms.
 """
@@ -67,3 +68,8 @@ class ParticipantMisconfigured(ParticipantRefused):
 class BranchFailed(ParticipantError):
     """The branch cannot continue, because of an error of the branch or of the application; it has not
     committed."""
+
+
+class StaleLock(BranchFailed):
+    """The token of a lock is lower than one that the database has seen: another holder has the lock now, or
+    had it since. The branch can only be rolled back."""

@@ -28,7 +28,7 @@ from undoubt.participants.contract import (
     XactStatus,
     judge,
 )
-from undoubt.participants.errors import BranchFailed, ParticipantError, UsageError
+from undoubt.participants.errors import BranchFailed, ParticipantError, StaleLock, UsageError
 from undoubt.participants.findings import Finding, Severity
 from undoubt.participants.ids import NO_KEY, Gid, Protocol, SessionKey
 from undoubt.participants.invariant import invariant
@@ -92,6 +92,8 @@ class ScriptedParticipant:
         self.together: list[list[Gid]] = []
         self.down: BaseException | None = None
         """The error that every call raises while this is set."""
+        self.tokens: dict[tuple[str, str], int] = {}
+        """The highest token of each lock that a branch has shown, by ledger and name."""
         self.branches: list[ScriptedBranch] = []
         self._next_xid = 1_000
         self.states = MemoryStates(lambda gid: self.fate(gid) is XactStatus.COMMITTED, self.record)
@@ -232,6 +234,7 @@ class ScriptedBranch:
         self._evidence: Evidence | None = None
         self._ended = False
         self._to_forget = False
+        self._stale = False
 
     @property
     def connection(self) -> ScriptedBranch:
@@ -244,8 +247,18 @@ class ScriptedBranch:
     def break_off(self, why: Callable[[], Exception]) -> None:
         """Does nothing: no application uses the connection."""
 
+    async def guard_lock(self, ledger: str, name: str, token: int) -> None:
+        await self.participant.record("guard", self.gid)
+        seen = self.participant.tokens.get((ledger, name), 0)
+        if token < seen:
+            self._stale = True
+            raise StaleLock(self.participant.name, f"lock {name}: token {token} is stale, {seen} was shown")
+        self.participant.tokens[ledger, name] = token
+
     async def poll(self) -> Work:
         await self.participant.record("poll", self.gid)
+        if self._stale:
+            raise BranchFailed(self.participant.name, "its transaction has failed")
         work = self.participant.script.work
         if isinstance(work, BaseException):
             raise work

@@ -22,8 +22,11 @@
     ├── AbortedByOthers              a cause: an operator, or a recovery, has aborted the transaction
     ├── DistributedDeadlock          a cause: chosen to end a deadlock across databases; may be run again
     │   └── SelfDeadlock               two branches of it wait for each other: it must not be run again
+    ├── LockTimeout                  the lock was not granted within the time that was given
+    ├── LockLost                     a lock that was held is another one's now, or may be
     ├── ParticipantError             a database fails or cannot be reached; ``participant`` names it
     │   ├── BranchFailed               the branch cannot go on; its transaction aborts
+    │   │   └── StaleLock                  its lock is another one's: the database refuses the branch
     │   ├── ParticipantRefused         the database answered that it does not do what was asked
     │   │   └── ParticipantMisconfigured   the participant's dsn cannot be used: no server was asked
     │   └── ParticipantUnavailable     the database did not answer
@@ -72,6 +75,8 @@ from undoubt.coordinator.errors import (
     LedgerMissing,
     LedgerUnavailable,
     LedgerUnusable,
+    LockLost,
+    LockTimeout,
     NotPermitted,
     OutcomeUnknown,
     SelfDeadlock,
@@ -89,6 +94,7 @@ from undoubt.participants.errors import (
     ParticipantMisconfigured,
     ParticipantRefused,
     ParticipantUnavailable,
+    StaleLock,
     UndoubtError,
     UnknownParticipant,
     UsageError,
@@ -120,6 +126,8 @@ __all__ = [
     "LedgerMissing",
     "LedgerUnavailable",
     "LedgerUnusable",
+    "LockLost",
+    "LockTimeout",
     "NotAllSeen",
     "NotOurs",
     "NotPermitted",
@@ -133,6 +141,7 @@ __all__ = [
     "SelfDeadlock",
     "ServerFailed",
     "SessionLost",
+    "StaleLock",
     "StillBusy",
     "TransactionAborted",
     "TransactionEnded",

@@ -24,10 +24,11 @@ from undoubt.participants.contract import (
     Vote,
     Work,
 )
-from undoubt.participants.errors import BranchFailed, ParticipantUnavailable
+from undoubt.participants.errors import BranchFailed, ParticipantRefused, ParticipantUnavailable, StaleLock
 from undoubt.participants.ids import Foreign, Gid, Protocol, SessionKey
 from undoubt.participants.invariant import invariant
-from undoubt.participants.postgres.connection_proxy import Handle
+from undoubt.participants.postgres.belief import same_schema
+from undoubt.participants.postgres.connection_proxy import Handle, after_branch
 from undoubt.participants.postgres.guard import (
     commit_guard,
     confirm_script,
@@ -61,10 +62,12 @@ from undoubt.participants.postgres.session_setup import (
     known_pid,
     marker,
 )
-from undoubt.participants.postgres.sql import query
+from undoubt.participants.postgres.sql import fill, query
 from undoubt.participants.postgres.sqlstate import (
     ENDED_BY_APPLICATION,
     IN_USE,
+    STALE_LOCK,
+    UNDEFINED_FUNCTION,
     branch_failure,
     lost,
     note_impossible,
@@ -81,6 +84,10 @@ _POOL_USED_UP = (
     "participant %r: the second phase of %s got no answer within %g s through the pooler; if all servers"
     " of its pool are used by branches that wait for this branch, only timeouts end the wait: give the pool"
     " more servers than connections_max of all processes together, or lower connections_max"
+)
+
+_NO_GUARD = (
+    "it has no table of locks (or its schema undoubt is not to be believed): undoubt participants migrate {}"
 )
 
 STILL_RUNNING = (
@@ -174,6 +181,24 @@ class PostgresBranch:
     def break_off(self, why: Callable[[], Exception]) -> None:
         self._handle.undoubt_why = why
         self._handle.undoubt_end()
+
+    async def guard_lock(self, ledger: str, name: str, token: int) -> None:
+        if self._released or self._asked or self._over is not None:
+            raise after_branch("a guard", self._gid)
+        intro = self.session.intro
+        if intro.schema is None:
+            raise ParticipantRefused(self._around.name, _NO_GUARD.format(self._around.name))
+        guard = fill("guard_lock", ledger=ledger, lock=name, token=str(token))
+        try:
+            await self.session.script(same_schema(intro) + guard, timeout_s=self._timeout_s)
+        except ServerError as error:
+            if error.sqlstate == STALE_LOCK:
+                raise StaleLock(self._around.name, error.message, sqlstate=error.sqlstate) from error
+            if error.sqlstate == UNDEFINED_FUNCTION:
+                raise ParticipantRefused(self._around.name, _NO_GUARD.format(self._around.name)) from error
+            raise self._refused(error) from error
+        except (NoAnswer, NotSent) as error:
+            raise self._lost("", error) from error
 
     async def poll(self) -> Work:
         """Ask the database what the branch has done. Ends the application's use of the connection first,

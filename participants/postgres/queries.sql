@@ -56,6 +56,11 @@ with given as (
      where p.oid operator(pg_catalog.=) 'undoubt.history()'::pg_catalog.regprocedure
        and a.grantee operator(pg_catalog.<>) p.proowner
     union
+    select 'all on function undoubt.guard_lock(text, text, bigint)', a.grantee
+      from pg_catalog.pg_proc as p cross join pg_catalog.aclexplode(p.proacl) as a
+     where p.oid operator(pg_catalog.=) 'undoubt.guard_lock(text, text, bigint)'::pg_catalog.regprocedure
+       and a.grantee operator(pg_catalog.<>) p.proowner
+    union
     select 'create on schema undoubt', a.grantee
       from pg_catalog.pg_namespace as n cross join pg_catalog.aclexplode(n.nspacl) as a
      where n.nspname operator(pg_catalog.=) 'undoubt' and a.privilege_type operator(pg_catalog.=) 'CREATE'
@@ -213,6 +218,11 @@ select case when pg_catalog.current_setting('undoubt.tx', true) operator(pg_cata
 select undoubt.note_commit({proof}::pg_catalog.bytea)
  where pg_catalog.pg_current_xact_id_if_assigned() is not null
    and pg_catalog.current_setting('transaction_read_only') operator(pg_catalog.=) 'off'
+
+-- name: guard_lock
+-- Shows the token of a lock. Fails with UL001 if this database has seen a higher one; the branch can only be rolled back
+-- then. The row stays locked until the branch ends, so that the next holder waits for it.
+select undoubt.guard_lock({ledger}::pg_catalog.text, {lock}::pg_catalog.text, {token}::pg_catalog.int8)
 
 -- name: note_certain
 -- Sent before the note, if a missing note has to prove that the branch has not committed. Fails with 22P02 and the text
@@ -559,6 +569,13 @@ delete from undoubt.undoubt_commit as c
    and not exists (select from undoubt.undoubt_branch as b
                     where b.txid operator(pg_catalog.=) c.txid
                       and b.participant operator(pg_catalog.=) c.participant)
+
+-- name: prune_locks
+-- Without its row a lock is guarded as if for the first time: a former holder that has been stopped for so long would be
+-- let in.
+delete from undoubt.undoubt_lock as l
+ where l.guarded_at operator(pg_catalog.<) (pg_catalog.clock_timestamp() operator(pg_catalog.-)
+                                            pg_catalog.make_interval(secs => greatest($1, 604800)))
 
 -- name: durable
 -- A condition that is always true. It makes the commit of this statement wait for the disk and the standby, and makes

@@ -132,6 +132,7 @@ def grants(participant: str, settings: ParticipantSettings, *, protocol: Protoco
     statements = [
         f"GRANT CONNECT ON DATABASE {database} TO {role};",
         f"GRANT EXECUTE ON FUNCTION undoubt.history() TO {role};",
+        f"GRANT EXECUTE ON FUNCTION undoubt.guard_lock(text, text, bigint) TO {role};",
     ]
     if protocol is Protocol.THREE_PHASE:
         statements += [

@@ -63,8 +63,9 @@ def _taking_back() -> str:
 
 async def prune(participant: str, settings: ParticipantSettings, *, older_than_s: float) -> int:
     """Delete notes of commits that are older than ``older_than_s`` seconds, and than an hour; returns their
-    number. The dsn's user must own the table. A note is looked up within seconds after a lost answer, so that
-    a day is long enough."""
+    number. Rows of locks that were not guarded for so long, and for a week, are deleted too. The dsn's user
+    must own the table. A note is looked up within seconds after a lost answer, so that a day is long
+    enough."""
     return await asyncio.to_thread(_prune, participant, settings, older_than_s)
 
 
@@ -186,6 +187,9 @@ def _delete(connection: Connection, older_than_s: float) -> int:
         for name in ("prune", "prune_old"):
             driver.execute(query(name).replace("$1", "%s"), (older_than_s,))
             deleted += int(driver.rowcount)
+        driver.execute("select pg_catalog.to_regclass('undoubt.undoubt_lock') is not null")
+        if driver.fetchall() == [(True,)]:
+            driver.execute(query("prune_locks").replace("$1", "%s"), (older_than_s,))
         return deleted
     finally:
         driver.close()

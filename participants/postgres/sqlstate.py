@@ -33,6 +33,9 @@ NO_STATEMENT = "26000"
 FUTURE_XID = "22023"
 FAILED_TRANSACTION = "25P02"
 READ_ONLY_TRANSACTION = "25006"
+UNDEFINED_FUNCTION = "42883"
+STALE_LOCK = "UL001"
+"""Raised by ``undoubt.guard_lock``. Class UL is not one of the server's (manual, appendix A)."""
 
 IDLE_IN_TRANSACTION = "25P03"
 """Ends only a session that waits for its next statement, never a session that has received it

@@ -22,6 +22,7 @@ In the order in which a call passes through them:
 :mod:`.connect`      ``connect``: makes a coordinator for threads.
 :mod:`.coordinator`  ``Coordinator``: begins transactions, and runs functions in them.
 :mod:`.transaction`  ``Transaction``: opens branches, commits, and rolls back.
+:mod:`.lock`         ``Lock``: a distributed lock.
 :mod:`.portal`       runs the event loop in its own thread, and takes calls from any other thread.
 ===================  =========================================================================================
 """
@@ -30,6 +31,7 @@ from __future__ import annotations
 
 from undoubt.sync.connect import connect
 from undoubt.sync.coordinator import Coordinator
+from undoubt.sync.lock import Lock
 from undoubt.sync.transaction import Transaction
 
-__all__ = ["Coordinator", "Transaction", "connect"]
+__all__ = ["Coordinator", "Lock", "Transaction", "connect"]

@@ -20,6 +20,7 @@ from undoubt.participants.contract import Participant
 from undoubt.participants.errors import UsageError
 from undoubt.participants.ids import TxId
 from undoubt.participants.invariant import InvariantViolation
+from undoubt.sync.lock import Lock
 from undoubt.sync.portal import Portal
 from undoubt.sync.transaction import Transaction
 
@@ -71,6 +72,21 @@ class Coordinator:
         self._portal.check()
         engine = self._engine.transaction(timeout=timeout, protocol=protocol, key=key)
         return Transaction(self._portal, engine)
+
+    def lock(
+        self,
+        name: str,
+        *,
+        timeout: float | None = None,
+        shared: bool = False,
+        tx: Transaction | None = None,
+    ) -> Lock:
+        """A distributed lock, for ``with``. ``timeout`` is how long to wait for it, in seconds; 0: take it
+        only if it is free now; None: without limit. Any number of ``shared`` holders have it together.
+        ``tx``: a transaction that has begun, and that waits for the lock meanwhile."""
+        self._portal.check()
+        engine = None if tx is None else tx.engine
+        return Lock(self._portal, self._engine.lock(name, timeout=timeout, shared=shared, tx=engine))
 
     def run(
         self,

@@ -39,6 +39,11 @@ class Transaction:
         self._given_up = False
 
     @property
+    def engine(self) -> EngineTransaction:
+        """The asynchronous transaction, which runs in the engine's loop."""
+        return self._engine
+
+    @property
     def id(self) -> TxId:
         """The transaction's id; raises ``UsageError`` before it has begun."""
         return self._engine.id

@@ -1,0 +1,198 @@
+"""A distributed lock as the application uses it.
+
+::
+
+    async with coordinator.lock("nightly report", timeout=10) as lock:
+        async with coordinator.transaction() as tx:
+            orders = await tx.branch("orders")
+            await lock.guard(orders)            # the first statement of the branch
+            await orders.execute("…")
+
+The lock excludes others as long as its session lasts. A process that was stopped for longer does not know yet
+that it has lost the lock: ``guard`` has the database refuse it, in the same transaction as its changes.
+Without ``guard`` the lock saves work, and protects nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections.abc import Callable
+from types import TracebackType
+
+from undoubt.coordinator.errors import LedgerUnavailable, LockLost, LockTimeout, SessionLost
+from undoubt.coordinator.ledger.lock_queue import name_fault
+from undoubt.coordinator.ledger.locks import LOCK_WAIT_S_MAX, LockEntry, LockRequest
+from undoubt.coordinator.lock_session import LockSession
+from undoubt.participants.bounds import flag, seconds, text
+from undoubt.participants.contract import Branch, GuardingBranch
+from undoubt.participants.errors import UsageError
+from undoubt.participants.ids import TxId
+
+log = logging.getLogger(__name__)
+
+RETRY_S = 0.2
+"""The pause after a ledger that does not answer, while a request waits."""
+
+
+class Lock:
+    """``async with coordinator.lock(name) as lock``, or :meth:`acquire` and :meth:`release`. One task at a
+    time may use it; it may be acquired again after it was released."""
+
+    def __init__(
+        self,
+        session: LockSession,
+        find: Callable[[object], Branch],
+        name: str,
+        *,
+        timeout: float | None = None,
+        shared: bool = False,
+        txid: TxId | None = None,
+    ) -> None:
+        """``find`` returns the branch with a connection. See :meth:`Coordinator.lock`."""
+        if fault := name_fault(text("name", name)):
+            raise UsageError(fault)
+        self.name = name
+        self.shared = flag("shared", shared)
+        self._timeout_s = math.inf if timeout is None else seconds("timeout", timeout)
+        self._session = session
+        self._find = find
+        self._txid = txid
+        self._entry: LockEntry | None = None
+        self._why_lost = ""
+        self._lost = asyncio.Event()
+
+    def __repr__(self) -> str:
+        state = f"token {self._entry.token}" if self._entry is not None else "not acquired"
+        return f"<Lock {self.name!r}, {'shared' if self.shared else 'exclusive'}, {state}>"
+
+    @property
+    def token(self) -> int:
+        """The fencing token: higher than the tokens of all earlier holders of any lock of this ledger. Raises
+        ``UsageError`` if the lock was not acquired."""
+        return self._acquired.token
+
+    @property
+    def held(self) -> bool:
+        """Whether it is certain at this moment that no other process has the lock. False also while the
+        ledger does not answer for longer than a session lasts."""
+        entry = self._entry
+        return entry is not None and not self._lost.is_set() and self._session.sure(entry.request)
+
+    def check(self) -> None:
+        """Raise ``LockLost`` unless the lock is :attr:`held`."""
+        held = self._session.sure(self._acquired.request) and not self._lost.is_set()
+        if not held:
+            raise self._error()
+
+    async def lost(self) -> str:
+        """Wait until the lock is lost; returns the reason. For a task beside the work, which stops it."""
+        await self._lost.wait()
+        return self._why_lost
+
+    async def acquire(self) -> Lock:
+        """Wait for the lock. Raises ``LockTimeout`` if it is not granted within the lock's timeout,
+        ``UsageError`` if there are too many requests, ``CoordinatorClosed``, and without a timeout
+        ``LedgerUnavailable`` if the ledger does not answer the first call."""
+        if self._entry is not None:
+            raise UsageError(f"lock {self.name!r} was acquired already by this object: make one for each use")
+        loop = asyncio.get_running_loop()
+        end = loop.time() + self._timeout_s
+        while True:
+            self._lost, self._why_lost = asyncio.Event(), ""
+            request = await self._session.request(self.name, self._hear, shared=self.shared, txid=self._txid)
+            try:
+                entry = await self._granted(request, end)
+            except SessionLost:
+                self._session.session_lost(request)
+                continue  # ask again, with another session
+            except BaseException:
+                self._session.drop(request)
+                raise
+            if entry is None:
+                await asyncio.shield(asyncio.ensure_future(self._session.end(request)))
+                if self._lost.is_set() and loop.time() < end:
+                    continue
+                raise LockTimeout(f"lock {self.name!r} was not granted within {self._timeout_s:g} s")
+            self._session.granted(request)
+            self._entry = entry
+            return self
+
+    async def try_acquire(self) -> bool:
+        """Take the lock if it is free now; returns whether it was. Raises as :meth:`acquire` does."""
+        timeout_s, self._timeout_s = self._timeout_s, 0.0
+        try:
+            await self.acquire()
+        except LockTimeout:
+            return False
+        finally:
+            self._timeout_s = timeout_s
+        return True
+
+    async def _granted(self, request: LockRequest, end: float) -> LockEntry | None:
+        """The entry once it is granted; None if it was not granted until ``end``, or has ended. Raises
+        ``SessionLost``, and the errors of the first call."""
+        loop = asyncio.get_running_loop()
+        entry = await self._session.ledger.lock(request, wait=loop.time() < end)
+        while entry is not None and not entry.granted:
+            left_s = end - loop.time()
+            if left_s <= 0 or self._lost.is_set():
+                return None
+            try:
+                wait_s = min(left_s, LOCK_WAIT_S_MAX)
+                entry = await self._session.ledger.lock_entry(request, wait_s=wait_s)
+            except LedgerUnavailable as error:
+                log.debug("lock %r: %s", self.name, error)
+                await asyncio.sleep(min(RETRY_S, left_s))
+            if entry is None:
+                # An operator's release ends granted requests only: the session is gone.
+                raise SessionLost(f"the request for lock {self.name!r} has ended")
+        return entry
+
+    async def release(self) -> None:
+        """Give the lock back. If the ledger does not answer, it is released as soon as the ledger does, or
+        with the end of the session. Does nothing if the lock is not acquired."""
+        entry, self._entry = self._entry, None
+        if entry is not None:
+            await asyncio.shield(asyncio.ensure_future(self._session.end(entry.request)))
+
+    async def guard(self, connection: object) -> None:
+        """Have the database of a branch refuse the branch if another holder of the lock has been there: the
+        branch's first statement, before it reads or writes what the lock protects. ``connection`` is what
+        ``tx.branch`` returned.
+
+        Until the branch ends, later holders wait in their ``guard``. Raises ``StaleLock`` for a stale holder,
+        after which the transaction can only be rolled back; ``LockLost`` if that is known without asking;
+        ``ParticipantRefused`` if the database has no table of locks (``undoubt participants migrate``)."""
+        entry = self._acquired
+        if self._lost.is_set():
+            raise self._error()
+        branch = self._find(connection)
+        if not isinstance(branch, GuardingBranch):
+            raise UsageError("another program runs this branch: it has to guard it")
+        await branch.guard_lock(self._session.ledger.ledger_id, self.name, entry.fence)
+
+    async def __aenter__(self) -> Lock:
+        return await self.acquire()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        lost = self._error() if self._lost.is_set() else None
+        await self.release()
+        if error is None and lost is not None:
+            raise lost
+
+    @property
+    def _acquired(self) -> LockEntry:
+        if self._entry is None:
+            raise UsageError(f"lock {self.name!r} is not acquired: use 'async with', or await acquire()")
+        return self._entry
+
+    def _hear(self, why: str) -> None:
+        self._why_lost = why
+        self._lost.set()
+
+    def _error(self) -> LockLost:
+        why = self._why_lost or "its session could not be renewed in time"
+        return LockLost(f"lock {self.name!r} is lost, or may be: {why}")

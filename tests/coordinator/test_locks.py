@@ -1,0 +1,269 @@
+"""Locks as the application uses them, over a ledger in memory. Each test's docstring says what breaks if it
+fails."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import pytest
+
+from tests.coordinator.stage import Stage
+from undoubt.coordinator.coordinator import Coordinator
+from undoubt.coordinator.errors import (
+    CoordinatorClosed,
+    LedgerUnavailable,
+    LockLost,
+    LockTimeout,
+    TransactionAborted,
+)
+from undoubt.coordinator.ledger.memory import MemoryLedger
+from undoubt.coordinator.settings import CoordinatorSettings
+from undoubt.participants.errors import StaleLock, UsageError
+from undoubt.participants.registry import Registry
+from undoubt.participants.scripted import Script
+
+TTL_S = 1.0
+
+
+@asynccontextmanager
+async def coordinators(ledger: MemoryLedger, count: int = 2) -> AsyncIterator[list[Coordinator]]:
+    made = [
+        Coordinator(ledger, Registry(), CoordinatorSettings(session_ttl_s=TTL_S, name=f"process {number}"))
+        for number in range(count)
+    ]
+    async with AsyncExitStack() as stack:
+        yield [await stack.enter_async_context(each) for each in made]
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+async def queue_of(ledger: MemoryLedger, name: str = "job") -> list[bool]:
+    """Of each request whether it is granted."""
+    return [entry.granted for info in await ledger.locks() if info.name == name for entry in info.entries]
+
+
+async def test_the_block_has_the_lock_and_gives_it_back() -> None:
+    ledger = MemoryLedger()
+    async with coordinators(ledger) as (one, other):
+        async with one.lock("job", timeout=10) as lock:
+            assert lock.held
+            lock.check()
+            token = lock.token
+            assert await queue_of(ledger) == [True]
+            assert not await other.lock("job").try_acquire()
+            with pytest.raises(LockTimeout):
+                await other.lock("job", timeout=0.05).acquire()
+            assert await queue_of(ledger) == [True]
+        assert await queue_of(ledger) == []
+        async with other.lock("job", timeout=0) as second:
+            assert second.token > token
+    with pytest.raises(CoordinatorClosed):
+        one.lock("job")
+
+
+async def test_waiters_get_it_in_their_order() -> None:
+    ledger = MemoryLedger()
+    order: list[int] = []
+
+    async def work(coordinator: Coordinator, number: int) -> None:
+        async with coordinator.lock("job") as lock:
+            order.append(lock.token)
+            await asyncio.sleep(0)
+
+    async with coordinators(ledger) as made:
+        first = await made[0].lock("job").acquire()
+        tasks = []
+        for number in range(6):
+            tasks.append(asyncio.create_task(work(made[number % 2], number)))
+            await until(lambda: len(ledger.machine.state.locks.queues["job"]) == len(tasks) + 1)
+        await first.release()
+        await asyncio.gather(*tasks)
+        assert order == sorted(order)
+        assert len(order) == 6
+
+
+async def test_shared_holders_and_a_writer() -> None:
+    ledger = MemoryLedger()
+    async with coordinators(ledger) as (one, other):
+        async with one.lock("page", shared=True), other.lock("page", shared=True, timeout=0):
+            assert not await one.lock("page").try_acquire()
+        assert await one.lock("page").try_acquire()
+
+
+async def test_a_cancelled_waiter_leaves_the_queue() -> None:
+    """The lock would be granted to a task that is gone, and nobody would release it."""
+    ledger = MemoryLedger()
+    async with coordinators(ledger) as (one, other):
+        lock = await one.lock("job").acquire()
+        waiter = asyncio.create_task(other.lock("job").acquire())
+        await until(lambda: len(ledger.machine.state.locks.queues["job"]) == 2)
+        waiter.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiter
+        await until(lambda: len(ledger.machine.state.locks.queues["job"]) == 1)
+        await lock.release()
+        assert await queue_of(ledger) == []
+
+
+async def test_the_end_of_the_session_is_noticed_and_raised() -> None:
+    """A holder would finish its block believing that nobody else was in it."""
+    ledger = MemoryLedger()
+    async with coordinators(ledger) as (one, other):
+        with pytest.raises(LockLost, match="its session was closed or has expired"):
+            async with one.lock("job") as lock:
+                await ledger.elapse(3 * TTL_S)
+                assert (await lock.lost()).startswith("its session")
+                assert not lock.held
+                with pytest.raises(LockLost):
+                    lock.check()
+                with pytest.raises(LockLost):
+                    await lock.guard(object())
+                async with other.lock("job", timeout=10) as second:
+                    assert second.token > lock.token
+        async with one.lock("job", timeout=10):
+            assert await queue_of(ledger) == [True]
+
+
+async def test_an_error_of_the_block_is_not_hidden_by_a_lost_lock() -> None:
+    ledger = MemoryLedger()
+    async with coordinators(ledger, 1) as (one,):
+        with pytest.raises(ZeroDivisionError):
+            async with one.lock("job") as lock:
+                await ledger.elapse(3 * TTL_S)
+                await lock.lost()
+                raise ZeroDivisionError
+
+
+async def test_a_waiter_whose_session_ended_asks_again() -> None:
+    """A candidate for leadership that waits for days would fail with the first outage of the ledger."""
+    ledger = MemoryLedger()
+    async with coordinators(ledger) as (one, other):
+        first = await one.lock("job").acquire()
+        waiter = asyncio.create_task(other.lock("job").acquire())
+        await until(lambda: len(ledger.machine.state.locks.queues["job"]) == 2)
+        await ledger.elapse(3 * TTL_S)
+        lock = await waiter
+        assert lock.held
+        await first.lost()
+        assert await queue_of(ledger) == [True]
+
+
+async def test_a_ledger_that_does_not_answer_makes_the_lock_uncertain() -> None:
+    """A holder would believe in a lock that the ledger may have given away."""
+    ledger = MemoryLedger()
+    async with coordinators(ledger, 1) as (one,):
+        lock = await one.lock("job").acquire()
+        ledger.down = LedgerUnavailable("down, in this test")
+
+        async def no_answer(*_: object) -> None:
+            raise LedgerUnavailable("down, in this test")
+
+        ledger.keep_alive = no_answer  # type: ignore[method-assign, assignment]
+        await until(lambda: not lock.held)
+        with pytest.raises(LockLost, match="could not be renewed"):
+            lock.check()
+        assert lock.token
+        ledger.down = None
+        del ledger.keep_alive
+        await until(lambda: lock.held)
+        await lock.release()
+        assert await queue_of(ledger) == []
+
+
+async def test_a_release_that_is_not_answered_is_repeated() -> None:
+    """The lock would stay held as long as its process lives."""
+    ledger = MemoryLedger()
+    async with coordinators(ledger, 1) as (one,):
+        lock = await one.lock("job").acquire()
+        ledger.down = LedgerUnavailable("down, in this test")
+        await lock.release()
+        ledger.down = None
+        assert await queue_of(ledger) == [True]
+        await until(lambda: not ledger.machine.state.locks.queues)
+
+
+async def test_an_operators_release_is_noticed() -> None:
+    ledger = MemoryLedger()
+    async with coordinators(ledger) as (one, other):
+        lock = await one.lock("job").acquire()
+        assert await ledger.revoke_lock("job", lock.token)
+        assert await other.lock("job").try_acquire()
+        assert "operator" in await lock.lost()
+        await lock.release()
+        assert await queue_of(ledger) == [True]
+
+
+async def test_what_the_ledger_has_and_nobody_knows_is_ended() -> None:
+    """A request whose answer was lost, and that arrives after its end, would hold the lock for ever."""
+    ledger = MemoryLedger()
+    async with coordinators(ledger, 1) as (one,):
+        lock = await one.lock("job").acquire()
+        entry = (await ledger.locks())[0].entries[0]
+        other = await one.lock("other").acquire()
+        await lock.release()
+        await ledger.lock(entry.request, wait=True)
+        assert await queue_of(ledger) == [True]
+        await until(lambda: "job" not in ledger.machine.state.locks.queues)
+        assert other.held
+
+
+async def test_the_session_of_locks_ends_when_it_is_idle_and_begins_anew() -> None:
+    ledger = MemoryLedger()
+    async with coordinators(ledger, 1) as (one,):
+        tokens = []
+        for _ in range(2):
+            async with one.lock("job") as lock:
+                tokens.append(lock.token)
+            await until(lambda: sum(i.state == "open" for i in ledger.machine.session_infos()) == 1)
+        assert tokens == sorted(set(tokens))
+        async with one.lock("job"):
+            assert sum(info.state == "open" for info in await ledger.sessions()) == 2
+    assert not any(info.state == "open" for info in await ledger.sessions())
+
+
+async def test_misuse_is_refused() -> None:
+    ledger = MemoryLedger()
+    async with coordinators(ledger, 1) as (one,):
+        for bad in ("", "a\0b", "n" * 201, 7, None):
+            with pytest.raises(UsageError):
+                one.lock(bad)  # type: ignore[arg-type]
+        with pytest.raises(UsageError):
+            one.lock("job", timeout=-1)
+        lock = one.lock("job")
+        for use in (lambda: lock.token, lock.check):
+            with pytest.raises(UsageError, match="not acquired"):
+                use()
+        await lock.release()
+        await lock.acquire()
+        with pytest.raises(UsageError, match="acquired already"):
+            await lock.acquire()
+        with pytest.raises(UsageError, match="not the connection of a branch"):
+            await lock.guard(object())
+
+
+async def test_a_stale_holder_cannot_commit() -> None:
+    """Broken if the guard shows another token than that of the grant, or a refused branch commits."""
+    stage = Stage({"orders": Script(), "payments": Script()})
+    async with stage.coordinator as one:
+        other = await Coordinator(stage.ledger, Registry(), CoordinatorSettings()).start()
+        old = await one.lock("job").acquire()
+        assert await stage.ledger.revoke_lock("job", old.token)
+        new = await other.lock("job").acquire()
+        orders = stage.participants["orders"]
+        async with one.transaction() as tx:
+            await old.guard(await tx.branch("orders"))
+            await tx.branch("payments")
+        assert orders.tokens == {(stage.ledger.ledger_id, "job"): old.token}
+        orders.tokens[stage.ledger.ledger_id, "job"] = new.token
+        with pytest.raises(TransactionAborted):
+            async with one.transaction() as tx:
+                with pytest.raises(StaleLock):
+                    await old.guard(await tx.branch("orders"))
+                await tx.branch("payments")
+        await other.close()

@@ -1,0 +1,71 @@
+"""A distributed lock for threads."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+from undoubt.coordinator.locks import Lock as EngineLock
+from undoubt.sync.portal import Portal
+
+
+class Lock:
+    """``with coordinator.lock(name) as lock``, or :meth:`acquire` and :meth:`release`; made by
+    :meth:`undoubt.sync.Coordinator.lock`. One thread at a time may use it."""
+
+    def __init__(self, portal: Portal, engine: EngineLock) -> None:
+        self._portal = portal
+        self._engine = engine
+
+    @property
+    def name(self) -> str:
+        return self._engine.name
+
+    @property
+    def token(self) -> int:
+        """The fencing token: higher than the tokens of all earlier holders. Raises ``UsageError`` if the lock
+        was not acquired."""
+        return self._engine.token
+
+    @property
+    def held(self) -> bool:
+        """Whether it is certain at this moment that no other process has the lock."""
+        return self._portal.call(self._held)
+
+    def check(self) -> None:
+        """Raise ``LockLost`` unless the lock is :attr:`held`."""
+        self._portal.call(self._check)
+
+    def acquire(self) -> Lock:
+        """Wait for the lock. Raises ``LockTimeout``, and what :meth:`undoubt.coordinator.locks.Lock.acquire`
+        raises."""
+        self._portal.call(self._engine.acquire)
+        return self
+
+    def try_acquire(self) -> bool:
+        """Take the lock if it is free now; returns whether it was."""
+        return self._portal.call(self._engine.try_acquire)
+
+    def release(self) -> None:
+        """Give the lock back. Does nothing if it is not acquired."""
+        self._portal.call(self._engine.release)
+
+    def guard(self, connection: object) -> None:
+        """Have the database of a branch refuse a stale holder: the branch's first statement. ``connection``
+        is what ``tx.branch`` returned. Raises ``StaleLock``, ``LockLost``, ``ParticipantRefused``."""
+        self._portal.call(self._engine.guard, connection)
+
+    def __enter__(self) -> Lock:
+        return self.acquire()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._portal.call(self._engine.__aexit__, kind, error, trace)
+
+    # In the loop.
+
+    async def _held(self) -> bool:
+        return self._engine.held
+
+    async def _check(self) -> None:
+        self._engine.check()
