@@ -12,7 +12,7 @@ import pytest_asyncio
 from tests.participants.hands import at
 from tests.participants.support import KEY, WRITE, Database, new_gid, participant_at
 from undoubt.embedded import EmbeddedServer
-from undoubt.participants.contract import Decision, Settled, Vote
+from undoubt.participants.contract import Decision, GuardingBranch, Settled, Vote
 from undoubt.participants.errors import ParticipantError
 from undoubt.participants.findings import Severity
 from undoubt.participants.ids import Gid, Protocol
@@ -67,6 +67,8 @@ async def two_phase(participant: PostgresParticipant) -> None:
     assert await branch.commit_one_phase() is Settled.APPLIED
     await branch.release()
     branch = await participant.begin(new_gid(), timeout_s=30, key=KEY)
+    assert isinstance(branch, GuardingBranch)
+    await branch.guard_lock("testledger", "a job", 1)
     await at(branch).execute(WRITE)
     result = await branch.prepare()
     assert result.vote is Vote.PREPARED, result.reason
@@ -136,11 +138,11 @@ async def test_they_are_enough(hardened: Database, server: EmbeddedServer, proto
     await participant.close()
 
 
-@pytest.mark.parametrize("left_out", range(5))
+@pytest.mark.parametrize("left_out", range(6))
 async def test_none_can_be_left_out(hardened: Database, server: EmbeddedServer, left_out: int) -> None:
     """Broken if more is asked for than is needed."""
     statements = printed(server, hardened, Protocol.THREE_PHASE)
-    assert len(statements) == 5
+    assert len(statements) == 6
     del statements[left_out]
     await give(hardened, statements)
     await of_the_bookkeeper(hardened)
@@ -163,5 +165,6 @@ def test_names_are_quoted() -> None:
     assert grants("p", settings, protocol=Protocol.TWO_PHASE) == [
         'GRANT CONNECT ON DATABASE "Shop" TO "a""b";',
         'GRANT EXECUTE ON FUNCTION undoubt.history() TO "a""b";',
+        'GRANT EXECUTE ON FUNCTION undoubt.guard_lock(text, text, bigint) TO "a""b";',
         'GRANT "c d" TO "a""b";',
     ]

@@ -16,6 +16,7 @@ PROOFS = {
     "dev": "tests.prove.dev",
     "disk": "tests.prove.disk",
     "examples": "tests.prove.examples",
+    "fencing": "tests.prove.fencing",
     "f0": "tests.prove.f0",
     "frameworks": "tests.prove.frameworks",
     "grow": "tests.prove.grow",
