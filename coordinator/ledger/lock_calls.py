@@ -57,10 +57,11 @@ class SessionLocksCall(LedgerCall[Sequence[LockEntry]], frozen=True, tag="sessio
 class LocksCall(LedgerCall[Sequence[LockInfo]], frozen=True, tag="locks"):
     after: str
     limit: int
+    only: str = ""
     version: ClassVar[int] = TAGS_VERSION
 
     async def serve(self, ledger: StateMachineLedger, *, remote: bool) -> Sequence[LockInfo]:
-        return await ledger.locks(after=self.after, limit=self.limit)
+        return await ledger.locks(after=self.after, limit=self.limit, only=self.only)
 
 
 class RevokeLockCall(LedgerCall[bool], frozen=True, tag="revoke lock"):
@@ -97,9 +98,11 @@ class CallingLocks(abc.ABC):
         entries: Sequence[LockEntry] = await self._call(SessionLocksCall(session, nonce))
         return entries
 
-    async def locks(self, *, after: str = "", limit: int = LOCKS_PAGE_MAX) -> Sequence[LockInfo]:
+    async def locks(
+        self, *, after: str = "", limit: int = LOCKS_PAGE_MAX, only: str = ""
+    ) -> Sequence[LockInfo]:
         count("limit", limit, least=1, most=LOCKS_PAGE_MAX)
-        infos: Sequence[LockInfo] = await self._call(LocksCall(after, limit))
+        infos: Sequence[LockInfo] = await self._call(LocksCall(after, limit, only))
         return infos
 
     async def revoke_lock(self, name: str, token: int) -> bool:

@@ -79,9 +79,14 @@ class MachineLocks(abc.ABC):
         await self._up_to_date()
         return self._locks.of_one(session, nonce)
 
-    async def locks(self, *, after: str = "", limit: int = LOCKS_PAGE_MAX) -> Sequence[LockInfo]:
+    async def locks(
+        self, *, after: str = "", limit: int = LOCKS_PAGE_MAX, only: str = ""
+    ) -> Sequence[LockInfo]:
         count("limit", limit, least=1, most=LOCKS_PAGE_MAX)
         await self._up_to_date()
+        if only:
+            queue = self._locks.queues.get(only)
+            return [LockInfo(only, queue)] if queue else []
         return self._locks.page(after, limit)
 
     async def revoke_lock(self, name: str, token: int) -> bool:

@@ -103,9 +103,11 @@ class LockLedger(Protocol):
         """All requests of a session, none if the session is gone."""
         ...
 
-    async def locks(self, *, after: str = "", limit: int = LOCKS_PAGE_MAX) -> Sequence[LockInfo]:
+    async def locks(
+        self, *, after: str = "", limit: int = LOCKS_PAGE_MAX, only: str = ""
+    ) -> Sequence[LockInfo]:
         """A page of the locks that somebody holds: at most ``limit``, in the order of their names, those
-        after ``after``. An empty page is the end."""
+        after ``after``. An empty page is the end. ``only``: that lock, if somebody holds it."""
         ...
 
     async def revoke_lock(self, name: str, token: int) -> bool:

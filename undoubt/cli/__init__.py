@@ -25,6 +25,7 @@ commands:
 :mod:`.participants`  ``undoubt participants``: lists, checks and migrates databases.
 :mod:`.doctor`        ``undoubt doctor``: prints the findings of :mod:`undoubt.doctor`.
 :mod:`.tx`            ``undoubt tx``: shows transactions, and ends one.
+:mod:`.locks`         ``undoubt locks``: shows distributed locks, and releases one.
 :mod:`.whole`         ``undoubt tx resolve``: ends all branches of one transaction.
 :mod:`.indoubt`       ``undoubt indoubt``: lists, explains and ends prepared branches.
 :mod:`.explain`       the JSON of ``undoubt indoubt explain``.

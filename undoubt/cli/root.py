@@ -26,6 +26,7 @@ COMMANDS: dict[str, LazyCommand] = {
     ),
     "indoubt": LazyCommand("undoubt.cli.indoubt", "indoubt", "See, explain and resolve branches in doubt."),
     "tx": LazyCommand("undoubt.cli.tx", "tx", "Look up transactions."),
+    "locks": LazyCommand("undoubt.cli.locks", "locks", "See distributed locks, and release one."),
     "audit": LazyCommand("undoubt.cli.audit", "audit", "What operators did: who, when, why."),
     "recover": LazyCommand(
         "undoubt.cli.recover", "recover", "Resolve what is in doubt, once or continuously."

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from undoubt.cli.output import iso
 from undoubt.coordinator.ledger.contract import Act, BranchRecord, Heuristic, TransactionInfo
+from undoubt.coordinator.ledger.locks import LockEntry, LockInfo
 from undoubt.coordinator.settings import PROTOCOL_NAMES
 from undoubt.participants.findings import Finding
 from undoubt.participants.ids import Gid, Protocol
@@ -19,6 +20,29 @@ from undoubt.recovery.operator.whole import Whole
 def age(seconds: float | None) -> float | None:
     """Seconds since that moment by this machine's clock, never negative; milliseconds are enough."""
     return None if seconds is None else round(max(time.time() - seconds, 0.0), 3)
+
+
+def lock(info: LockInfo, owners: Mapping[int, str]) -> dict[str, Any]:
+    """One lock as ``locks list`` and ``locks show`` print it; ``owner`` is the name of the session."""
+    return {
+        "name": info.name,
+        "holders": [_request(entry, owners) for entry in info.holders],
+        "waiting": len(info.waiters),
+        "waiters": [_request(entry, owners) for entry in info.waiters],
+    }
+
+
+def _request(entry: LockEntry, owners: Mapping[int, str]) -> dict[str, Any]:
+    request = entry.request
+    return {
+        "token": entry.token or None,
+        "mode": "shared" if request.shared else "exclusive",
+        "session": request.session,
+        "owner": owners.get(request.session),
+        "since": iso(request.at),
+        "age_s": age(request.at),
+        "txid": None if request.txid is None else str(request.txid),
+    }
 
 
 def protocol_name(protocol: Protocol | None) -> str | None:

@@ -153,8 +153,13 @@ class PostgresLocks:
             if entry.request.session == session
         ]
 
-    async def locks(self, *, after: str = "", limit: int = LOCKS_PAGE_MAX) -> Sequence[LockInfo]:
+    async def locks(
+        self, *, after: str = "", limit: int = LOCKS_PAGE_MAX, only: str = ""
+    ) -> Sequence[LockInfo]:
         count("limit", limit, least=1, most=LOCKS_PAGE_MAX)
+        if only:
+            _check(RevokeLock(only, 1))
+            return [LockInfo(name, queue) for name, queue in (await self._looked([only])).items() if queue]
         infos: list[LockInfo] = []
         while len(infos) < limit:
             found = await self._ask_locks("locks", after=after.replace("\0", ""), limit=limit - len(infos))

@@ -53,11 +53,16 @@ class LocksAgainstModel(RuleBasedStateMachine):
         self.ended: set[int] = set()
         self.requests: list[LockRequest] = []
         self.clock = 0.0
+        for _ in range(3):
+            self.open()
 
     def run(self, command: c.Command) -> object:
         return self.machine.apply(c.decode(c.encode(command)))
 
     @rule()
+    def open_another(self) -> None:
+        self.open()
+
     def open(self) -> None:
         nonce = f"{len(self.sessions):016x}"
         session = self.run(c.OpenSession(nonce, "s", 1000))
