@@ -46,10 +46,14 @@ from undoubt.config import Settings
 from undoubt.connect import connect
 from undoubt.coordinator.coordinator import Coordinator
 from undoubt.coordinator.ledger.contract import RecordedDecision
+from undoubt.coordinator.locks import Lock
 from undoubt.coordinator.transaction import CommitResult, Transaction
 from undoubt.errors import (
     HeuristicOutcome,
+    LockLost,
+    LockTimeout,
     OutcomeUnknown,
+    StaleLock,
     TransactionAborted,
     UndoubtError,
 )
@@ -62,9 +66,13 @@ __all__ = [
     "Coordinator",
     "Gid",
     "HeuristicOutcome",
+    "Lock",
+    "LockLost",
+    "LockTimeout",
     "OutcomeUnknown",
     "RecordedDecision",
     "Settings",
+    "StaleLock",
     "Transaction",
     "TransactionAborted",
     "TxId",

@@ -8,6 +8,8 @@ import asyncpg
 import pytest
 
 from tests.docs.pages import ROOT, blocks
+from undoubt.participants.postgres.schema import migrate
+from undoubt.participants.settings import ParticipantSettings
 
 
 @pytest.fixture
@@ -18,6 +20,8 @@ async def shop(databases: dict[str, str], tmp_path: Path) -> Path:
         connection = await asyncpg.connect(databases[first.removeprefix("-- in ")])
         await connection.execute(statements)
         await connection.close()
+    for name, dsn in databases.items():
+        await migrate(name, ParticipantSettings(dsn=dsn))
     lines = ['[ledger]\nurl = "sqlite:///undoubt.db"']
     lines += [f'[participants.{name}]\ndsn = "{dsn}"' for name, dsn in databases.items()]
     (tmp_path / "undoubt.toml").write_text("\n".join(lines))
