@@ -259,16 +259,7 @@ class Coordinator:
         if tx is not None:
             having("tx", tx, "a transaction of this coordinator", "id", "branch")
         txid = None if tx is None else tx.id
-        return Lock(self._locks, self._branch_with, name, timeout=timeout, shared=shared, txid=txid)
-
-    def _branch_with(self, connection: object) -> Branch:
-        """The open branch whose connection the application has. Raises ``UsageError``."""
-        for transaction in self.live.values():
-            if transaction.active:
-                for branch in transaction._branches.values():
-                    if branch.connection is connection:
-                        return branch
-        raise UsageError("this is not the connection of a branch of a running transaction (tx.branch)")
+        return Lock(self._locks, self.live, name, timeout=timeout, shared=shared, txid=txid)
 
     async def outcome(self, txid: TxId | str) -> RecordedDecision:
         """Return the decision that the ledger has recorded. NOT_RECORDED never means aborted.

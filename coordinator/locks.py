@@ -17,13 +17,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Iterable, Mapping
 from types import TracebackType
 
 from undoubt.coordinator.errors import LedgerUnavailable, LockLost, LockTimeout, SessionLost
 from undoubt.coordinator.ledger.lock_queue import name_fault
 from undoubt.coordinator.ledger.locks import LOCK_WAIT_S_MAX, LockEntry, LockRequest
 from undoubt.coordinator.lock_session import LockSession
+from undoubt.coordinator.transaction import Transaction
 from undoubt.participants.bounds import flag, seconds, text
 from undoubt.participants.contract import Branch, GuardingBranch
 from undoubt.participants.errors import UsageError
@@ -35,6 +36,16 @@ RETRY_S = 0.2
 """The pause after a ledger that does not answer, while a request waits."""
 
 
+def branch_with(transactions: Iterable[Transaction], connection: object) -> Branch:
+    """The open branch whose connection the application has. Raises ``UsageError``."""
+    for transaction in transactions:
+        if transaction.active:
+            for branch in transaction._branches.values():
+                if branch.connection is connection:
+                    return branch
+    raise UsageError("this is not the connection of a branch of a running transaction (tx.branch)")
+
+
 class Lock:
     """``async with coordinator.lock(name) as lock``, or :meth:`acquire` and :meth:`release`. One task at a
     time may use it; it may be acquired again after it was released."""
@@ -42,21 +53,21 @@ class Lock:
     def __init__(
         self,
         session: LockSession,
-        find: Callable[[object], Branch],
+        live: Mapping[TxId, Transaction],
         name: str,
         *,
         timeout: float | None = None,
         shared: bool = False,
         txid: TxId | None = None,
     ) -> None:
-        """``find`` returns the branch with a connection. See :meth:`Coordinator.lock`."""
+        """``live``: the running transactions of the coordinator. See :meth:`Coordinator.lock`."""
         if fault := name_fault(text("name", name)):
             raise UsageError(fault)
         self.name = name
         self.shared = flag("shared", shared)
         self._timeout_s = math.inf if timeout is None else seconds("timeout", timeout)
         self._session = session
-        self._find = find
+        self._live = live
         self._txid = txid
         self._entry: LockEntry | None = None
         self._why_lost = ""
@@ -167,7 +178,7 @@ class Lock:
         entry = self._acquired
         if self._lost.is_set():
             raise self._error()
-        branch = self._find(connection)
+        branch = branch_with(self._live.values(), connection)
         if not isinstance(branch, GuardingBranch):
             raise UsageError("another program runs this branch: it has to guard it")
         await branch.guard_lock(self._session.ledger.ledger_id, self.name, entry.fence)

@@ -28,6 +28,8 @@ The proofs, and under each what only it uses; then what several use:
                              phase commit.
 :mod:`.sqlalchemy_twophase`  compares SQLAlchemy's own ``twophase=True`` with undoubt.
 :mod:`.cluster`              measures decisions a second, failover, memory and restart of three nodes.
+:mod:`.fencing`              stops holders of locks, and lets them write afterwards.
+:mod:`.fencing_process`      takes a lock again and again, and writes under its token.
 :mod:`.grow`                 adds and removes nodes under load.
 :mod:`.blocks`               combines every way into a transaction with every way out of it.
 :mod:`.blocks_cases`         lists these ways for asynchronous programs.

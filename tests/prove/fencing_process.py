@@ -14,7 +14,7 @@ from tests.prove.trap import tell
 from undoubt.coordinator.coordinator import Coordinator
 from undoubt.coordinator.errors import LedgerError, TransactionAborted
 from undoubt.coordinator.ledger import open_ledger
-from undoubt.coordinator.locks import Lock
+from undoubt.coordinator.locks import Lock, branch_with
 from undoubt.coordinator.settings import CoordinatorSettings, LedgerSettings
 from undoubt.participants.contract import GuardingBranch
 from undoubt.participants.errors import ParticipantError, StaleLock
@@ -41,7 +41,7 @@ async def write(coordinator: Coordinator, lock: Lock, number: int) -> None:
         async with coordinator.transaction(timeout=30) as tx:
             orders = await tx.branch("orders")
             # Not lock.guard, which knows at some time that the lock is lost, and does not ask the database.
-            branch = coordinator._branch_with(orders)
+            branch = branch_with(coordinator.live.values(), orders)
             assert isinstance(branch, GuardingBranch)
             await branch.guard_lock(coordinator.ledger_id, lock.name, token)
             await orders.execute(

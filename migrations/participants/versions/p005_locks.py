@@ -48,6 +48,10 @@ def upgrade() -> None:
             $$
         """
     )
+    _grant()
+
+
+def _grant() -> None:
     # ALTER DEFAULT PRIVILEGES may have granted both to other roles. The roles that may draw a history are
     # undoubt's.
     op.execute("revoke execute on function undoubt.guard_lock(text, text, bigint) from public")
