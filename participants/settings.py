@@ -12,6 +12,7 @@ from undoubt.participants.bounds import (
     ROLE_BYTES_MAX,
     SERVER_TIMEOUT_S_MAX,
     OutOfBounds,
+    choice,
     count,
     path,
     seconds,
@@ -22,6 +23,7 @@ from undoubt.participants.ids import InvalidName, check_ledger_id, check_partici
 from undoubt.participants.redact import redact
 
 DRIVERS = ("asyncpg", "psycopg")
+RESETS = ("always", "tags")
 DSN_BYTES_MAX = 100_000
 _INIT = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
@@ -62,6 +64,9 @@ class ParticipantSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
     pipeline: bool = True
     """Undoubt's own statements of a branch are pipelined wherever the driver's connection turns out to allow
     it; behind a pooler they never are."""
+    reset: str = "always"
+    """When a session is reset behind the end of a branch: one of :data:`RESETS`. ``tags``: not if commands
+    and their tags show that the application has left nothing (:mod:`undoubt.participants.postgres.tags`)."""
     owners: tuple[str, ...] = ()
     """Roles that prepare branches there, besides the login role and the roles that were granted to it. A
     transaction that any other role has prepared is not a branch of ours, whatever its name."""
@@ -88,6 +93,7 @@ class ParticipantSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
             raise OutOfBounds("init", f"must name a function as 'module:function', not {self.init!r}")
         if text("driver", self.driver) not in DRIVERS:
             raise OutOfBounds("driver", f"{self.driver!r} is not one of: {', '.join(DRIVERS)}")
+        choice("reset", self.reset, RESETS)
         _names("was", self.was, check_participant_name)
         _names("other_ledgers", self.other_ledgers, check_ledger_id)
 

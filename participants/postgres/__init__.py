@@ -30,6 +30,7 @@ The modules, in the order in which a branch passes them:
 :mod:`.deadlines`         keeps the deadlines of statements that have no timer of their own.
 :mod:`.connection_proxy`  declares the application's side of a branch, and has the code that both drivers'
                           connections share.
+:mod:`.tags`              judges whether an application has left something in its session.
 :mod:`.branch`            implements ``Branch``: poll, prepare, commit in one phase, commit, roll back;
                           builds these round trips, and reads their answers.
 :mod:`.announced`         implements ``Branch`` for a branch that another program runs and prepares.

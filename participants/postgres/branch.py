@@ -163,6 +163,8 @@ class PostgresBranch:
         self._asked = False
         """Whether PREPARE was sent: from then on the branch may outlive its session."""
         self._released = False
+        self._spotless = False
+        """Whether no reset is needed (``reset = "tags"``)."""
         self._over: Settled | None = None
         """The final result; None while the branch may still be open or prepared."""
 
@@ -466,6 +468,9 @@ class PostgresBranch:
         pipeline, or if it will be closed."""
         if not self._pipelines or not self._handle.undoubt_reusable:
             return ()
+        if not self._handle.undoubt_leaves:
+            self._spotless = True
+            return ()
         return reset_steps(self.session.intro.synchronous_commit, self._slot.timeouts_ms)
 
     async def forget(self) -> None:
@@ -480,7 +485,8 @@ class PostgresBranch:
         busy = self._handle.undoubt_end() if reset is None else False
         self.session.drop_ahead()
         # Behind a pooler a reset could reach a server process other than the one that was used.
-        self._slot.used = self._handle.undoubt_used and not self.session.intro.pooled
+        used = self._handle.undoubt_used and not self._spotless
+        self._slot.used = used and not self.session.intro.pooled
         self._slot.reset = reset
         self._slot.stale = self._handle.undoubt_stale
         if busy or not self._handle.undoubt_reusable:

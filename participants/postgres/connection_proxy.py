@@ -74,6 +74,11 @@ class Handle(Protocol):
     undoubt_failure: ServerError | None
     """The last error of a statement of the application, None if no error is known."""
 
+    undoubt_leaves: bool
+    """Whether the application may have left something in the session. True from the beginning, unless it is
+    set to False: then as far as the statements and their command tags show
+    (:mod:`undoubt.participants.postgres.tags`)."""
+
     @property
     def undoubt_used(self) -> bool:
         """Whether the application has sent a statement: then the session must be reset before its next
@@ -125,6 +130,7 @@ class ApplicationSide:
     """A statement may have ended the transaction, and committed what came before it. Also true of statements
     that only look like one, such as the body of a function."""
     undoubt_reusable: bool = True
+    undoubt_leaves: bool = True
     undoubt_stale: bool = False
     undoubt_keeps: bool = False
     undoubt_failure: ServerError | None = None

@@ -181,7 +181,10 @@ class PostgresParticipant:
                 self._name, f"a new connection was lost while a branch was begun: {lost}"
             )
         slot.fresh = False
-        return PostgresBranch(self._around, slot, slot.session.handle(gid), gid, timeout_s, key=key)
+        handle = slot.session.handle(gid)
+        if self._settings.reset == "tags":
+            handle.undoubt_leaves = False
+        return PostgresBranch(self._around, slot, handle, gid, timeout_s, key=key)
 
     async def adopt(
         self,

@@ -28,6 +28,7 @@ from undoubt.participants.postgres.connection_proxy import (
 )
 from undoubt.participants.postgres.session import FATAL, ServerError
 from undoubt.participants.postgres.sqlstate import participant_error
+from undoubt.participants.postgres.tags import leaves_nothing
 
 if TYPE_CHECKING:
     from undoubt.participants.postgres.asyncpg.line import Line
@@ -52,6 +53,22 @@ _STAYS = frozenset(
     }
 )
 """These change the connection object itself, so that it cannot be lent to the next branch."""
+
+_LEAVES_NOTHING = frozenset(
+    {
+        "cursor",
+        "executemany",
+        "fetchmany",
+        "fetchval",
+        "get_server_pid",
+        "get_server_version",
+        "get_settings",
+        "is_closed",
+        "is_in_transaction",
+        "prepare",
+    }
+)
+"""These leave nothing in the session, unless their statement does."""
 
 _FORGETS = re.compile(r"\b(?:deallocate|discard)\b", re.IGNORECASE)
 """Matches commands that make the server drop statements that asyncpg still has in its cache, among them
@@ -126,6 +143,8 @@ class BranchConnection(ApplicationSide):
             tag: str = await self._undoubt_connection.execute(query, *args, timeout=timeout)
         if tag and outlives_reset(tag):
             self.undoubt_reusable = False
+        if not self.undoubt_leaves and not leaves_nothing(query, tag):
+            self.undoubt_leaves = True
         if not self.undoubt_wrote and tag and changed_rows(tag):
             self.undoubt_wrote = True
         return tag
@@ -151,6 +170,8 @@ class BranchConnection(ApplicationSide):
         found = getattr(self._undoubt_connection, name)
         if name in _STAYS:
             self.undoubt_reusable = False
+        if name not in _LEAVES_NOTHING:
+            self.undoubt_leaves = True
         self.undoubt_used = True
         if inspect.iscoroutinefunction(found):
             return functools.partial(self._undoubt_run, name, found)
@@ -161,11 +182,17 @@ class BranchConnection(ApplicationSide):
         return f"<connection of branch {self._undoubt_gid}, {state}>"
 
     async def _undoubt_run(self, name: str, method: Any, *args: Any, **options: Any) -> Any:
+        if not args:
+            self.undoubt_leaves = True  # its statement has a name, or it has none
         with self._undoubt_call(name, *args[:1]):
             return await method(*args, **options)
 
     def _undoubt_plain(self, name: str, method: Any, *args: Any, **options: Any) -> Any:
         self._undoubt_check(name)
+        if name == "cursor" and args:
+            self._undoubt_look_at(args[0])
+        elif name == "cursor":
+            self.undoubt_leaves = True
         if self._undoubt_line is not None:
             self._undoubt_line.send_held()  # a cursor sends its statements by itself
         return method(*args, **options)
@@ -213,6 +240,8 @@ class BranchConnection(ApplicationSide):
     def _undoubt_look_at(self, query: str) -> bool:
         """Note the effects of ``query`` on the session, which the end of the branch does not undo. True if
         the server may have dropped statements that asyncpg has prepared."""
+        if not self.undoubt_leaves and not leaves_nothing(query, None):
+            self.undoubt_leaves = True
         if self.undoubt_keeps and may_replace_statements(query):
             self.undoubt_keeps = False
         forgets = _FORGETS.search(query) is not None

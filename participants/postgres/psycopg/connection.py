@@ -25,6 +25,7 @@ from undoubt.participants.postgres.connection_proxy import (
 )
 from undoubt.participants.postgres.psycopg.gate import AsyncGate, SyncGate
 from undoubt.participants.postgres.session import FATAL, ServerError
+from undoubt.participants.postgres.tags import leaves_nothing
 
 if TYPE_CHECKING:
     from psycopg._preparing import PrepareManager
@@ -70,6 +71,10 @@ class _Exits(ApplicationSide):
 
     pgconn: PGconn
     lock: Any
+    _undoubt_plain: int | None = None
+    """The number of operations that were statements which leave nothing in the session; None once there was
+    another one. Operations that are no such statements (COPY, pipelines, savepoints) are only counted by the
+    gate."""
 
     def _undoubt_begin(self, gid: Gid, prepared: PrepareManager) -> None:
         self._undoubt_gid = gid
@@ -79,7 +84,15 @@ class _Exits(ApplicationSide):
 
     @property
     def undoubt_used(self) -> bool:
-        return bool(self.lock.used)
+        return bool(self.lock.uses)
+
+    @property
+    def undoubt_leaves(self) -> bool:
+        return self._undoubt_plain is None or self._undoubt_plain != self.lock.uses
+
+    @undoubt_leaves.setter
+    def undoubt_leaves(self, leaves: bool) -> None:
+        self._undoubt_plain = None if leaves else 0
 
     @property
     def undoubt_why(self) -> Callable[[], Exception] | None:
@@ -125,6 +138,8 @@ class _Exits(ApplicationSide):
                 self.undoubt_reusable = False
             if isinstance(text, str) and may_commit(text):
                 self.undoubt_committed = True
+        if self._undoubt_plain is not None:
+            self._undoubt_plain = self._undoubt_plain + 1 if leaves_nothing(statement, tag) else None
         if rows > 0 and tag and changed_rows(tag):
             self.undoubt_wrote = True
 

@@ -19,8 +19,8 @@ from undoubt.participants.postgres.connection_proxy import after_branch
 
 
 class Gate(Protocol):
-    used: bool
-    """Whether an operation has taken the lock."""
+    uses: int
+    """How many operations have taken the lock."""
     why: Callable[[], Exception] | None
     """Makes the error that operations after ``shut`` raise in place of ``UsageError``."""
 
@@ -51,7 +51,7 @@ class AsyncGate(asyncio.Lock):
 
     def __init__(self, gid: Gid | str) -> None:
         super().__init__()
-        self.used = False
+        self.uses = 0
         self.why: Callable[[], Exception] | None = None
         self._gid = gid
         self._shut = False
@@ -82,7 +82,7 @@ class AsyncGate(asyncio.Lock):
         if self._shut:
             super().release()
             raise _ended(self._gid, self.why)
-        self.used = True
+        self.uses += 1
         return True
 
     def release(self) -> None:
@@ -105,7 +105,7 @@ class SyncGate:
     it."""
 
     def __init__(self, gid: Gid | str) -> None:
-        self.used = False
+        self.uses = 0
         self.why: Callable[[], Exception] | None = None
         self._gid = gid
         self._lock = threading.Lock()
@@ -136,7 +136,7 @@ class SyncGate:
         if self._shut:
             self.release()
             raise _ended(self._gid, self.why)
-        self.used = True
+        self.uses += 1
         return True
 
     def release(self) -> None:
