@@ -27,7 +27,6 @@ The modules, in the order in which a branch passes them:
 :mod:`.session_setup`     builds the first round trip of a branch: clean up, set up, begin, mark.
 :mod:`.guard`             builds the scripts that guard the end of a branch, and reads the report of PREPARE.
 :mod:`.pipeline`          builds the same round trips as steps of pipelines, for sessions that can send these.
-:mod:`.deadlines`         keeps the deadlines of statements that have no timer of their own.
 :mod:`.connection_proxy`  declares the application's side of a branch, and has the code that both drivers'
                           connections share.
 :mod:`.tags`              judges whether an application has left something in its session.

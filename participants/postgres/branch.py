@@ -39,11 +39,12 @@ from undoubt.participants.postgres.guard import (
 )
 from undoubt.participants.postgres.history import columns, evidence_at, place_in, place_of
 from undoubt.participants.postgres.pipeline import (
+    GUARD_COLUMNS,
     ROLLBACK,
     end_reading_steps,
+    guards_of_prepare,
+    note_steps,
     one_phase_steps,
-    prepare_steps,
-    prepared_evidence,
     reset_steps,
 )
 from undoubt.participants.postgres.pool import Slot
@@ -56,6 +57,7 @@ from undoubt.participants.postgres.session import (
     ServerError,
     ServerSession,
     Step,
+    standby_warning,
 )
 from undoubt.participants.postgres.session_setup import (
     branch_name,
@@ -151,6 +153,7 @@ class PostgresBranch:
         self.session: ServerSession = slot.session
         self._handle = handle
         self._gid = gid
+        self._quoted = literal(str(gid))
         self._proof = key.proof(gid)
         self._marker = marker(gid)
         self._name = branch_name(gid, key, known_pid(slot.session))
@@ -236,7 +239,7 @@ class PostgresBranch:
         try:
             if pipelined:
                 answers = await self._prepare_in_pipeline()
-                answer = answers.last
+                answer = _last(answers)
             else:
                 answer = await self._prepare_by_script()
         except ServerError as error:
@@ -250,7 +253,7 @@ class PostgresBranch:
             self._asked = False
             return PrepareResult(Vote.ABORT, reason=failure)
         if pipelined:
-            self._evidence = prepared_evidence(answers, self._note_proof, self._place)
+            self._evidence = self._evidence_of(answers)
             if self._evidence is None:
                 # What is prepared was not checked: ``_asked`` stays set, so that it is rolled back.
                 return PrepareResult(Vote.ABORT, reason=self._failed(GUARD_REPLACED))
@@ -270,9 +273,26 @@ class PostgresBranch:
         return self._proof if self._gid.protocol is Protocol.THREE_PHASE else b""
 
     async def _prepare_in_pipeline(self) -> Answers:
-        intro, owners, keep = self.session.intro, self._around.owners, self._handle.undoubt_keeps
-        steps = prepare_steps(self._gid, self._marker, self._note_proof, intro, owners, keep=keep)
+        intro, keep, proof = self.session.intro, self._handle.undoubt_keeps, self._note_proof
+        before, guard = guards_of_prepare(intro, self._around.owners, bool(proof), keep)
+        steps = [*before, Step(guard, (self._marker,), keep)]
+        if proof:
+            steps += note_steps(proof, intro)
+        steps.append(Step(f"prepare transaction {self._quoted}"))
         return await self.session.pipeline(steps, timeout_s=self._timeout_s)
+
+    def _evidence_of(self, answers: Answers) -> Evidence | None:
+        """The evidence that the guard has given in its row before PREPARE. None if the row is not one that
+        the guard gives: the guard has been replaced."""
+        rows = answers.rows[-4 if self._note_proof else -2]
+        guard = rows[0] if len(rows) == 1 else ()
+        if len(guard) != GUARD_COLUMNS or guard[0] is None or not guard[0].isdecimal():
+            return None
+        xid = int(guard[0])
+        if self._place is None:
+            return Evidence(xid)
+        high, _, low = (guard[1] or "0/0").partition("/")
+        return Evidence(xid, *self._place, (int(high, 16) << 32) + int(low, 16) or None)
 
     async def _prepare_by_script(self) -> CommandResult:
         intro = self.session.intro
@@ -280,7 +300,7 @@ class PostgresBranch:
         head = report_head(self._name, pooler=intro.pooled)
         note = note_script(self._note_proof, intro)
         script = guard_script(self._marker, head, intro, self._around.owners, lent=lent, noted=bool(note))
-        script += f"; {note}prepare transaction {literal(str(self._gid))}"
+        script += f"; {note}prepare transaction {self._quoted}"
         return await self.session.script(script, timeout_s=self._timeout_s)
 
     async def _reported(self, report: str) -> Evidence | None:
@@ -403,7 +423,9 @@ class PostgresBranch:
         """End the prepared branch, first on its own session, which mostly works as the owner's role."""
         timeout_s = self._around.statement_timeout_s
         try:
-            return await end_prepared(self.session, self._gid, order, timeout_s, behind=self._reset())
+            return await end_prepared(
+                self.session, self._gid, order, timeout_s, behind=self._reset(), quoted=self._quoted
+            )
         except ServerError as error:
             if error.sqlstate == IN_USE:
                 return Settled.BUSY
@@ -453,8 +475,7 @@ class PostgresBranch:
 
     async def _last_of(self, steps: Sequence[Step]) -> CommandResult:
         """The answer to the last of ``steps``, which end the transaction; the reset goes behind them."""
-        answers = await self.session.pipeline(steps, behind=self._reset(), timeout_s=self._timeout_s)
-        return answers.last
+        return _last(await self.session.pipeline(steps, behind=self._reset(), timeout_s=self._timeout_s))
 
     async def _behind_answered(self) -> None:
         """Wait until the session can be used again after a pipeline that was refused: the reset behind it has
@@ -514,6 +535,11 @@ class PostgresBranch:
         return BranchFailed(self._around.name, message)
 
 
+def _last(answers: Answers) -> CommandResult:
+    """The answer to the last step of a pipeline."""
+    return CommandResult(answers.tags[-1], standby_warning(answers.notices) if answers.notices else None)
+
+
 async def end_prepared(
     session: ServerSession,
     gid: Gid | Foreign,
@@ -521,13 +547,14 @@ async def end_prepared(
     timeout_s: float,
     *,
     behind: Sequence[Step] = (),
+    quoted: str = "",
 ) -> Settled:
-    """COMMIT PREPARED or ROLLBACK PREPARED, in the current role of the session, and the steps ``behind`` it,
-    which are not waited for. Raises the errors of ``session``."""
+    """COMMIT PREPARED or ROLLBACK PREPARED of ``gid`` in the current role of the session, and the steps
+    ``behind`` it, which are not waited for. ``quoted``: the gid as SQL, if the caller has it. Raises the errors of ``session``."""
     verb = "commit" if order is Decision.COMMIT else "rollback"
-    command = f"{verb} prepared {literal(str(gid))}"
+    command = f"{verb} prepared {quoted or literal(str(gid))}"
     if behind:
-        answer = (await session.pipeline([Step(command)], behind=behind, timeout_s=timeout_s)).last
+        answer = _last(await session.pipeline([Step(command)], behind=behind, timeout_s=timeout_s))
     else:
         answer = await session.script(command, timeout_s=timeout_s)
     if order is Decision.ABORT:

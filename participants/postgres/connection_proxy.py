@@ -9,7 +9,6 @@ from typing import Any, Protocol
 
 from undoubt.participants.errors import UsageError
 from undoubt.participants.ids import Gid
-from undoubt.participants.postgres.deadlines import Deadlines
 from undoubt.participants.postgres.session import ServerError, ServerSession, Step
 
 _BLANK = r"(?:\s|--[^\n]*\n|/\*.*?\*/)*"
@@ -160,7 +159,7 @@ class LendingSession(ServerSession, Protocol):
         application's statement does not run, and raises the error."""
         ...
 
-    async def find_pipeline(self, deadlines: Deadlines, timeout_s: float) -> bool:
+    async def find_pipeline(self, timeout_s: float) -> bool:
         """Find out by trying whether this session can pipeline; sessions behind a pooler are not asked.
         False: it cannot, and has been closed. Raises ``ServerError``, ``NoAnswer``, ``NotSent`` if it is
         lost."""

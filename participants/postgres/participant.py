@@ -41,7 +41,6 @@ from undoubt.participants.postgres.branch import PostgresBranch, Surroundings
 from undoubt.participants.postgres.checkup import Checkup
 from undoubt.participants.postgres.connecting import Connector, Handles, introduce
 from undoubt.participants.postgres.connection_proxy import Handle, LendingSession
-from undoubt.participants.postgres.deadlines import Deadlines
 from undoubt.participants.postgres.history import draw
 from undoubt.participants.postgres.in_doubt import list_prepared
 from undoubt.participants.postgres.on_connect import Hook, OnConnect
@@ -121,7 +120,6 @@ class PostgresParticipant:
         )
         self._connector = connector
         self._libpq: PsycopgConnector | None = None
-        self._deadlines = Deadlines()
         self._tries_pipeline = settings.pipeline
         """False once the driver has turned out not to allow it: then every session would find out slowly."""
         self._hook = Hook(name, settings.init, on_connect)
@@ -301,7 +299,7 @@ class PostgresParticipant:
 
     async def _finds_pipeline(self, session: LendingSession) -> bool:
         try:
-            return await session.find_pipeline(self._deadlines, self._settings.statement_timeout_s)
+            return await session.find_pipeline(self._settings.statement_timeout_s)
         except (ServerError, NoAnswer, NotSent) as error:
             session.discard()
             raise participant_error(self._name, error) from error

@@ -15,17 +15,15 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 
-from undoubt.participants.contract import Evidence
 from undoubt.participants.ids import Gid
 from undoubt.participants.postgres.belief import same_schema
-from undoubt.participants.postgres.history import Place
 from undoubt.participants.postgres.roles import ADMIN_OF_ITSELF_BEFORE_VERSION, guard_role
-from undoubt.participants.postgres.session import Answers, ServerParameters, Step
+from undoubt.participants.postgres.session import ServerParameters, Step
 from undoubt.participants.postgres.session_setup import mark_statements, setting_statements
 from undoubt.participants.postgres.sql import query
-from undoubt.participants.sql import literal
 
-_GUARD_COLUMNS = 4
+GUARD_COLUMNS = 4
+"""Of the row of PREPARE's guard: transaction id, position in the WAL, and two that only have effects."""
 
 BEGIN = Step("begin")
 """Not kept prepared: if a function of the database had replaced it, the statements of the application behind
@@ -57,13 +55,15 @@ def reset_steps(synchronous_commit: str, timeouts_ms: tuple[int, int] | None) ->
     return (*reset, *setting_steps(synchronous_commit, timeouts_ms))
 
 
-def prepare_steps(
-    gid: Gid, marked: str, proof: bytes, intro: ServerParameters, owners: tuple[str, ...], *, keep: bool
-) -> list[Step]:
-    """The guard, then PREPARE TRANSACTION; ``proof`` is the proof of a note that is written in between, empty
-    for none. ``keep`` is False if the application may have replaced what the session keeps prepared."""
+@functools.lru_cache(maxsize=64)
+def guards_of_prepare(
+    intro: ServerParameters, owners: tuple[str, ...], noted: bool, keep: bool
+) -> tuple[tuple[Step, ...], str]:
+    """The steps before the guard of PREPARE TRANSACTION, and the guard, whose parameter is the marker.
+    ``noted``: a note is written behind the guard (:func:`note_steps`). ``keep`` is False if the application
+    may have replaced what the session keeps prepared. The same for all branches of a session."""
     steps = [Step(query("guard_deferred"), keep=keep)]
-    if proof:
+    if noted:
         steps.append(Step(query("note_of_changes"), keep=keep))
     if intro.strays or intro.superuser or intro.version < ADMIN_OF_ITSELF_BEFORE_VERSION:
         role = guard_role(intro.role, owners, pooled=False, superuser=intro.superuser)
@@ -72,25 +72,7 @@ def prepare_steps(
     guard = _guard("guard_row", local=False).replace(
         "{position}", position if intro.reports_position else "null"
     )
-    steps.append(Step(guard, (marked,), keep))
-    return [*steps, *_note(proof, intro), Step(f"prepare transaction {literal(str(gid))}")]
-
-
-def prepared_evidence(answers: Answers, proof: bytes, place: Place | None) -> Evidence | None:
-    """The evidence of a branch that ``answers`` prepared, whose steps come from :func:`prepare_steps`.
-    None if the row is not one that the guard gives: the guard has been replaced."""
-    rows = answers.rows[-4 if proof else -2]
-    guard = rows[0] if len(rows) == 1 else ()
-    if len(guard) != _GUARD_COLUMNS or guard[0] is None or not guard[0].isdecimal():
-        return None
-    xid = int(guard[0])
-    if place is None:
-        return Evidence(xid)
-    position = 0
-    if guard[1]:
-        high, _, low = guard[1].partition("/")
-        position = (int(high, 16) << 32) + int(low, 16)
-    return Evidence(xid, *place, position or None)
+    return tuple(steps), guard
 
 
 def one_phase_steps(
@@ -100,7 +82,7 @@ def one_phase_steps(
     steps = [Step(query("guard_deferred"), keep=keep), _commit_guard(marked, keep)]
     if certain:
         steps += [Step(each.strip(), keep=keep) for each in query("note_certain").split(";")]
-    return [*steps, *_note(proof, intro), COMMIT]
+    return [*steps, *(note_steps(proof, intro) if proof else ()), COMMIT]
 
 
 def end_reading_steps(marked: str, *, keep: bool) -> list[Step]:
@@ -118,8 +100,7 @@ def _guard(name: str, *, local: bool) -> str:
     return query(name).replace("{marker}", "$1::pg_catalog.text").replace("{durable}", durable)
 
 
-def _note(proof: bytes, intro: ServerParameters) -> Sequence[Step]:
-    if not proof:
-        return ()
+def note_steps(proof: bytes, intro: ServerParameters) -> Sequence[Step]:
+    """Write the note; fails if the schema of its function has been replaced."""
     schema = same_schema(intro).removesuffix("; ")
     return (Step(schema), Step(query("note_commit").replace("{proof}", "$1"), (f"\\x{proof.hex()}",)))

@@ -118,11 +118,6 @@ class Answers:
     rows: list[list[tuple[str | None, ...]]]
     notices: list[Notice]
 
-    @property
-    def last(self) -> CommandResult:
-        """The answer to the last step."""
-        return CommandResult(self.tags[-1], standby_warning(self.notices) if self.notices else None)
-
 
 @dataclass(frozen=True, slots=True)
 class ServerParameters:

@@ -9,10 +9,14 @@ from typing import Any
 import asyncpg
 import pytest
 
-from undoubt.participants.postgres.asyncpg import wire
-from undoubt.participants.postgres.asyncpg.line import Line
-from undoubt.participants.postgres.deadlines import Deadlines
-from undoubt.participants.postgres.session import AnswerTimedOut, NoAnswer, ServerError, Step
+from undoubt.participants.postgres.asyncpg.line import SYNC, Deadlines, Line
+from undoubt.participants.postgres.session import (
+    AnswerTimedOut,
+    NoAnswer,
+    ServerError,
+    Step,
+    standby_warning,
+)
 
 KINDS = ("asyncpg",)
 WAYS = ("",)
@@ -117,7 +121,7 @@ async def test_answers_cut_anywhere(size: int) -> None:
         line.data_received(stream[at : at + size])
     got = await answers
     assert (got.tags, got.rows) == (["SELECT 1", "COMMIT"], [[("7", None)], []])
-    assert got.last.unconfirmed is not None
+    assert standby_warning(got.notices) is not None
     await behind
     assert driver.heard == [*ASYNCHRONOUS, PARAMETER]
     assert not line.in_transaction
@@ -135,7 +139,7 @@ async def test_prefix_is_taken_out_of_what_the_driver_gets(size: int) -> None:
     assert driver.heard == [], "a part of a message would be read as the head of an answer later"
     line.send_held()
     assert len(driver.written) == 1
-    assert not driver.written[0].endswith(wire.SYNC)
+    assert not driver.written[0].endswith(SYNC)
     theirs = message(b"C", b"UPDATE 1\0") + IN_TRANSACTION
     ours = DONE + message(b"C", b"BEGIN\0") + DONE + message(b"C", b"SET\0")
     stream = NOTIFICATION[6:] + ours + theirs

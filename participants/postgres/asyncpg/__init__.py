@@ -9,7 +9,7 @@ The modules, in the order in which a branch passes them:
 :mod:`.session`       implements the session.
 :mod:`.line`          stands between asyncpg and its transport, and lends the connection to undoubt's own
                       pipelined statements between two calls of the application.
-:mod:`.wire`          encodes and decodes the messages of these statements.
+:mod:`.wire`          reads the errors and notices of the server.
 :mod:`.connection`    gives the application a connection that cannot end the branch; its
                       ``transaction()`` is a savepoint.
 ====================  ==================================================================================

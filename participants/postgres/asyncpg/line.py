@@ -31,7 +31,6 @@ from typing import Any, cast
 import asyncpg
 
 from undoubt.participants.postgres.asyncpg import wire
-from undoubt.participants.postgres.deadlines import Deadlines
 from undoubt.participants.postgres.session import (
     Answers,
     AnswerTimedOut,
@@ -46,6 +45,55 @@ _READY_IDLE = b"Z\0\0\0\5I"
 _NO_TRANSACTION = b"I"
 _NO_STATEMENT = "26000"
 """invalid_sql_statement_name: the application has removed what the session kept prepared."""
+
+SYNC = b"S\0\0\0\4"
+EXECUTE = b"E\0\0\0\x09\0\0\0\0\0"
+"""Runs the unnamed portal to its end."""
+_LENGTH = struct.Struct("!i")
+_COUNT = struct.Struct("!H")
+
+
+def parse(name: bytes, sql: str) -> bytes:
+    """Prepare ``sql`` as the statement ``name``; the server finds out the types of its parameters."""
+    return _message(b"P", name + b"\0" + sql.encode() + b"\0" + _COUNT.pack(0))
+
+
+def bind(name: bytes, values: Sequence[str]) -> bytes:
+    """Bind the unnamed portal to the statement ``name``; values and rows are text."""
+    parts = [b"\0", name, b"\0", _COUNT.pack(0), _COUNT.pack(len(values))]
+    for value in values:
+        data = value.encode()
+        parts += (_LENGTH.pack(len(data)), data)
+    parts.append(_COUNT.pack(0))
+    return _message(b"B", b"".join(parts))
+
+
+def command_tag(body: bytes) -> str:
+    return body[:-1].decode("ascii", "replace")
+
+
+def row(body: bytes) -> tuple[str | None, ...]:
+    values: list[str | None] = []
+    at = _COUNT.size
+    for _ in range(_COUNT.unpack_from(body)[0]):
+        [size] = _LENGTH.unpack_from(body, at)
+        at += _LENGTH.size
+        values.append(None if size < 0 else body[at : at + size].decode("utf-8", "replace"))
+        at += max(size, 0)
+    return tuple(values)
+
+
+def _message(kind: bytes, body: bytes) -> bytes:
+    return kind + _LENGTH.pack(len(body) + 4) + body
+
+
+def ends_ready(data: bytes) -> bool:
+    """Whether ``data``, the last bytes that an idle client received, ends with a whole ReadyForQuery.
+
+    Behind the answer to the last query only asynchronous messages can follow, in whose texts no zero byte
+    stands. So the bytes of a ReadyForQuery can be there by chance only in the head of a notification whose
+    length ends in ``Z`` (90) and whose process id is 5; such an end does not count."""
+    return data[-6:-1] == b"Z\0\0\0\5" and data[-10:-6] != b"A\0\0\0"
 
 
 class KeptStatements:
@@ -99,8 +147,8 @@ class Exchange:
                 # A statement counts as kept once its ParseComplete has come: an error before it skips it.
                 name = f"undoubt_{secrets.token_hex(8)}".encode() if step.keep else b""
                 self._parsing.append(Step(step.sql, (name.decode(),), step.keep))
-                parts.append(wire.parse(name, step.sql))
-            parts += (wire.bind(name, step.values), wire.EXECUTE)
+                parts.append(parse(name, step.sql))
+            parts += (bind(name, step.values), EXECUTE)
         return parts
 
     def join(self, later: Exchange) -> None:
@@ -117,13 +165,13 @@ class Exchange:
         """Note an answer of the server, of a kind that is not asynchronous."""
         answers = self.answers
         if kind in {wire.COMMAND_COMPLETE, wire.EMPTY_QUERY}:
-            answers.tags.append(wire.command_tag(body))
+            answers.tags.append(command_tag(body))
             if len(answers.rows) < len(answers.tags):
                 answers.rows.append([])
         elif kind == wire.DATA_ROW:
             if len(answers.rows) == len(answers.tags):
                 answers.rows.append([])
-            answers.rows[-1].append(wire.row(body))
+            answers.rows[-1].append(row(body))
         elif kind == wire.PARSE_COMPLETE:
             step = self._parsing.popleft()
             if step.keep:
@@ -152,6 +200,41 @@ class Exchange:
             self.fail(NoAnswer("the server answered fewer statements than were sent"))
         elif self.result is not None and not self.result.done():
             self.result.set_result(self.answers)
+
+
+class Deadlines:
+    """The deadlines of exchanges of many lines, in one event loop: one timer serves all."""
+
+    def __init__(self) -> None:
+        self._waiting: set[Exchange] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_due = 0.0
+
+    def add(self, due: Exchange) -> None:
+        """Call :meth:`Exchange.expire` at its deadline, unless :meth:`remove` is called before."""
+        self._waiting.add(due)
+        if self._timer is None or due.deadline < self._timer_due:
+            self._set_timer(due.deadline)
+
+    def remove(self, due: Exchange) -> None:
+        """May be repeated. The timer stays as it is: it looks at what waits when it is due."""
+        self._waiting.discard(due)
+
+    def _set_timer(self, at: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_due = at
+        self._timer = asyncio.get_running_loop().call_at(at, self._look)
+
+    def _look(self) -> None:
+        self._timer = None
+        now = asyncio.get_running_loop().time()
+        late = [due for due in self._waiting if due.deadline <= now]
+        self._waiting.difference_update(late)
+        if self._waiting:
+            self._set_timer(min(due.deadline for due in self._waiting))
+        for due in late:
+            due.expire()
 
 
 class Line(asyncio.Protocol):
@@ -266,7 +349,7 @@ class Line(asyncio.Protocol):
             exchange.result = loop.create_future()
             exchange.deadline = deadline
             results.append(exchange.result)
-            data += (exchange.data, wire.SYNC)
+            data += (exchange.data, SYNC)
             if self.deadlines is not None:
                 self.deadlines.add(exchange)
         self._asked.extend(exchanges)
@@ -296,8 +379,9 @@ class Line(asyncio.Protocol):
             self._pass_on(data)
 
     def _pass_on(self, data: bytes) -> None:
-        self.end = wire.last_session_end(data) or self.end
-        self.clean = wire.ends_ready(data)
+        if any(word in data for word in wire.ENDING):
+            self.end = wire.last_session_end(data) or self.end
+        self.clean = ends_ready(data)
         self._status = None
         self._protocol.data_received(data)
 

@@ -18,8 +18,7 @@ from undoubt.participants.postgres.asyncpg.connection import (
     session_end,
     severity_of,
 )
-from undoubt.participants.postgres.asyncpg.line import Line
-from undoubt.participants.postgres.deadlines import Deadlines
+from undoubt.participants.postgres.asyncpg.line import Deadlines, Line
 from undoubt.participants.postgres.pipeline import BEGIN, ROLLBACK
 from undoubt.participants.postgres.session import (
     CLOSE_TIMEOUT_S,
@@ -60,7 +59,9 @@ class AsyncpgSession:
 
     intro: ServerParameters
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, deadlines: Deadlines | None = None) -> None:
+        """``deadlines``: of the pipelines of this session and others; without them it cannot pipeline."""
+        self._deadlines = deadlines
         self.behind: asyncio.Future[Answers] | None = None
         self.connection = connection
         self.pid: int = connection.get_server_pid()
@@ -168,12 +169,12 @@ class AsyncpgSession:
             raise NotSent("the connection is closed")
         return self.line
 
-    async def find_pipeline(self, deadlines: Deadlines, timeout_s: float) -> bool:
+    async def find_pipeline(self, timeout_s: float) -> bool:
         line = self.line
-        if line is None or self.intro.pooled:
+        if line is None or self.intro.pooled or self._deadlines is None:
             return True
         try:
-            line.set_up(deadlines)
+            line.set_up(self._deadlines)
         except (AttributeError, TypeError) as error:
             log.warning("undoubt's statements are not pipelined: asyncpg cannot be lent: %r", error)
             return True  # nothing was sent yet

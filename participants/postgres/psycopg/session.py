@@ -25,7 +25,6 @@ from psycopg.types import TypesRegistry
 from psycopg.types.array import register_all_arrays
 
 from undoubt.participants.invariant import invariant
-from undoubt.participants.postgres.deadlines import Deadlines
 from undoubt.participants.postgres.psycopg import pipeline, synced
 from undoubt.participants.postgres.psycopg.gate import Gate
 from undoubt.participants.postgres.session import (
@@ -248,8 +247,7 @@ class PsycopgSession:
     def drop_ahead(self) -> None:
         """Does nothing: no steps wait."""
 
-    async def find_pipeline(self, deadlines: Deadlines, timeout_s: float) -> bool:
-        """As declared; ``deadlines`` is not used, since each statement has a timer."""
+    async def find_pipeline(self, timeout_s: float) -> bool:
         if self.intro.pooled or not psycopg.capabilities.has_pipeline():
             return True
         token = secrets.token_hex(8)
