@@ -97,6 +97,8 @@ STILL_RUNNING = (
     " finish it before commit"
 )
 
+_POLL = query("poll")
+
 GUARD_REPLACED = "a prepared statement of undoubt in its session was replaced by the application"
 
 
@@ -210,7 +212,7 @@ class PostgresBranch:
         since a write after the answer would not be noticed."""
         self._stop_application()
         intro = self.session.intro
-        statement = query("poll")
+        statement = _POLL
         if intro.pooled:
             statement = query("poll_pooled").replace("{whereabouts}", columns(intro))
         try:
@@ -550,7 +552,8 @@ async def end_prepared(
     quoted: str = "",
 ) -> Settled:
     """COMMIT PREPARED or ROLLBACK PREPARED of ``gid`` in the current role of the session, and the steps
-    ``behind`` it, which are not waited for. ``quoted``: the gid as SQL, if the caller has it. Raises the errors of ``session``."""
+    ``behind`` it, which are not waited for. ``quoted``: the gid as SQL, if the caller has it. Raises the
+    errors of ``session``."""
     verb = "commit" if order is Decision.COMMIT else "rollback"
     command = f"{verb} prepared {quoted or literal(str(gid))}"
     if behind:
