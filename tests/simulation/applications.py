@@ -129,7 +129,31 @@ class Application:
         else:
             await self.transfer(coordinator)
 
+    async def keyed(self, coordinator: Coordinator) -> None:
+        """Work that other applications, and other tries, have the same key for."""
+        judge, key = self.world.judge, f"order-{self.random.randrange(20)}"
+        seen: list[Transaction] = []
+
+        async def body(tx: Transaction) -> str:
+            seen.append(tx)
+            judge.keyed(key, str(tx.id))
+            await self.work(tx)
+            return str(tx.id)
+
+        retries = self.random.choice([0, 2])
+        with self.telling(seen):
+            result = await coordinator.run(
+                body, key=key, retries=retries, timeout=self.timeout(), protocol="2pc"
+            )
+            if not seen or str(seen[-1].id) != result:
+                seen.clear()  # the last try has found that another one had committed
+                judge.counts["keys repeated"] += 1
+            judge.answered(key, result)
+
     async def transfer(self, coordinator: Coordinator) -> None:
+        if self.world.keyed:
+            await self.keyed(coordinator)
+            return
         seen: list[Transaction] = []
 
         async def body(tx: Transaction) -> None:

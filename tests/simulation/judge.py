@@ -60,6 +60,21 @@ class Judge:
         self.forged: set[str] = set()
         """Names that nobody was given, and the transactions of some."""
         self.counts: Counter[str] = Counter()
+        self.keys: dict[str, str] = {}
+        """The key of each transaction that ran with one."""
+        self.done: dict[str, str] = {}
+        """The transaction that has committed with each key."""
+
+    def keyed(self, key: str, txid: str) -> None:
+        """A transaction with that key runs."""
+        self.keys[txid] = key
+        if key in self.done:
+            raise Violation(f"{txid} runs, and {self.done[key]} has committed with its key {key}")
+
+    def answered(self, key: str, txid: str) -> None:
+        """An application was answered that ``txid`` has committed with that key."""
+        if self.done.setdefault(key, txid) != txid:
+            raise Violation(f"{txid} and {self.done[key]} have both committed with {key}")
 
     def story(self, txid: str) -> Story:
         return self.stories.setdefault(txid, Story())
@@ -175,6 +190,8 @@ class Judge:
         if story.told == "aborted" and decision == "commit":
             raise Violation(f"{txid} was told as aborted, and now COMMIT is recorded")
         story.decision = decision
+        if decision == "commit" and txid in self.keys:
+            self.answered(self.keys[txid], txid)
         self._fixed(txid, story, f"{txid} is recorded", decision)
         self.counts[f"decided {decision}"] += 1
 

@@ -42,6 +42,23 @@ class RecordedLedger(Recorder):
         self.judge.decided(str(txid), str(decided))
         return decided
 
+    async def commit_key(
+        self, txid: TxId, key: str, proof: str, result: bytes, branches: Sequence[BranchRecord]
+    ) -> Decision:
+        of = {"session": txid.session, "seq": txid.seq, "asked": "commit", "protocol": "2"}
+        with self.history.call(self.who, "decide", **of) as call:
+            decided = await self.ledger.commit_key(txid, key, proof, result, branches)
+            call.result = str(decided)
+        self.judge.decided(str(txid), str(decided))
+        return decided
+
+    async def free_key(self, txid: TxId, key: str, proof: str) -> Decision:
+        """ABORT is recorded only if the key was claimed: the answer stays open."""
+        self.history.begin(
+            self.who, "decide", session=txid.session, seq=txid.seq, asked="abort", protocol="2"
+        )
+        return await self.ledger.free_key(txid, key, proof)
+
     async def record_chosen(self, txid: TxId, chosen: Settlement) -> None:
         """What a leader does with a transaction that its acceptors have decided. The ledger keeps what it has
         recorded before, so the answer stays open."""

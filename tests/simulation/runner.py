@@ -36,7 +36,15 @@ def simulate(
     """One run in this process, which is of no other use afterwards; how it ended, what happened how often."""
     scheduler = Scheduler(random.Random(seed))
     pin(seed, lambda: scheduler.now)
-    world = World(seed, scheduler, told, verbose=asked.verbose, nodes=asked.nodes, protocol=asked.protocol)
+    world = World(
+        seed,
+        scheduler,
+        told,
+        verbose=asked.verbose,
+        nodes=asked.nodes,
+        protocol=asked.protocol,
+        keyed=asked.keyed,
+    )
     logging.basicConfig(level=logging.WARNING, handlers=[Traced(world)], force=True)
     ending = Ending.PASSED
     try:
@@ -106,6 +114,7 @@ def _more(asked: argparse.Namespace) -> str:
     """What a replay has to be asked besides its seed."""
     given = {"--nodes": asked.nodes, "--protocol": asked.protocol}
     told = " ".join(f"{name} {value}" for name, value in given.items() if value is not None)
+    told = f"{told} --keyed".strip() if asked.keyed else told
     return f' ARGS="{told}"' if told else ""
 
 

@@ -45,6 +45,18 @@ def test_seeds_pass_and_reach_what_they_are_for() -> None:
     assert counts["told unknown"] > 0
 
 
+@pytest.mark.timeout(1200)
+def test_a_key_commits_once_under_any_fault() -> None:
+    """Broken if two transactions with one key commit, one runs after another has committed, or a repetition
+    is told another transaction."""
+    ended = simulate("--keyed", "--seeds", "8", "--first", "1", "--jobs", "2")
+    *_, totals, last = ended.stdout.splitlines()
+    assert last == "8 passed, 0 failed", ended.stdout + ended.stderr
+    counts = json.loads(totals)
+    assert counts["told committed"] > 20, counts
+    assert counts["keys repeated"] > 20, counts
+
+
 @pytest.mark.parametrize("seed", ["7", "23"])
 def test_a_seed_replays_byte_for_byte(seed: str) -> None:
     """Broken if a failing seed could not be looked at again: something takes time, chance or order from

@@ -66,12 +66,12 @@ class World:
         verbose: bool = False,
         nodes: int | None = None,
         protocol: str | None = None,
+        keyed: bool = False,
     ) -> None:
         """``nodes`` keep the ledger, 0: a file; ``protocol`` is every transaction's; drawn if they are None.
-        Raises ``ValueError`` for Paxos Commit on a file."""
-        self.verbose = verbose
-        self.seed = seed
-        self.random = scheduler.random
+        ``keyed``: transactions have keys. Raises ``ValueError`` for Paxos Commit on a file."""
+        self.verbose, self.keyed = verbose, keyed
+        self.seed, self.random = seed, scheduler.random
         self.scheduler = scheduler
         self.told = told
         self.network = Network(scheduler, Random(self.random.getrandbits(64)))
@@ -82,8 +82,7 @@ class World:
         self.history = History(lambda: scheduler.now)
         self.counts: Counter[str] = Counter()
         self.ledgers: list[tuple[Process, SqliteLedger]] = []
-        self.peace = False
-        self.settled = False
+        self.peace = self.settled = False
         self.unknown: list[TxId] = []
         self.tampers = self.random.random() < 0.25 and protocol in {None, "2pc"}
         self.destroys = not self.tampers and self.random.random() < 0.1 and protocol in {None, "3pc"}
@@ -120,7 +119,7 @@ class World:
         snapshots.CHUNK_BYTES = self.random.choice([300, 64 * 1024])
         self.settings = LedgerSettings(
             url=self.cluster.url if self.cluster is not None else "sqlite:////simulated/ledger.db",
-            retention_s=self.random.choice([90.0, 7 * 86_400.0]),
+            retention_s=max(self.random.choice([90.0, 7 * 86_400.0]), 7 * 86_400.0 if keyed else 0.0),
             request_timeout_s=self.random.choice([1.0, 5.0]),
         )
         scheduler.killing = self.kill
