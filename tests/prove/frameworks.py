@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import os
 import subprocess
 import sys
 import tempfile
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import asyncpg
 
+from tests.ports import free_ports
 from tests.prove.processes import ROOT
 from tests.servers import fresh_database, new_server
 
@@ -25,7 +28,11 @@ EXAMPLES = ROOT / "examples" / "frameworks"
 PLACED = "200 committed\n409 aborted\n"
 TOLD = {
     "fastapi": {"fastapi_orders.py": PLACED},
+    "django": {"django_orders.py": PLACED},
     "flask": {"flask_orders.py": PLACED, "quart_orders.py": PLACED},
+    "celery": {"celery_orders.py": "SUCCESS\nFAILURE\n", "rq_orders.py": "finished\nfailed\n"},
+    "zope": {"zope_orders.py": "200 placed\n409 TransactionAborted\n"},
+    "sqlmodel": {"sqlmodel_orders.py": "committed\naborted\n"},
 }
 """The programs of each framework, and what they print."""
 TABLES = {
@@ -35,6 +42,7 @@ TABLES = {
         insert into accounts values ('ada', 100)""",
 }
 PROGRAM_S = 120.0
+LOOK_S = 0.05
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -68,7 +76,11 @@ async def outcome(framework: str, program: str, dsns: dict[str, str]) -> str:
         await ask(dsns[participant], tables)
     with tempfile.TemporaryDirectory() as folder:
         configure(Path(folder), dsns)
-        said = await run(EXAMPLES / program, Path(folder))
+        async with AsyncExitStack() as stack:
+            environment = {}
+            if program.startswith("rq_"):
+                environment["REDIS_URL"] = await stack.enter_async_context(redis_server(folder))
+            said = await run(EXAMPLES / program, Path(folder), environment)
     if said != wanted:
         return f"it said {said!r}"
     placed = await ask(dsns["orders"], "select count(*) from orders")
@@ -83,12 +95,34 @@ def configure(folder: Path, dsns: dict[str, str]) -> None:
     (folder / "undoubt.toml").write_text("\n".join(lines))
 
 
-async def run(program: Path, folder: Path) -> str:
+@asynccontextmanager
+async def redis_server(folder: str) -> AsyncIterator[str]:
+    """The URL of a server that runs inside the block."""
+    (port,) = free_ports(1)
+    words = ("--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", folder)
+    process = await asyncio.create_subprocess_exec("redis-server", *words, stdout=subprocess.DEVNULL)
+    try:
+        async with asyncio.timeout(PROGRAM_S):
+            while True:
+                with contextlib.suppress(OSError):
+                    _, writer = await asyncio.open_connection("127.0.0.1", port)
+                    writer.close()
+                    await writer.wait_closed()
+                    break
+                await asyncio.sleep(LOOK_S)
+        yield f"redis://127.0.0.1:{port}"
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+
+
+async def run(program: Path, folder: Path, environment: dict[str, str]) -> str:
     """Its stdout; its last words on stderr if it fails."""
     known = {name: value for name, value in os.environ.items() if not name.startswith("UNDOUBT_")}
     process = await asyncio.create_subprocess_exec(
         sys.executable, str(program), cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, env={**known, "PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE, env={**known, **environment, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     try:
         async with asyncio.timeout(PROGRAM_S):

@@ -9,6 +9,11 @@
 :mod:`.fastapi`        has the dependencies of FastAPI for it.
 :mod:`.quart`          puts it around an application of Quart.
 :mod:`.flask`          commits before the response, in applications of Flask.
+:mod:`.django`         has ``atomic(using=[…])`` for several databases of Django.
+:mod:`.celery`         acknowledges a task of Celery after its commit, and does it once.
+:mod:`.rq`             does the same for a job of RQ.
+:mod:`.zope`           joins transactions of package ``transaction``: Pyramid, Zope.
+:mod:`.sqlmodel`       has SQLModel's sessions with one commit.
 :mod:`.per_process`    has a coordinator for each process of an application, for Flask and the task queues.
 :mod:`.request_work`   is the transaction, or the session, of one request.
 :mod:`.answers`        answers requests whose transaction did not commit, or may have.

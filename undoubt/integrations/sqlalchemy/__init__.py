@@ -36,6 +36,6 @@ lends one connection of the application's pool to the coordinator until the bran
 
 from __future__ import annotations
 
-from undoubt.integrations.sqlalchemy.session import AsyncSession, Session
+from undoubt.integrations.sqlalchemy.session import AsyncSession, Session, ShardedSession
 
-__all__ = ["AsyncSession", "Session"]
+__all__ = ["AsyncSession", "Session", "ShardedSession"]

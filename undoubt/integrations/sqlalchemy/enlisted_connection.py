@@ -15,12 +15,10 @@ from undoubt.participants.contract import Branch
 from undoubt.participants.errors import UsageError
 from undoubt.participants.ids import NO_KEY, Gid, SessionKey
 from undoubt.participants.postgres import PostgresParticipant
-from undoubt.participants.postgres.pool import Slot
 
 if TYPE_CHECKING:
     from undoubt.integrations.sqlalchemy.unit_of_work import Unit
 
-_INTRODUCED = "undoubt.introduced"
 _TAKEN = "undoubt.taken"
 _UNIT = "undoubt.unit"
 
@@ -66,30 +64,13 @@ class EnlistedConnection:
     async def begin(self, gid: Gid, *, timeout_s: float, key: SessionKey = NO_KEY) -> Branch:
         participant = self._unit.participant(self.name)
         adopted = _taken_over(self._connection)
-        session = adopted.session
         self._taken = taken = Taken(adopted, participant.settings.statement_timeout_s)
         self._info[_TAKEN] = taken
         # A weak reference: a session that is dropped must be collected together with its connections.
         self._info[_UNIT] = weakref.ref(self._unit)
         self._drop = weakref.finalize(self, taken.dropped)
         self._drop.atexit = False
-        try:
-            if _INTRODUCED not in self._info:
-                await participant.introduce(session)
-                self._info[_INTRODUCED] = session.intro
-            session.intro = self._info[_INTRODUCED]
-            return await participant.adopt(
-                Slot(session, fresh=False),
-                adopted,
-                gid,
-                timeout_s=timeout_s,
-                key=key,
-                begin=adopted.begin(gid),
-                give_back=taken.given_back,
-            )
-        except BaseException:
-            taken.fail()
-            raise
+        return await taken.branch(participant, self._info, gid, timeout_s=timeout_s, key=key)
 
     # Called by the unit of work at the end, in the session's thread.
 

@@ -9,6 +9,7 @@ from typing import Any, cast
 import sqlalchemy as sa
 from sqlalchemy import event, orm
 from sqlalchemy.ext import asyncio as sa_asyncio
+from sqlalchemy.ext import horizontal_shard
 from sqlalchemy.orm.session import SessionTransaction
 
 from undoubt.coordinator.coordinator import Coordinator
@@ -25,6 +26,12 @@ from undoubt.sync import Coordinator as SyncCoordinator
 
 Engines = Mapping[sa.Engine, str] | Mapping[sa_asyncio.AsyncEngine, str]
 """Engines, synchronous or asynchronous, and the participants that lead to the same databases."""
+
+TWOPHASE = (
+    "twophase=True is SQLAlchemy's own two-phase commit, which does not check PREPARE and records no"
+    " decision: remove twophase=True from this sessionmaker or Session; undoubt's class prepares and commits"
+    " by itself"
+)
 
 _watched: weakref.WeakSet[sa.Engine] = weakref.WeakSet()
 
@@ -53,7 +60,7 @@ class Session(orm.Session):
         **options: Any,
     ) -> None:
         if bounds.flag("twophase", twophase):
-            raise UsageError("twophase=True is SQLAlchemy's own, without a check of PREPARE: leave it out")
+            raise UsageError(TWOPHASE)
         if timeout is not None:
             bounds.seconds("timeout", timeout, zero=False)
         if protocol is not None:
@@ -74,6 +81,21 @@ class Session(orm.Session):
                 _watched.add(engine)
                 event.listen(engine, "checkin", checked_in)
                 event.listen(engine, "handle_error", failed)
+                event.listen(engine, "begin_twophase", _refuse_twophase)
+
+    @property
+    def twophase(self) -> bool:
+        """False. Raises ``UsageError`` if it is set to true."""
+        return False
+
+    @twophase.setter
+    def twophase(self, value: bool) -> None:
+        if bounds.flag("twophase", value):
+            raise UsageError(TWOPHASE)
+
+    def prepare(self) -> None:
+        """Raises ``UsageError``: ``commit`` prepares."""
+        raise UsageError("undoubt prepares in commit(): remove the call of prepare()")
 
     @property
     def undoubt_txid(self) -> TxId | None:
@@ -118,6 +140,16 @@ class Session(orm.Session):
             if known is engine or known.pool is engine.pool:
                 return name
         return None
+
+
+def _refuse_twophase(connection: sa.Connection, _: object) -> None:
+    """Handler of the engine's event ``begin_twophase``. A session of SQLAlchemy's own on an engine that is a
+    participant's would leave prepared transactions that no recovery knows."""
+    raise UsageError(
+        f"a session with twophase=True uses {connection.engine!r}, an engine of a participant of undoubt:"
+        " change Session(twophase=True, …) to undoubt.integrations.sqlalchemy.Session(coordinator=…,"
+        " participants=…)"
+    )
 
 
 def _judged(participants: object) -> dict[sa.Engine, str]:
@@ -173,3 +205,8 @@ class AsyncSession(sa_asyncio.AsyncSession):
     @property
     def _undoubt_session(self) -> Session:
         return cast("Session", self.sync_session)
+
+
+class ShardedSession(Session, horizontal_shard.ShardedSession):
+    """``sqlalchemy.ext.horizontal_shard.ShardedSession`` over :class:`Session`: the shards commit together.
+    Each shard is one participant."""

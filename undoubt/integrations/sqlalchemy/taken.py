@@ -12,12 +12,15 @@ import asyncio
 import contextlib
 import enum
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, MutableMapping
 from typing import Any
 
 from undoubt.coordinator.transaction import Transaction
 from undoubt.integrations.sqlalchemy.adopted import Adopted
+from undoubt.participants.contract import Branch
 from undoubt.participants.errors import UsageError
+from undoubt.participants.ids import Gid, SessionKey
+from undoubt.participants.postgres import PostgresParticipant
 from undoubt.participants.postgres.pool import Slot
 from undoubt.participants.postgres.session import FATAL, NoAnswer, NotSent, ServerError, close_in_background
 from undoubt.participants.postgres.sqlstate import lost, with_setting
@@ -27,6 +30,11 @@ LOST_GRACE_S = 0.5
 """How long the abort of a transaction waits after its session was dropped, which drops all its connections:
 meanwhile the pools roll them back undisturbed."""
 
+
+RELEASE_GRACE_S = 1.0
+"""How long commit and rollback wait for connections that the engine still uses, before they leave them to the
+engine."""
+_INTRODUCED = "undoubt.introduced"
 
 OnLost = Callable[[float, ServerError | None], None]
 """Its arguments are the seconds after which the transaction has to abort, and the last error that the
@@ -65,6 +73,36 @@ class Taken:
         self._dropped = False
 
     # In the engine's loop.
+
+    async def branch(
+        self,
+        participant: PostgresParticipant,
+        info: MutableMapping[Any, Any],
+        gid: Gid,
+        *,
+        timeout_s: float,
+        key: SessionKey,
+    ) -> Branch:
+        """Begin branch ``gid`` of ``participant`` on the connection. ``info`` keeps what is known of the
+        connection as long as it is open."""
+        session = self._adopted.session
+        try:
+            if _INTRODUCED not in info:
+                await participant.introduce(session)
+                info[_INTRODUCED] = session.intro
+            session.intro = info[_INTRODUCED]
+            return await participant.adopt(
+                Slot(session, fresh=False),
+                self._adopted,
+                gid,
+                timeout_s=timeout_s,
+                key=key,
+                begin=self._adopted.begin(gid),
+                give_back=self.given_back,
+            )
+        except BaseException:
+            self.fail()
+            raise
 
     def fail(self) -> None:
         """The connection could not become a branch: discard it."""
@@ -181,3 +219,12 @@ def abort_later(loop: asyncio.AbstractEventLoop, transaction: Transaction, name:
                 loop.call_soon_threadsafe(transaction.doom, cause)
 
     return post
+
+
+async def settle(lent: Iterable[Taken]) -> None:
+    """Wait until the engine has done with the connections, at most ``RELEASE_GRACE_S``."""
+    waiting = [asyncio.ensure_future(each.done.wait()) for each in lent]
+    if waiting:
+        _, late = await asyncio.wait(waiting, timeout=RELEASE_GRACE_S)
+        for each in late:
+            each.cancel()

@@ -14,7 +14,7 @@ from undoubt.coordinator.errors import CoordinatorClosed, OutcomeUnknown, Transa
 from undoubt.coordinator.transaction import Transaction
 from undoubt.integrations.sqlalchemy.enlisted_connection import EnlistedConnection, checked
 from undoubt.integrations.sqlalchemy.sync_bridge import Bridge
-from undoubt.integrations.sqlalchemy.taken import abort_later
+from undoubt.integrations.sqlalchemy.taken import abort_later, settle
 from undoubt.participants.errors import UndoubtError, UsageError
 from undoubt.participants.postgres import PostgresParticipant
 
@@ -22,10 +22,6 @@ if TYPE_CHECKING:
     from undoubt.integrations.sqlalchemy.session import Session
 
 log = logging.getLogger(__name__)
-
-RELEASE_GRACE_S = 1.0
-"""How long commit and rollback wait for connections that the engine still uses, before they leave them to the
-engine."""
 
 
 class Unit:
@@ -188,12 +184,4 @@ class Unit:
             await self._settle()
 
     async def _settle(self) -> None:
-        waiting = [
-            asyncio.ensure_future(member.taken.done.wait())
-            for member in self._members
-            if member.taken is not None
-        ]
-        if waiting:
-            _, late = await asyncio.wait(waiting, timeout=RELEASE_GRACE_S)
-            for each in late:
-                each.cancel()
+        await settle([member.taken for member in self._members if member.taken is not None])

@@ -1,0 +1,80 @@
+"""A job of RQ succeeds after its commit, and its work is done once, whatever becomes of its worker."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis
+from rq import Queue, Retry, Worker
+from rq.job import Job
+
+import undoubt.sync
+from tests.undoubt.integrations.queues.jobs import SETTINGS, dies_after_its_commit, place
+from tests.undoubt.integrations.web.client import act_in_thread
+from tests.undoubt.integrations.web.shop import Shop
+from undoubt.integrations.rq import transactional
+
+
+@pytest.fixture
+def queue(shop: Shop, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Queue]:
+    monkeypatch.setenv(SETTINGS, json.dumps(shop.settings))
+    connection = redis.Redis.from_url(redis_url)
+    queue = Queue(tmp_path.name, connection=connection)
+    yield queue
+    connection.close()
+
+
+def work(queue: Queue) -> None:
+    """By RQ's worker, which forks for each job."""
+    Worker([queue], connection=queue.connection).work(burst=True)
+
+
+def run(queue: Queue, job: Job) -> Job:
+    work(queue)
+    return Job.fetch(job.id, connection=queue.connection)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_job_succeeds_after_its_commit(queue: Queue, shop: Shop, tmp_path: Path) -> None:
+    log = str(tmp_path / "log")
+    done = run(queue, queue.enqueue(place, "order", 1, log))
+    assert (done.is_finished, done.return_value()) == (True, 1)
+    assert shop.ids() == ([1], [1])
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.parametrize("what", ["late", "swallows", "raises"])
+def test_a_job_that_does_not_commit_fails(queue: Queue, shop: Shop, tmp_path: Path, what: str) -> None:
+    done = run(queue, queue.enqueue(place, what, 1, str(tmp_path / "log")))
+    assert done.is_failed
+    assert (shop.ids(), shop.prepared()) == (([], []), [])
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_job_whose_worker_dies_after_the_commit_is_done_once(
+    queue: Queue, shop: Shop, tmp_path: Path
+) -> None:
+    """RQ runs it again, and the key gives the result of the first run."""
+    log = tmp_path / "log"
+    sent = queue.enqueue(dies_after_its_commit, 1, str(log), retry=Retry(max=3))
+    done = run(queue, sent)
+    assert (done.is_finished, done.return_value()) == (True, 1)
+    assert log.read_text() == "1\n"
+    assert shop.ids() == ([1], [1])
+
+
+def test_outside_of_a_worker_it_is_a_transaction(shop: Shop) -> None:
+    with undoubt.sync.connect(shop.settings) as coordinator:
+
+        @transactional(coordinator=coordinator)
+        def job(tx: undoubt.sync.Transaction, what: str, number: int) -> int:
+            act_in_thread(tx, what, number)
+            return number
+
+        assert job("order", 1) == 1
+        with pytest.raises(undoubt.TransactionAborted):
+            job("late", 2)
+    assert shop.ids() == ([1], [1])

@@ -1,0 +1,112 @@
+"""Celery: a task whose message is acknowledged after the commit of its transaction, and which is done once.
+
+::
+
+    app = Celery("shop", broker="redis://…")
+    app.conf.undoubt = "undoubt.toml"
+
+    @app.task(base=TransactionTask)
+    def place(item):
+        tx = transaction()
+        tx.branch("orders").execute(…)
+        tx.branch("payments").execute(…)
+
+The message is acknowledged, and a result is stored, only after the commit. A worker that dies before that
+leaves the message to another one, and the transaction's key is the task's id: if the dead worker has
+committed, the task is not run again, and the result of the first run is the task's (exactly once, within the
+ledger's retention). If the outcome is unknown, the message goes back to the broker, and the next run finds
+out."""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from undoubt.coordinator.errors import OutcomeUnknown, TransactionAborted
+from undoubt.integrations.extras import needs
+from undoubt.integrations.per_process import PerProcess
+from undoubt.participants.errors import UsageError
+from undoubt.sync import Coordinator, Transaction
+
+with needs("celery"):
+    from celery import Celery, Task
+    from celery.exceptions import Reject
+    from celery.signals import worker_process_shutdown, worker_shutdown
+
+__all__ = ["TransactionTask", "coordinator", "transaction"]
+
+_current: ContextVar[Transaction | None] = ContextVar("undoubt_celery_transaction", default=None)
+_processes: WeakKeyDictionary[Any, PerProcess] = WeakKeyDictionary()
+
+
+def transaction() -> Transaction:
+    """The transaction of the task that runs here. Raises ``UsageError`` outside of one."""
+    found = _current.get()
+    if found is None:
+        raise UsageError("no task of undoubt's runs here: declare it by @app.task(base=TransactionTask)")
+    return found
+
+
+def coordinator(app: Celery) -> Coordinator:
+    """The coordinator of this process, opened with ``app.conf.undoubt``: the source of
+    ``undoubt.sync.connect``, or a coordinator. Raises ``ConfigurationError``, ``LedgerError``."""
+    if app not in _processes:
+        source: Any = app.conf.get("undoubt")
+        given = source if isinstance(source, Coordinator) else None
+        _processes[app] = PerProcess(None if given else source, given)
+    return _processes[app].get()
+
+
+class TransactionTask(Task):  # type: ignore[misc]
+    """The base class. ``undoubt_timeout`` is that of ``coordinator.transaction``, ``undoubt_retries`` that of
+    ``coordinator.run``: the task's function is called again after a deadlock or a serialization failure. The
+    function's result is stored in the ledger too, so it has to be one that can be stored there."""
+
+    abstract = True
+    acks_late = True
+    reject_on_worker_lost = True
+    undoubt_timeout: float | None = None
+    undoubt_retries = 5
+
+    def undoubt_key(self) -> str | None:
+        """The key of the task's transaction: the task's id, or None for a task that is called directly."""
+        return None if self.request.called_directly else f"celery:{self.request.id}"
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        key = self.undoubt_key()
+        try:
+            return coordinator(self.app).run(
+                self._run_in,
+                arguments,
+                named,
+                key=key,
+                retries=self.undoubt_retries,
+                timeout=self.undoubt_timeout,
+            )
+        except OutcomeUnknown as error:
+            if key is None or self.request.is_eager:
+                raise
+            # The key lets one run commit: another one is safe, and its result is the first one's.
+            raise Reject(error, requeue=True) from error
+        except TransactionAborted as error:
+            if key is not None and isinstance(error, tuple(getattr(self, "autoretry_for", ()))):
+                raise self.retry(exc=error, **getattr(self, "retry_kwargs", {})) from error
+            raise
+
+    def _run_in(self, tx: Transaction, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        token = _current.set(tx)
+        try:
+            return self.run(*arguments, **named)
+        finally:
+            _current.reset(token)
+
+
+def _close(**_: Any) -> None:
+    for process in list(_processes.values()):
+        process.close()
+
+
+# Processes of a pool do not end by the interpreter's exit, which would close it.
+worker_process_shutdown.connect(_close, weak=False)
+worker_shutdown.connect(_close, weak=False)

@@ -1,0 +1,312 @@
+"""Django: ``atomic(using=[…])``, one commit over several databases at the outermost block.
+
+::
+
+    UNDOUBT = {"source": "undoubt.toml"}                    # settings.py
+
+    from undoubt.integrations.django import atomic
+
+    with atomic(using=["orders", "payments"]):
+        Order.objects.create(item="a lamp")
+        Account.objects.filter(name="ada").update(balance=F("balance") - 15)
+    # here it is committed in both, or TransactionAborted was raised and it is in neither
+
+The ORM works on Django's own connections, which become branches for the time of the block; routers,
+savepoints (Django's ``atomic`` inside), ``transaction.on_commit`` and persistent connections are unchanged.
+``on_commit`` functions are called after the commit of all databases. In a test of Django's ``TestCase``,
+which rolls everything back, the block is a savepoint in each database, like every other ``atomic``;
+``TransactionTestCase`` commits."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+from contextlib import ContextDecorator, ExitStack
+from types import TracebackType
+from typing import Any
+
+from undoubt.coordinator.errors import CoordinatorClosed, OutcomeUnknown, TransactionAborted
+from undoubt.coordinator.transaction import Transaction
+from undoubt.integrations import answers
+from undoubt.integrations.extras import needs
+from undoubt.integrations.per_process import PerProcess
+from undoubt.integrations.sqlalchemy.psycopg_driver import PsycopgAdopted
+from undoubt.integrations.sqlalchemy.taken import Taken, settle
+from undoubt.participants.contract import Branch
+from undoubt.participants.errors import UndoubtError, UsageError
+from undoubt.participants.ids import NO_KEY, Gid, SessionKey
+from undoubt.participants.postgres import PostgresParticipant
+from undoubt.sync import Coordinator
+
+with needs("django"):
+    from django.conf import settings
+    from django.db import connections, transaction
+    from django.http import HttpRequest, HttpResponse
+
+__all__ = ["TellOutcome", "atomic", "coordinator"]
+
+_processes: dict[int, tuple[dict[str, Any], PerProcess]] = {}
+"""By the identity of the settings, which are kept, so that it stays theirs."""
+_lock = threading.Lock()
+
+
+class _Local(threading.local):
+    """The block in which this thread works."""
+
+    unit: _Unit | None = None
+
+
+_here = _Local()
+
+
+def coordinator() -> Coordinator:
+    """The coordinator of this process: opened at the first transaction with ``settings.UNDOUBT["source"]``,
+    or ``settings.UNDOUBT["coordinator"]``. Raises ``ConfigurationError``, ``LedgerError``."""
+    options: dict[str, Any] = getattr(settings, "UNDOUBT", {})
+    with _lock:
+        if id(options) not in _processes:
+            _processes[id(options)] = (options, PerProcess(options.get("source"), options.get("coordinator")))
+        _, process = _processes[id(options)]
+    return process.get()
+
+
+class atomic(ContextDecorator):  # noqa: N801 - the name of what it stands for
+    """A block, or a decorator: commits in all databases of ``using`` at its end, or in none. ``using`` are
+    aliases of ``DATABASES``; ``settings.UNDOUBT["participants"]`` maps an alias to the name of a participant
+    if the names differ. ``timeout`` and ``protocol`` are those of ``coordinator.transaction``.
+
+    Inside another block of this kind it is a savepoint in each database; its databases have to be among those
+    of the outer block. Raises ``TransactionAborted``, ``OutcomeUnknown``, ``HeuristicOutcome``;
+    ``UsageError`` inside a block of Django's own, and with ``ATOMIC_REQUESTS``."""
+
+    def __init__(
+        self, using: Iterable[str], *, timeout: float | None = None, protocol: str | None = None
+    ) -> None:
+        if isinstance(using, str) or callable(using):
+            raise UsageError("atomic(using=[…]) takes a list of the aliases of databases")
+        self._using = tuple(dict.fromkeys(using))
+        if not self._using:
+            raise UsageError("atomic(using=[…]) needs at least one alias")
+        self._options: dict[str, Any] = {"timeout": timeout, "protocol": protocol}
+        self._entered: list[_Unit | ExitStack] = []
+
+    def _recreate_cm(self) -> atomic:
+        return atomic(self._using, **self._options)  # a decorated function may call itself, in any thread
+
+    def __enter__(self) -> atomic:
+        outer = _here.unit
+        opened = [alias for alias in self._using if connections[alias].in_atomic_block]
+        if outer is not None:
+            outer.check(self._using)
+        elif any(not _is_of_a_test(connections[alias]) for alias in opened):
+            raise UsageError(
+                f"database {opened[0]!r} is in an atomic block already: atomic(using=[…]) has to be the"
+                " outermost block. Name all its databases there, and leave ATOMIC_REQUESTS out"
+            )
+        if outer is not None or opened:
+            self._entered.append(_savepoints(self._using))
+        else:
+            unit = _Unit(coordinator(), self._using, self._options)
+            unit.begin()
+            _here.unit = unit
+            self._entered.append(unit)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        entered = self._entered.pop()
+        if isinstance(entered, _Unit):
+            _here.unit = None
+            entered.end(error)
+        else:
+            entered.__exit__(kind, error, trace)
+
+
+def _savepoints(using: Iterable[str]) -> ExitStack:
+    with ExitStack() as stack:
+        for alias in using:
+            stack.enter_context(transaction.atomic(using=alias))
+        return stack.pop_all()
+
+
+def _is_of_a_test(connection: Any) -> bool:
+    return all(block._from_testcase for block in connection.atomic_blocks)
+
+
+class _Unit:
+    """One outermost block: its transaction, and the connections that are branches of it."""
+
+    def __init__(self, opened: Coordinator, using: tuple[str, ...], options: dict[str, Any]) -> None:
+        self._portal = opened.portal
+        self._engine = opened.engine
+        self._using = using
+        self._transaction: Transaction = opened.engine.transaction(**options)
+        self._blocks = ExitStack()
+        self._lent: list[_Lent] = []
+
+    def check(self, using: Iterable[str]) -> None:
+        """Raise ``UsageError`` for a database that is not of this block."""
+        if others := [alias for alias in using if alias not in self._using]:
+            raise UsageError(
+                f"database {others[0]!r} is not in the outermost atomic(using={list(self._using)}):"
+                " name it there"
+            )
+
+    def begin(self) -> None:
+        """Enter Django's blocks, and make their connections branches."""
+        names: dict[str, str] = getattr(settings, "UNDOUBT", {}).get("participants", {})
+        try:
+            for alias in self._using:
+                connection = connections[alias]
+                _check_usable(alias, connection)
+                self._blocks.enter_context(transaction.atomic(using=alias, durable=True))
+                self._lent.append(_Lent(self._engine.participants, connection, names.get(alias, alias)))
+            self._portal.call(self._begin)
+        except BaseException as error:
+            self._leave(error)
+            raise
+
+    def end(self, error: BaseException | None) -> None:
+        """Commit, or roll back because of ``error``, and leave Django's blocks. Raises the errors of
+        ``commit``."""
+        try:
+            if error is None:
+                self._commit()
+            else:
+                self._roll_back(error)
+        except BaseException as raised:
+            self._leave(raised)
+            raise
+        hooks = self._take_hooks() if error is None else []
+        self._leave(error)
+        try:
+            for connection, pending in hooks:
+                connection.run_on_commit = pending
+                connection.run_and_clear_commit_hooks()
+        except BaseException as raised:
+            self._transaction.note_commit(raised)
+            raise
+
+    def _commit(self) -> None:
+        for alias in self._using:
+            connection = connections[alias]
+            if connection.closed_in_transaction or connection.needs_rollback:
+                cause = UsageError(f"database {alias!r} was closed, or marked for rollback, in the block")
+                self._roll_back(cause)
+                raise TransactionAborted(self._transaction.id, cause) from cause
+        try:
+            self._portal.call(self._committed)
+        except CoordinatorClosed:
+            if self._transaction.committing:
+                raise OutcomeUnknown(self._transaction.id, "the coordinator was closed meanwhile") from None
+            raise
+        except UndoubtError:
+            raise
+        except BaseException as interruption:  # the handler of a signal has raised it in this thread
+            if self._transaction.active:
+                self._portal.flush()
+            self._transaction.note_commit(interruption)
+            raise
+
+    def _roll_back(self, error: BaseException) -> None:
+        try:
+            self._portal.call(self._rolled_back)
+        except UndoubtError as failure:
+            error.add_note(f"transaction {self._transaction.id} had ended before its rollback: {failure}")
+
+    def _take_hooks(self) -> list[tuple[Any, list[Any]]]:
+        """Django would call those of the first database before the others have left their block."""
+        hooks = []
+        for alias in self._using:
+            connection = connections[alias]
+            hooks.append((connection, connection.run_on_commit))
+            connection.run_on_commit = []
+        return hooks
+
+    def _leave(self, error: BaseException | None) -> None:
+        """Give the connections back, and leave Django's blocks, which have nothing left to commit."""
+        for lent in self._lent:
+            lent.finish()
+        if error is None:
+            self._blocks.close()
+            return
+        try:
+            self._blocks.__exit__(type(error), error, error.__traceback__)
+        except Exception as failure:  # noqa: BLE001 - the caller has to see ``error``
+            error.add_note(f"leaving Django's block failed: {failure}")
+
+    # In the engine's loop.
+
+    async def _begin(self) -> None:
+        await self._transaction.start()
+        try:
+            for lent in self._lent:
+                await self._transaction.adopt(lent)
+        except BaseException:
+            await self._transaction.rollback()
+            raise
+
+    async def _committed(self) -> None:
+        try:
+            await self._transaction.end_block()
+        finally:
+            await self._settle()
+
+    async def _rolled_back(self) -> None:
+        try:
+            await self._transaction.rollback()
+        finally:
+            await self._settle()
+
+    async def _settle(self) -> None:
+        await settle([lent.taken for lent in self._lent if lent.taken is not None])
+
+
+def _check_usable(alias: str, connection: Any) -> None:
+    if connection.vendor != "postgresql" or not hasattr(connection.Database, "AsyncConnection"):
+        raise UsageError(f"database {alias!r} is not PostgreSQL by psycopg 3")
+    if not connection.get_autocommit():
+        raise UsageError(f"database {alias!r} has AUTOCOMMIT off: Django's blocks need it")
+
+
+class _Lent:
+    """Opens the branch of ``name`` on the connection of Django."""
+
+    def __init__(self, participants: Any, connection: Any, name: str) -> None:
+        self._participants = participants
+        self._driver = connection.connection
+        self.name = name
+        self.taken: Taken | None = None
+
+    async def begin(self, gid: Gid, *, timeout_s: float, key: SessionKey = NO_KEY) -> Branch:
+        participant = self._participants.get(self.name)
+        if not isinstance(participant, PostgresParticipant):
+            raise UsageError(f"participant {self.name!r} is not a PostgreSQL database")
+        self.taken = Taken(PsycopgAdopted(self._driver), participant.settings.statement_timeout_s)
+        known: dict[str, Any] = vars(self._driver).setdefault("_undoubt", {})
+        return await self.taken.branch(participant, known, gid, timeout_s=timeout_s, key=key)
+
+    def finish(self) -> None:
+        """Take the connection back for Django, or leave it to the engine: Django opens another one."""
+        if self.taken is not None:
+            self.taken.finish()
+
+
+class TellOutcome:
+    """Middleware of Django: answers what an ``atomic`` block of a view has raised by
+    :mod:`~undoubt.integrations.answers` instead of a bare 500."""
+
+    def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
+        self._get_response = get_response
+
+    def __call__(self, request: HttpRequest) -> HttpResponse:
+        return self._get_response(request)
+
+    def process_exception(self, _: HttpRequest, error: BaseException) -> HttpResponse | None:
+        """Called by Django with what a view has raised."""
+        if not isinstance(error, UndoubtError) or isinstance(error, UsageError):
+            return None
+        answers.note(error)
+        answer = answers.answer(error)
+        return HttpResponse(answer.body, status=answer.status, headers=dict(answer.headers))
