@@ -23,7 +23,7 @@ from contextvars import ContextVar
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from undoubt.coordinator.errors import OutcomeUnknown, TransactionAborted
+from undoubt.coordinator.errors import KeyInUse, OutcomeUnknown, TransactionAborted
 from undoubt.integrations.extras import needs
 from undoubt.integrations.per_process import PerProcess
 from undoubt.participants.errors import UsageError
@@ -84,10 +84,10 @@ class TransactionTask(Task):  # type: ignore[misc]
                 retries=self.undoubt_retries,
                 timeout=self.undoubt_timeout,
             )
-        except OutcomeUnknown as error:
+        except (OutcomeUnknown, KeyInUse) as error:
             if key is None or self.request.is_eager:
                 raise
-            # The key lets one run commit: another one is safe, and its result is the first one's.
+            # The key lets one run commit: another one is safe, waits for the outcome, and has its result.
             raise Reject(error, requeue=True) from error
         except TransactionAborted as error:
             if key is not None and isinstance(error, tuple(getattr(self, "autoretry_for", ()))):

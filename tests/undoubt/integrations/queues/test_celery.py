@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from celery import Celery
 from celery.contrib.testing.worker import start_worker
+from celery.signals import task_prerun
 
 import undoubt.sync
 from tests.undoubt.integrations.web.client import Failed, account_of, act_in_thread
@@ -24,7 +25,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # kombu's
 def app(shop: Shop, redis_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Celery]:
     """With a worker of Celery's own, in a thread, and a real broker."""
     monkeypatch.setattr("undoubt.coordinator.transaction.VOTING_GRACE_S", 0.0)
-    app = Celery("shop", broker=redis_url, backend=redis_url)
+    app = Celery("shop", broker=redis_url, backend="cache+memory://")
     app.conf.update(
         task_default_queue=uuid.uuid4().hex,
         broker_connection_retry_on_startup=True,
@@ -55,6 +56,11 @@ def app(shop: Shop, redis_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator
         return number
 
     again.default_retry_delay = 0
+
+    def noted(**_: Any) -> None:
+        shop.seen.append("run")
+
+    task_prerun.connect(noted)
 
     with undoubt.sync.connect(shop.settings, observe=shop.observe, recover=False) as opened:
         app.conf.undoubt = opened
@@ -120,10 +126,11 @@ def test_a_task_of_unknown_outcome_finds_out(app: Celery, shop: Shop) -> None:
     shop.hold_at = "before_decide"
     sent = send(app, "hasty", 1)
     shop.held.wait(RESULT_S)
-    shop.wait_for(lambda: len(shop.after) > 1 or shop.seen.count("before_decide") > 1)
+    shop.wait_for(lambda: shop.seen.count("run") >= 3)
+    assert not sent.ready()
     shop.go_on.set()
     assert sent.get(RESULT_S) == 1
-    assert shop.ids() == ([1], [1])
+    assert (shop.after, shop.ids()) == ([1], ([1], [1]))
 
 
 def test_an_abort_can_be_retried_by_celery(app: Celery, shop: Shop) -> None:
