@@ -47,6 +47,22 @@ HOOKS = {
     # uvicorn reads these attributes of its server.
     "lifespan",
     "should_exit",
+    # Celery reads these attributes of a task's class (celery/app/task.py, celery/worker/request.py).
+    "abstract",
+    "acks_late",
+    "reject_on_worker_lost",
+    # Django, and the standard library's ContextDecorator, call these.
+    "_recreate_cm",
+    "process_exception",
+    # Package transaction calls the methods of a data manager, and reads its manager.
+    "tpc_abort",
+    "tpc_finish",
+    "tpc_vote",
+    "transaction_manager",
+    # pytest calls these: a hook, and fixtures by their names.
+    "pytest_addoption",
+    "undoubt_config",
+    "undoubt_coordinator",
     # Members of a protocol that only annotations refer to.
     "__getitem__",
 }

@@ -14,6 +14,7 @@
 :mod:`.rq`             does the same for a job of RQ.
 :mod:`.zope`           joins transactions of package ``transaction``: Pyramid, Zope.
 :mod:`.sqlmodel`       has SQLModel's sessions with one commit.
+:mod:`.pytest`         is a plugin of pytest: real databases, a ledger, crashes at named steps.
 :mod:`.per_process`    has a coordinator for each process of an application, for Flask and the task queues.
 :mod:`.request_work`   is the transaction, or the session, of one request.
 :mod:`.answers`        answers requests whose transaction did not commit, or may have.

@@ -1,0 +1,1 @@
+"""The plugin of pytest, under a pytest of its own."""
