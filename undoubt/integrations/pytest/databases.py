@@ -13,7 +13,9 @@ from psycopg import sql
 
 from undoubt.embedded import EmbeddedServer
 
-PREPARED = "select gid from pg_prepared_xacts where database = current_database() order by gid"
+PREPARED = """
+    select gid from pg_catalog.pg_prepared_xacts
+    where database operator(pg_catalog.=) pg_catalog.current_database() order by gid"""
 
 
 def in_database(dsn: str, name: str) -> str:
