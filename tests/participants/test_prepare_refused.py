@@ -107,9 +107,9 @@ async def test_the_longest_gid_fits(participant: PostgresParticipant, database: 
 
 async def test_too_long_a_gid_is_a_no(participant: PostgresParticipant, gid: Gid) -> None:
     """22023 at PREPARE is a vote (at pg_xact_status the same code means something else)."""
-    branch = await participant.begin(gid, timeout_s=30)
+    too_long = Gid(gid.ledger, gid.protocol, gid.txid, gid.branch, "x" * 200)
+    branch = await participant.begin(too_long, timeout_s=30)
     await at(branch).execute(WRITE)
-    branch._gid = Gid(gid.ledger, gid.protocol, gid.txid, gid.branch, "x" * 200)  # type: ignore[attr-defined]
     result = await branch.prepare()
     assert result.vote is Vote.ABORT
     assert isinstance(result.reason, BranchFailed)
