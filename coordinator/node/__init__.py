@@ -23,7 +23,6 @@ In the order in which a call of a client passes them:
 :mod:`.read_index`           holds reads back until the leader has confirmed its term and applied its commit
                              index.
 :mod:`.driver`               drives the consensus core: does what each ``Ready`` says.
-:mod:`.patience`             calls for the other followers if those that get new entries at once are late.
 :mod:`.peers`                sends Raft's messages to each other node over one connection, and receives
                              theirs.
 :mod:`.versions`             decides which version of the protocol all members support; no newer command

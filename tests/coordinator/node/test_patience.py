@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from undoubt.coordinator.node.patience import FACTOR, LEAST_S, Patience
+from undoubt.coordinator.node.driver import FACTOR, LEAST_S, Patience
 
 
 class Clock:
