@@ -76,7 +76,10 @@ class Holder:
     name: str
     process: asyncio.subprocess.Process
     stays: list[Stay] = field(default_factory=list)
-    stale: list[int] = field(default_factory=list)
+    overtaken: set[int] = field(default_factory=set)
+    """The tokens under which it was stopped until another process had written."""
+    stale_tried: int = 0
+    """The writes that were tried under a stale token, refused or not."""
     applied: list[int] = field(default_factory=list)
     troubles: list[str] = field(default_factory=list)
     inside: bool = False
@@ -94,9 +97,10 @@ class Holder:
             self.stays[-1].until = self.stays[-1].until or line["at"]
             self.inside = False
         elif "stale" in line:
-            self.stale.append(line["stale"])
+            self.stale_tried += 1
         elif "applied" in line:
             self.applied.append(line["applied"])
+            self.stale_tried += line["applied"] in self.overtaken
         elif "trouble" in line or "failed" in line:
             self.troubles.append(str(line))
 
@@ -218,7 +222,7 @@ async def _stop_and_go(holders: Sequence[Holder], ledgers: SqliteLedgers, stale:
 
 
 async def _of_one_lock(mine: Sequence[Holder], holders: Sequence[Holder], stale: int) -> None:
-    while sum(len(each.stale) for each in holders) < stale:
+    while sum(each.stale_tried for each in holders) < stale:
         async with within("a holder"):
             while not (inside := [each for each in mine if each.has_applied]):
                 await asyncio.sleep(0.01)
@@ -230,6 +234,7 @@ async def _of_one_lock(mine: Sequence[Holder], holders: Sequence[Holder], stale:
             async with within("the next holder, after the stopped one"):
                 while not any(done > token for each in mine if each is not victim for done in each.applied):
                     await asyncio.sleep(0.01)
+            victim.overtaken.add(token)
         finally:
             victim.process.send_signal(signal.SIGCONT)
         async with within("the end of the stale holder's writes"):
@@ -249,7 +254,7 @@ async def _kill_leaders(ledgers: SqliteLedgers) -> None:
 
 
 async def _judge(holders: Sequence[Holder], rows: asyncpg.Connection[asyncpg.Record], total: Judged) -> None:
-    total.stale_tried += sum(len(each.stale) for each in holders)
+    total.stale_tried += sum(each.stale_tried for each in holders)
     stays = [(holder.name, stay) for holder in holders for stay in holder.stays]
     total.grants += len(stays)
     highest: dict[str, int] = {}
