@@ -11,6 +11,8 @@ import sys
 PROOFS = {
     "blocks": "tests.prove.blocks",
     "cluster": "tests.prove.cluster",
+    "console": "tests.prove.console",
+    "console-live": "tests.prove.console_live",
     "crash": "tests.prove.crash",
     "damage": "tests.prove.damage",
     "dev": "tests.prove.dev",

@@ -21,7 +21,7 @@ from undoubt.participants.errors import ParticipantUnavailable
 from undoubt.participants.ids import Foreign
 from undoubt.serve.console.page import page as the_page
 
-PLACES = ("overview", "transactions", "sessions", "heuristics", "impostors", "audit")
+PLACES = ("overview", "transactions", "sessions", "locks", "heuristics", "impostors", "audit")
 
 
 @pytest_asyncio.fixture

@@ -14,9 +14,10 @@ from tests.undoubt.console.reading import STREAM, client, reading
 from tests.undoubt.console.rig import Rig, rig
 from undoubt.coordinator.errors import LedgerUnavailable
 from undoubt.coordinator.ledger.contract import Heuristic
+from undoubt.coordinator.ledger.locks import LockRequest
 from undoubt.participants.contract import Decision, PreparedBranch, Settled
 from undoubt.participants.errors import ParticipantUnavailable
-from undoubt.participants.ids import Foreign
+from undoubt.participants.ids import Foreign, SessionKey
 from undoubt.serve.console import app as console_app
 from undoubt.serve.console.settings import ConsoleSettings
 
@@ -306,3 +307,29 @@ async def test_bodies_are_judged_before_anything_is_done(
 async def test_addresses_are_judged(one: Rig, path: str, status: int) -> None:
     async with client(one.base) as http:
         assert (await http.get(f"/v1/console/{path}")).status_code == status
+
+
+async def test_locks_are_told_with_their_holders_and_waiters(one: Rig) -> None:
+    """Broken if an operator cannot see who holds a lock, or who gets it next."""
+    nonce = one.session.nonce
+    requests = [LockRequest("nightly", one.session.id, nonce, number) for number in (1, 2)]
+    for request in requests:
+        await one.ledger.lock(request, wait=True)
+    async with reading(one.base) as seen:
+        await seen.until(lambda: seen.parts.get("locks", {}).get("locks"))
+        told = seen.parts["locks"]["locks"]
+        assert [(each["number"], each["place"], bool(each["token"])) for each in told] == [
+            (1, 0, True),
+            (2, 1, False),
+        ]
+        await one.ledger.unlock(requests[0])
+        await seen.until(lambda: len(seen.parts["locks"]["locks"]) == 1)
+
+
+async def test_a_key_leads_to_its_transaction(one: Rig) -> None:
+    txid = one.session.txid(1)
+    await one.ledger.claim_key(txid, "invoice 7", SessionKey(one.session.key).key_proof(txid, "invoice 7"))
+    async with client(one.base) as http:
+        for key, id_ in (("invoice 7", str(txid)), ("invoice 8", None)):
+            answer = await http.get("/v1/console/key", params={"key": key})
+            assert answer.json()["id"] == id_

@@ -56,6 +56,7 @@ class ConsoleApp:
             f"{PREFIX}me": ("GET", self._me),
             f"{PREFIX}transaction": ("GET", self._transaction),
             f"{PREFIX}branch": ("GET", self._branch),
+            f"{PREFIX}key": ("GET", self._key),
             f"{PREFIX}doctor": ("POST", self._doctor),
             f"{PREFIX}resolve": ("POST", self._resolve),
             f"{PREFIX}forget": ("POST", self._forget),
@@ -132,6 +133,14 @@ class ConsoleApp:
         del client
         console = self._console
         return _json(await picture.branch_of(console.ledger, console.participants, _query(http, "gid")))
+
+    async def _key(self, http: HttpRequest, client: Client) -> Answer:
+        """The transaction that has an idempotency key."""
+        del client
+        holder = await self._console.ledger.key_holder(_query(http, "key"))
+        if holder is None:
+            return _json({"id": None, "state": "free"})
+        return _json({"id": str(holder.txid), "state": str(holder.state)})
 
     async def _doctor(self, http: HttpRequest, client: Client) -> Answer:
         del http, client

@@ -63,6 +63,7 @@ class Console:
         feed.follow("heuristics", FAST_S, self._read_heuristics)
         feed.follow("audit", FAST_S, lambda: readings.audit_part(ledger))
         feed.follow("sessions", SLOW_S, lambda: readings.sessions_part(ledger))
+        feed.follow("locks", FAST_S, lambda: readings.locks_part(ledger))
         feed.follow("ledger", SLOW_S, lambda: readings.ledger_part(ledger))
         feed.follow("hour", SLOW_S, self._hour)
         feed.follow("cluster", SLOW_S, lambda: readings.cluster_part(self.settings))
@@ -77,7 +78,6 @@ class Console:
             "place": self.place,
             "ledger_id": self.ledger.ledger_id,
             "participants": self.participants.names(),
-            "locks": False,
         }
 
     def _reads(self, participant: Participant) -> Callable[[], Any]:

@@ -28,6 +28,7 @@ from undoubt.recovery.operator.survey import Survey, survey
 from undoubt.recovery.report import WorkerStatus
 
 ACTS = 500
+LOCKS_MAX = 10_000
 OLDER_THAN_S = 300.0
 """Younger branches are left to recovery: the default of ``undoubt doctor``."""
 
@@ -51,6 +52,33 @@ async def heuristics_part(ledger: Ledger) -> Document:
 
 async def audit_part(ledger: Ledger) -> Document:
     return {"acts": [shapes.act(one) for one in await ledger.acts(limit=ACTS)]}
+
+
+async def locks_part(ledger: Ledger) -> Document:
+    """The ledger's locks, in the order of their names: of each its holders, then its waiters in the order in
+    which they get it. ``more``: there are more than are shown."""
+    shown: list[Document] = []
+    after = ""
+    while (page := await ledger.locks(after=after)) and len(shown) < LOCKS_MAX:
+        for lock in page:
+            entries = [(entry, 0) for entry in lock.holders]
+            entries += [(entry, place) for place, entry in enumerate(lock.waiters, 1)]
+            shown += [
+                {
+                    "name": lock.name,
+                    "session": entry.request.session,
+                    "number": entry.request.number,
+                    "shared": entry.request.shared,
+                    "txid": None if entry.request.txid is None else str(entry.request.txid),
+                    "token": entry.token or None,
+                    "fence": entry.fence or None,
+                    "place": place,
+                    "at": entry.request.at,
+                }
+                for entry, place in entries
+            ]
+        after = page[-1].name
+    return {"locks": shown[:LOCKS_MAX], "more": len(shown) > LOCKS_MAX}
 
 
 async def participant_part(ledger: Ledger, participant: Participant) -> Document:
