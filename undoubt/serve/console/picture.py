@@ -34,6 +34,7 @@ async def picture(ledger: Ledger, participants: Registry, traces: Traces, txid: 
         "state": None if info is None else state(info),
         "cause": "" if info is None else info.cause,
         "moments": traces.of(str(txid)),
+        "participants": traces.participants_of(str(txid)),
         "whole": None,
         "unknown": "",
         "explained": [],

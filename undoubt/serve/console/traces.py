@@ -9,6 +9,7 @@ import enum
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable
+from dataclasses import dataclass, field
 from typing import Any
 
 from undoubt.coordinator.protocols.steps import Observer
@@ -21,36 +22,50 @@ Moment = tuple[str, int, float]
 """A step, the number of its branch (0: the whole transaction), and when: seconds since 1970."""
 
 
+@dataclass(slots=True)
+class _Trace:
+    moments: list[Moment] = field(default_factory=list)
+    participants: dict[int, str] = field(default_factory=dict)
+
+
 class Traces:
     """The moments of the newest transactions, by id."""
 
     def __init__(self) -> None:
-        self._moments: OrderedDict[str, list[Moment]] = OrderedDict()
+        self._traces: OrderedDict[str, _Trace] = OrderedDict()
 
-    def note(self, txid: str, step: str, branch: int = 0) -> None:
-        """Keep that ``step`` happened now."""
-        moments = self._moments.get(txid)
-        if moments is None:
-            moments = self._moments[txid] = []
-            if len(self._moments) > TRANSACTIONS_MAX:
-                self._moments.popitem(last=False)
-        if len(moments) < MOMENTS_MAX:
-            moments.append((step, branch, time.time()))
+    def note(self, txid: str, step: str, branch: int = 0, participant: str = "") -> None:
+        """Keep that ``step`` happened now, of the whole transaction or of a branch in ``participant``."""
+        trace = self._traces.get(txid)
+        if trace is None:
+            trace = self._traces[txid] = _Trace()
+            if len(self._traces) > TRANSACTIONS_MAX:
+                self._traces.popitem(last=False)
+        if len(trace.moments) < MOMENTS_MAX:
+            trace.moments.append((step, branch, time.time()))
+            if branch:
+                trace.participants[branch] = participant
 
     def observe(self, step: enum.StrEnum, subject: str) -> None:
         """The observer: keep ``step`` of a branch or of a transaction; a step of a participant is not
         kept."""
         gid = Gid.parse(subject)
         if isinstance(gid, Gid):
-            self.note(str(gid.txid), str(step), gid.branch)
+            self.note(str(gid.txid), str(step), gid.branch, gid.participant)
         elif _is_transaction(gid):
             self.note(subject, str(step))
 
     def of(self, txid: str) -> list[dict[str, Any]]:
         """The moments of one transaction, in order; empty if none are kept."""
-        return [
-            {"step": step, "branch": branch, "at": at} for step, branch, at in self._moments.get(txid, ())
-        ]
+        trace = self._traces.get(txid)
+        if trace is None:
+            return []
+        return [{"step": step, "branch": branch, "at": at} for step, branch, at in trace.moments]
+
+    def participants_of(self, txid: str) -> dict[int, str]:
+        """The participants of its branches, by number, as far as they are known here."""
+        trace = self._traces.get(txid)
+        return {} if trace is None else dict(trace.participants)
 
 
 def _is_transaction(name: Foreign) -> bool:

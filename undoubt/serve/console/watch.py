@@ -33,7 +33,7 @@ class SidecarWatch:
         self.traces.note(entry.id, "begin")
 
     def joined(self, gid: Gid) -> None:
-        self.traces.note(str(gid.txid), "branch", gid.branch)
+        self.traces.note(str(gid.txid), "branch", gid.branch, gid.participant)
 
     def committing(self, entry: OpenTransaction) -> None:
         self.traces.note(entry.id, "commit")
