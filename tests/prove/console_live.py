@@ -18,7 +18,6 @@ import contextlib
 import itertools
 import os
 import signal
-import sys
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -192,17 +191,19 @@ class Live:
                 asyncio.create_task(self._statement(two, orders, first)),
             ]
             answers = await asyncio.gather(*waits)
-            for id_, status in zip((one, two), answers, strict=True):
+            for id_ in (one, two):
                 ended = await http.post(f"/v1/transactions/{id_}/commit")
                 self.event(f"{'committed' if ended.status_code == 200 else 'aborted'} {id_}")
-                print(f"deadlock: {id_} {status} {ended.status_code}", file=sys.stderr)
         if answers.count(200) != 1:
             raise RuntimeError(f"the deadlock was not ended by one victim: {answers}")
 
     async def _statement(self, id_: str, participant: str, sql: str) -> int:
         async with self.stage.http() as http:
             body = {"participant": participant, "sql": sql}
-            return (await http.post(f"/v1/transactions/{id_}/statements", json=body)).status_code
+            answer = await http.post(f"/v1/transactions/{id_}/statements", json=body)
+            if answer.status_code != 200:  # the victim, whose locks the other one waits for
+                await http.post(f"/v1/transactions/{id_}/rollback")
+            return answer.status_code
 
     async def _kill_leader(self) -> None:
         nodes = self.stage.nodes
