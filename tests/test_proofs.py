@@ -362,3 +362,18 @@ async def test_the_examples_of_the_sidecar(example: str) -> None:
     if missing := [program for program in NEEDS[example] if shutil.which(program) is None]:
         pytest.skip(f"this example needs {', '.join(missing)}")
     assert await prove("examples", "--only", example) == {example: "ok"}
+
+
+async def test_states_of_the_console() -> None:
+    """Broken if the page of a state breaks a rule of accessibility or its policy, or runs what was planted in
+    a name. All states, and the control: ``make prove PROOF=console``."""
+    names = ["sign-in", "not-allowed", "overview-empty", "committed", "one-in-doubt", "dialog-unsafe"]
+    told = await prove("console", "--no-control", "--only", *names, "database-down", "act-done", "planted")
+    assert (told["states"], told["photographs"], told["failures"]) == (9, 36, [])
+
+
+async def test_the_console_lives() -> None:
+    """Broken if the page misses a change, differs from the command line, or shows old state as current. With
+    bounds of time: ``make prove PROOF=console-live``."""
+    told = await prove("console-live", "--events", "200", "--any-time")
+    assert (told["missed"], told["stale_unmarked"]) == (0, 0)
