@@ -60,6 +60,10 @@ The proofs, and under each what only it uses; then what several use:
 :mod:`.wire_doors`           lists the ways in which an application uses undoubt.
 :mod:`.wire_proxy`           is the proxy that strikes.
 :mod:`.wire_run`             runs one scene.
+:mod:`.console`              looks at every state of the console in a browser, with scripts planted in names.
+:mod:`.console_states`       lists these states, and makes them.
+:mod:`.console_live`         compares what the console shows with what happens, and with the command line.
+:mod:`.console_stage`        is the system that the console shows.
 :mod:`.dev`                  kills each process of ``undoubt dev``, ends it, and looks for what is left.
 :mod:`.examples`             runs the examples of the sidecar as their page says.
 :mod:`.sql_types`            sends SQL values through the sidecar and back, and looks what was lost.
