@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -102,7 +103,21 @@ async def one_node(shops: dict[str, str], tmp_path: Path) -> AsyncIterator[tuple
     )
     bootstrap.init(settings)
     async with node(settings):
+        await _serves("127.0.0.1", console)
         yield settings, f"http://127.0.0.1:{console}"
+
+
+async def _serves(host: str, port: int) -> None:
+    """Wait until the console is served: the node is ready before it."""
+    async with asyncio.timeout(60):
+        while True:
+            try:
+                _, writer = await asyncio.open_connection(host, port)
+            except OSError:
+                await asyncio.sleep(0.05)
+            else:
+                writer.close()
+                return
 
 
 async def test_a_node_serves_it_at_a_port_of_its_own(one_node: tuple[Settings, str]) -> None:
