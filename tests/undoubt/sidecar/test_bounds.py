@@ -164,7 +164,7 @@ def test_nothing_is_connected(stage: Stage) -> None:
         ("PUT", "/v1/transactions", 405),
         ("DELETE", "/v1/transactions", 405),
         ("OPTIONS", "/v1/transactions", 405),
-        ("GET", "/", 404),
+        ("POST", "/", 405),
         ("GET", "/livez/", 404),
         ("GET", "/v2/transactions", 404),
         ("GET", "/v1/transactions/../../etc/passwd", 404),

@@ -152,7 +152,7 @@ def end_by_hand(dsn: str, state: str) -> None:
 
 def test_the_end_is_orderly(shops: dict[str, str], tmp_path: Path) -> None:
     """SIGTERM: what is open may be committed for a while, nothing begins, and what stays open is undone."""
-    with staged(tmp_path, shops, drain_s=5.0) as stage:
+    with staged(tmp_path, shops, drain_s=15.0) as stage:
         kept, left = stage.tcp().begin(), stage.tcp().begin()
         for work, account in ((kept, 901), (left, 902)):
             work.run(TAKE.format(account))
