@@ -30,6 +30,7 @@ from undoubt.embedded import EmbeddedServer
 
 PROCESSES = 2
 PLANTED = ("key-claimed-twice", "key-committed-without-a-claim")
+PLANTED_IN_POSTGRES = ("key-postgres-claimed-twice", "key-postgres-commits-unclaimed")
 CONTROL_S = 420.0
 SCHEMA = "create table made (key text not null, run text not null)"
 
@@ -69,7 +70,8 @@ async def main(options: argparse.Namespace) -> tuple[dict[str, Any], bool]:
     holds = _holds(result, options)
     if not options.no_control:
         arguments = ("--no-control", "--ledger", options.ledger, "--keys", "12", "--kills", "2")
-        found = await control("keys", *arguments, "--kills-before", "0", mutants=PLANTED, timeout_s=CONTROL_S)
+        planted = PLANTED_IN_POSTGRES if options.ledger == "postgresql" else PLANTED
+        found = await control("keys", *arguments, "--kills-before", "0", mutants=planted, timeout_s=CONTROL_S)
         result["control"] = found.result["twice"]
         holds = holds and result["control"] > 0 and not found.holds
     return result, holds
