@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,7 +30,12 @@ def queue(shop: Shop, redis_url: str, tmp_path: Path, monkeypatch: pytest.Monkey
 
 def work(queue: Queue) -> None:
     """By RQ's worker, which forks for each job."""
-    Worker([queue], connection=queue.connection).work(burst=True)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        Worker([queue], connection=queue.connection).work(burst=True)
+    finally:
+        for number, handler in handlers.items():  # the worker keeps them for itself
+            signal.signal(number, handler)
 
 
 def run(queue: Queue, job: Job) -> Job:
