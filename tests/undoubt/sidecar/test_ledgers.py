@@ -154,10 +154,10 @@ def test_the_end_is_orderly(shops: dict[str, str], tmp_path: Path) -> None:
     """SIGTERM: what is open may be committed for a while, nothing begins, and what stays open is undone."""
     with staged(tmp_path, shops, drain_s=15.0) as stage:
         kept, left = stage.tcp().begin(), stage.tcp().begin()
-        for work, account in ((kept, 901), (left, 902)):
+        for work, account in ((kept, 931), (left, 932)):
             work.run(TAKE.format(account))
         branch = left.announce("payments")
-        prepare(shops["payments"], branch, GIVE.format(902))
+        prepare(shops["payments"], branch, GIVE.format(932))
         assert stage.process is not None
         ended: list[int] = []
         watching = threading.Thread(target=lambda: ended.append(stage.end(signal.SIGTERM)))
@@ -172,7 +172,7 @@ def test_the_end_is_orderly(shops: dict[str, str], tmp_path: Path) -> None:
         assert ended == [0]
         assert not stage.socket.exists()
     assert value(shops["payments"], "select count(*) from pg_prepared_xacts") == 0
-    for account, balance in ((901, 90), (902, 100)):
+    for account, balance in ((931, 90), (932, 100)):
         assert value(shops["orders"], f"select balance from account where id = {account}") == balance
 
 
