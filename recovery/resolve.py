@@ -75,6 +75,8 @@ class RecoveryContext:
     alone: dict[str, set[Gid]] = field(default_factory=dict)
     """By participant: the branches that a connection was lost about, or waited in vain. Each of them is
     settled alone from then on, so that it does not hold up others."""
+    left_to_live: bool = False
+    """Whether a pass has left a decided branch to its living coordinator."""
     terminator: Terminator = field(init=False)
 
     def __post_init__(self) -> None:
@@ -120,7 +122,9 @@ class Resolution:
         if undecided or young:
             alive = await self._tools.terminator.alive()
             dead = [gid for gid in undecided if not self._lives(gid, BranchStanding.ASK_PROTOCOL, alive)]
-            todo += [action for action in young if not self._lives(action.gid, _stands(action), alive)]
+            old = [action for action in young if not self._lives(action.gid, _stands(action), alive)]
+            self._tools.left_to_live |= len(old) < len(young)
+            todo += old
         await self._act_on(todo)
         await each(dead, self._terminate, parallel=self._tools.parallel)
         await each(self._left_behind(), self._judge, parallel=self._tools.parallel)

@@ -15,7 +15,7 @@ from undoubt.participants.registry import Registry
 from undoubt.recovery.deadlocks import Cancel, DeadlockDetector
 from undoubt.recovery.meter import RecoveryMeter
 from undoubt.recovery.report import Report, Status
-from undoubt.recovery.resolve import RecoveryContext
+from undoubt.recovery.resolve import LEFT_TO_LIVE_S, RecoveryContext
 from undoubt.recovery.scan import unfinished
 from undoubt.recovery.settings import RecoverySettings
 from undoubt.recovery.worker import Passed, RecoveryWorker, one_pass
@@ -85,7 +85,8 @@ class RecoveryService:
     async def run_once(self, *, dry_run: bool = False) -> Report:
         """One pass over all participants at once, whether or not the ledger leads.
 
-        If a hazard needs a second look, the pass is made twice. ``dry_run`` reports what a pass would do, and
+        If a hazard needs a second look, or a branch was left to a coordinator that lives, the pass is made
+        twice. ``dry_run`` reports what a pass would do, and
         changes nothing. Errors of participants, and of the ledger about them, are in the report.
         """
         tools = self.context
@@ -94,6 +95,12 @@ class RecoveryService:
         passes = await self._pass(tools, dry_run=dry_run)
         if not passes:
             tools.progress.read(await unfinished(self._ledger), asyncio.get_running_loop().time())
+        if tools.left_to_live and not dry_run:
+            # Whoever asks once asks for the end, also if the coordinator has died a moment ago.
+            tools.left_to_live = False
+            await asyncio.sleep(LEFT_TO_LIVE_S)
+            again = await self._pass(tools, dry_run=False)
+            passes = {name: passes.get(name, Passed(())).followed_by(now) for name, now in again.items()}
         if tools.progress.doubts and not dry_run:
             await asyncio.sleep(tools.hazard_grace_s)
             again = await self._pass(tools, dry_run=False)

@@ -7,7 +7,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from undoubt.coordinator.ledger.contract import DecisionRecord
 from undoubt.coordinator.supervision import restarts
@@ -47,6 +47,11 @@ class Passed:
     error: str | None = None
     oldest_s: float = 0.0
     owner_gone: int = 0
+
+    def followed_by(self, later: Passed) -> Passed:
+        """Both passes, with one line for a branch that both report: the later one."""
+        anew = {line.gid for line in later.lines}
+        return replace(self, lines=tuple(line for line in self.lines if line.gid not in anew)) + later
 
     def __add__(self, later: Passed) -> Passed:
         lines, finished = self.lines + later.lines, self.finished + later.finished

@@ -140,7 +140,7 @@ async def test_a_live_coordinator_ends_its_young_branches_itself(world: World) -
     report = await service.run_once()
     assert {told(report, gid) for gid in gids} == {("wait", "nothing")}
     assert len(world.orders.prepared) == 14
-    assert service.context.counters.seen_active == 14
+    assert service.context.counters.seen_active == 2 * 14, "it looks again before it leaves them"
     world.orders.age_s = LEFT_TO_LIVE_S
     report = await service.run_once()
     assert {told(report, gid) for gid in gids} == {("commit", "done"), ("rollback", "done")}
