@@ -318,9 +318,9 @@ select pg_catalog.pg_is_in_recovery() as standby, {whereabouts},
 case when not pg_catalog.pg_is_in_recovery()
      then pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 1, 8) end as timeline
 
--- name: holder
--- $1 gid, $2 the settings' owners: who has prepared it. The owner is null if the role has been dropped.
-select pg_catalog.pg_is_in_recovery() as standby, current_user::pg_catalog.text as me,
+-- name: who_prepared
+-- The columns of holder and holders.
+pg_catalog.pg_is_in_recovery() as standby, current_user::pg_catalog.text as me,
        session_user::pg_catalog.text as login,
        pg_catalog.current_setting('server_version_num')::pg_catalog.int4 as version,
        p.gid, coalesce(p.owner::pg_catalog.text, '(dropped)') as owner,
@@ -331,23 +331,17 @@ select pg_catalog.pg_is_in_recovery() as standby, current_user::pg_catalog.text 
          as login_is_superuser,
        p.transaction::pg_catalog.text as xid, p.database::pg_catalog.text as database,
        pg_catalog.current_database()::pg_catalog.text as here
+
+-- name: holder
+-- $1 gid, $2 the settings' owners: who has prepared it. The owner is null if the role has been dropped.
+select {who_prepared}
   from (select) as one
   left join pg_catalog.pg_prepared_xacts as p on p.gid operator(pg_catalog.=) $1
 
 -- name: holders
 -- $1 gids, $2 the settings' owners: like holder, one row for each gid under which a transaction is prepared; one row
 -- without a gid if there is none.
-select pg_catalog.pg_is_in_recovery() as standby, current_user::pg_catalog.text as me,
-       session_user::pg_catalog.text as login,
-       pg_catalog.current_setting('server_version_num')::pg_catalog.int4 as version,
-       p.gid, coalesce(p.owner::pg_catalog.text, '(dropped)') as owner,
-       p.owner is null as gone, p.owner is not null and {owned} as owned,
-       (select r.rolsuper from pg_catalog.pg_roles as r where r.rolname operator(pg_catalog.=) p.owner)
-         as superuser,
-       (select r.rolsuper from pg_catalog.pg_roles as r where r.rolname operator(pg_catalog.=) session_user)
-         as login_is_superuser,
-       p.transaction::pg_catalog.text as xid, p.database::pg_catalog.text as database,
-       pg_catalog.current_database()::pg_catalog.text as here
+select {who_prepared}
   from (select) as one
   left join pg_catalog.pg_prepared_xacts as p on p.gid operator(pg_catalog.=) any ($1::pg_catalog.text[])
 

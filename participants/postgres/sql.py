@@ -9,6 +9,6 @@ from __future__ import annotations
 
 from undoubt.participants.sql import Queries
 
-QUERIES = Queries("undoubt.participants.postgres")
+QUERIES = Queries("undoubt.participants.postgres", parts=("who_prepared",))
 query = QUERIES.text
 fill = QUERIES.fill
