@@ -26,7 +26,8 @@ import asyncpg
 import undoubt
 from benchmarks import in_doubt
 from benchmarks.ledger import Ours, Turns, ours
-from benchmarks.plot import Curve, machine
+from benchmarks.machine import machine
+from benchmarks.plot import Curve
 from undoubt.bench.audit import audit
 from undoubt.bench.contract import UPDATE, AsyncContender
 from undoubt.bench.field import field

@@ -20,7 +20,7 @@ from typing import Any
 
 import asyncpg
 
-from benchmarks.plot import machine
+from benchmarks.machine import machine
 from undoubt.bench.contract import DATABASES
 from undoubt.bench.field import own_servers
 from undoubt.coordinator.ledger.contract import Ledger, record_of

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import os
 import statistics
 import tempfile
 import time
@@ -24,6 +23,7 @@ from pathlib import Path
 import msgspec
 
 from benchmarks import etcd as peer
+from benchmarks.machine import machine
 from undoubt.bench.figures import percentile
 from undoubt.coordinator.ledger.cluster.ledger import ClusterLedger
 from undoubt.coordinator.ledger.contract import BranchRecord, Session
@@ -184,8 +184,7 @@ def _tell(turns: dict[str, Turns], callers: list[int]) -> None:
             for one in turns.values()
         ]
         print(f"| {count} |", " | ".join(cells), f"| {_ratio(turns, count)} |")
-    load = ", ".join(f"{each:.1f}" for each in os.getloadavg())
-    print(f"\n{len(os.sched_getaffinity(0))} cores, load average afterwards {load}.")
+    print(f"\n{machine()}")
 
 
 def _ratio(turns: dict[str, Turns], count: int) -> str:

@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 
 from benchmarks.ledger import Ours, ours
+from benchmarks.machine import machine
 from undoubt.bench.figures import percentile
 from undoubt.serve.local.nodes import Nodes
 from undoubt.serve.loop import fastest_loop
@@ -93,8 +94,7 @@ async def run(seconds: float, rounds: int) -> None:
         aim = f"≤ {AIMS_US[size]}" if size in AIMS_US else ""
         p50 = statistics.median(turn.p50_us)
         print(f"| {size} | {leads:,.0f} | {followers} | {every:,.0f} | {aim} | {p50:,.0f} |")
-    load = ", ".join(f"{each:.1f}" for each in os.getloadavg())
-    print(f"\n{len(os.sched_getaffinity(0))} cores, load average afterwards {load}.")
+    print(f"\n{machine()}")
 
 
 def main() -> None:

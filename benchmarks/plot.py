@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -64,12 +62,3 @@ class Curve(msgspec.Struct, frozen=True):
             path = folder / f"{self.name}.svg"
             figure.savefig(path, metadata={"Date": None})
         return path
-
-
-def machine() -> str:
-    """One line about where the figures are from, and how busy it was."""
-    load = ", ".join(f"{each:.1f}" for each in os.getloadavg())
-    return (
-        f"{len(os.sched_getaffinity(0))} cores, Python {platform.python_version()}, load average afterwards"
-        f" {load}."
-    )

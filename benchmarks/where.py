@@ -23,7 +23,7 @@ import asyncpg
 
 import undoubt
 from benchmarks.engine import measure
-from benchmarks.plot import machine
+from benchmarks.machine import machine
 from undoubt.bench.contenders.plain import naive
 from undoubt.bench.contenders.product import Product, configuration, sqlite
 from undoubt.bench.contract import DATABASES, ROWS, UPDATE, Places
