@@ -45,6 +45,7 @@ async def working(participant: PostgresParticipant, key: SessionKey = KEY) -> As
 
 
 async def name_of(database: Database, branch: Branch) -> str:
+    await at(branch).execute("select 1")  # what begins the branch may be sent with its first statement
     return str(
         await database.admin.fetchval(
             "select application_name from pg_stat_activity where pid = $1", at(branch).get_server_pid()

@@ -197,6 +197,7 @@ async def test_what_no_standby_confirmed_is_not_told(server: EmbeddedServer, poo
         txid = session.txid(1)
         await execute(server, "alter system set synchronous_standby_names = 'nobody'")
         await execute(server, "select pg_reload_conf()")
+        await _commits_wait(server)
         deciding = asyncio.create_task(ledger.decide(txid, COMMIT, BRANCHES))
         await _cancel_waits(server, deciding)
         with pytest.raises(LedgerUnavailable, match="confirm"):
@@ -227,6 +228,27 @@ def test_every_statement_that_writes_is_durable_and_heard(name: str) -> None:
     if name == "drop_sessions":
         name = "lock_droppable"  # before it, in its transaction
     assert query("durable") in query(name)
+
+
+async def _commits_wait(server: EmbeddedServer) -> None:
+    """Returns once a commit has been seen waiting for the standby: the checkpointer spreads a new
+    ``synchronous_standby_names`` some time after the reload."""
+    connection = await asyncpg.connect(server.dsn())
+    watcher = await asyncpg.connect(server.dsn())
+    seen = "select exists (select from pg_stat_activity where wait_event = 'SyncRep' and pid = $1)"
+    try:
+        while True:
+            write = asyncio.create_task(connection.execute("select pg_logical_emit_message(true, '', '')"))
+            while not write.done() and not await watcher.fetchval(seen, connection.get_server_pid()):
+                await asyncio.sleep(0.005)
+            if not write.done():
+                await watcher.execute("select pg_cancel_backend($1)", connection.get_server_pid())
+                await write
+                return
+            await write
+    finally:
+        await connection.close()
+        await watcher.close()
 
 
 async def _cancel_waits(server: EmbeddedServer, until: asyncio.Task[Decision]) -> None:
