@@ -5,10 +5,12 @@ that would be a lie which Raft does not survive, and no damage."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from tests.prove.poison.frames import poisoned
 from tests.prove.poison.sender import throw
+from undoubt.coordinator.errors import ClusterRefused
 from undoubt.coordinator.ledger.cluster.admin import change_members
 from undoubt.coordinator.ledger.cluster.messages import MemberChange
 from undoubt.coordinator.ledger.cluster.status import survey
@@ -48,25 +50,26 @@ from undoubt.coordinator.wire import (
 from undoubt.coordinator.wire.connection import header
 from undoubt.coordinator.wire.handshake import HANDSHAKE_VERSION, Hello
 
-NUMBER = 4
 DISK = "0123456789abcdef"
 
 
 class Peer:
     """Made by :meth:`joined`."""
 
-    def __init__(self, cluster: str) -> None:
-        self._me = PeerIdentity(PeerRole.NODE, cluster, NUMBER, disk=DISK)
+    def __init__(self, cluster: str, number: int) -> None:
+        self._number = number
+        self._me = PeerIdentity(PeerRole.NODE, cluster, number, disk=DISK)
         self._listener: Listener | None = None
         self._term = 1
         self._commit = 1
 
     @classmethod
     async def joined(cls, settings: LedgerSettings, cluster: str) -> Peer:
-        peer = cls(cluster)
+        number = await _free_number(settings)
+        peer = cls(cluster, number)
         peer._listener = await serve(Address("127.0.0.1", 0), peer._me, lambda _: _Deaf(), WireSettings())
         address = f"127.0.0.1:{peer._listener.port}"
-        await change_members(settings, [MemberChange("add", NUMBER, address, DISK, VERSIONS.highest)])
+        await change_members(settings, [MemberChange("add", number, address, DISK, VERSIONS.highest)])
         await peer.look(settings)
         return peer
 
@@ -79,7 +82,7 @@ class Peer:
 
     def frames(self, to: int) -> Iterator[tuple[str, Iterator[bytes]]]:
         """To that node, by the type of what is changed: first the handshake's, then those behind it."""
-        said = Hello(self._me.cluster_id, PeerRole.NODE, NUMBER, "", VERSIONS, 0, "", DISK, 1)
+        said = Hello(self._me.cluster_id, PeerRole.NODE, self._number, "", VERSIONS, 0, "", DISK, 1)
         raws = poisoned(said, long=1_001)
         yield Hello.__name__, (header(raw, HANDSHAKE_VERSION) + raw for raw in raws)
         for message in self._sound(to):
@@ -87,8 +90,8 @@ class Peer:
             yield type(message).__name__, (header(raw, VERSIONS.highest) + raw for raw in raws)
 
     def _sound(self, to: int) -> Iterator[Message]:
-        head = (to, NUMBER, self._term)
-        change = encode(ConfigChange((Change(ChangeKind.ADD_LEARNER, 5, b""),)))
+        head = (to, self._number, self._term)
+        change = encode(ConfigChange((Change(ChangeKind.ADD_LEARNER, self._number + 1, b""),)))
         last = self._commit
         yield PreVote(*head, last, 1)
         yield PreVoteReply(*head, granted=True)
@@ -120,6 +123,18 @@ class Peer:
     def close(self) -> None:
         if self._listener is not None:
             self._listener.close()
+
+
+async def _free_number(settings: LedgerSettings) -> int:
+    """The lowest one that no node has or had, as the refusal of a used one tells it."""
+    used = MemberChange("add", 1, "127.0.0.1:1", DISK, VERSIONS.highest)
+    try:
+        await change_members(settings, [used])
+    except ClusterRefused as refused:
+        if found := re.search(r"the next is (\d+)", str(refused)):
+            return int(found[1])
+        raise
+    raise RuntimeError("the number of a node that is there was taken again")
 
 
 class _Deaf:
