@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -14,7 +16,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from undoubt.embedded import BinariesMissing, EmbeddedServer, ServerFailed, binaries
+from undoubt.embedded import BinariesMissing, EmbeddedServer, ServerFailed, binaries, places
 from undoubt.embedded.binaries import ENV_BIN, bin_folder
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -198,6 +200,23 @@ async def test_a_server_ends_with_a_killed_parent() -> None:
     next_one = "from undoubt.embedded.places import new_place; new_place('template')"
     subprocess.run([sys.executable, "-c", next_one], cwd=ROOT, check=True)
     assert not Path(folder).exists(), "the next process clears away what the killed one could not"
+
+
+def test_a_folder_that_is_still_written_to_is_swept_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Broken if files are left of a server that is shutting down while they are removed."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    place = tmp_path / f"undoubt-server-{places._namespace()}-{ended.pid}-1-abc"
+    place.mkdir()
+    with monkeypatch.context() as writing:
+        writing.setattr(shutil, "rmtree", lambda *_, **__: (place / "late").touch())
+        assert not places.sweep()
+    assert places.sweep()
+    assert not place.exists()
 
 
 async def test_a_server_that_cannot_start_says_why() -> None:

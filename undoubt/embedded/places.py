@@ -81,8 +81,10 @@ def _sweep_once(_pid: int) -> None:
     sweep()
 
 
-def sweep() -> None:
-    """Remove the folders of processes that have ended."""
+def sweep() -> bool:
+    """Remove the folders of processes that have ended. Returns whether none of them is left: a server whose
+    parent was killed may still write while it shuts down."""
+    left = False
     mine = {os.geteuid(), NOBODY} if os.geteuid() == 0 else {os.geteuid()}
     for place in Path(tempfile.gettempdir()).glob("undoubt-*"):
         name = _NAME.fullmatch(place.name)
@@ -91,6 +93,8 @@ def sweep() -> None:
         with contextlib.suppress(OSError):
             if place.lstat().st_uid in mine and started(int(name[2])) != int(name[3]):
                 remove_place(place)
+                left = left or place.exists()
+    return not left
 
 
 @functools.cache

@@ -38,7 +38,9 @@ def main(folder: Path) -> None:
         if time.monotonic() > end:
             break
         time.sleep(LOOK_S)
-    sweep()
+    # A server that was being started is not on the list: it ends with its parent, and writes until then.
+    while not sweep() and time.monotonic() < end:
+        time.sleep(LOOK_S)
     remove_place(folder)  # also where processes have no known start, so that `sweep` cannot judge
 
 
