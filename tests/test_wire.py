@@ -87,7 +87,7 @@ async def test_the_proxy_strikes_as_it_says(fault: Fault, database: str) -> None
             host=to["host"], port=int(to["port"]), user=to["user"], password=to.get("password"),
             database=to["dbname"],
         )  # fmt: skip
-        wire.arm(Strike(Place(0, 1), fault, hold_s=0.05))
+        wire.arm(Strike(Place(0, "Q", "insert into t values (?)", 1), fault, hold_s=0.05))
         await struck.execute("insert into t values (0)")
         assert not wire.struck
         insert = asyncio.create_task(struck.execute("insert into t values (1)"))

@@ -83,8 +83,7 @@ class Case:
     fault: Fault
 
     def __str__(self) -> str:
-        connection, message = self.place
-        return f"{self.fault} at {self.target} {connection}.{message} ({self.label})"
+        return f"{self.fault} at {self.target} {self.place} ({self.label})"
 
 
 _MANY, _ONE = 3, 1

@@ -10,8 +10,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import enum
+import re
 import socket
 import struct
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
@@ -22,6 +24,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 PROTOCOL_MAJOR = 3
 AUTHENTICATION_OK, AUTHENTICATION_SASL_FINAL = 0, 12
 LABEL_BYTES_MAX = 60
+_LITERALS = re.compile(r"'[^']*'?|\d+")
 _ANSWERED = {b"Q", b"S", b"F"}
 """Query, Sync and FunctionCall: each leads to one ReadyForQuery."""
 
@@ -64,10 +67,20 @@ class Fault(enum.StrEnum):
 
 
 class Place(NamedTuple):
-    """Message ``message`` of connection ``connection``, both counted from 0 since the wire was armed."""
+    """One message of connection ``connection``, known by what it says: a run may send more messages before it
+    than another one, for settings that the last transaction had already. Both numbers count from 0 since the
+    wire was armed."""
 
     connection: int
-    message: int
+    kind: str
+    """Its type, as in the protocol."""
+    about: str
+    """The text of the query or statement that it belongs to, without literals and numbers."""
+    nth: int
+    """Among the messages of the connection with the same ``kind`` and ``about``."""
+
+    def __str__(self) -> str:
+        return f"{self.connection}.{self.kind}.{self.nth}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,11 +210,13 @@ class Wire:
         """Count a message; the strike if it is the one to be struck."""
         if link.generation != self._generation:
             link.generation, link.number, link.messages = self._generation, self._numbers, 0
+            link.said.clear()
             self._numbers += 1
-        place = Place(link.number, link.messages)
+        first = link.messages == 0
         link.messages += 1
+        place = link.place_of(label)
         self.heard.append((place, label))
-        if link.silent and place.message == 0:
+        if link.silent and first:
             self.to_nobody.append(label)
         if self._strike is None or self.struck:
             return None
@@ -229,6 +244,9 @@ class _Link:
         judge: Callable[[_Link, str], Strike | None],
     ) -> None:
         self.generation = self.number = self.messages = 0
+        self.said: Counter[tuple[str, str]] = Counter()
+        """The messages since the wire was armed, by their type and what they belong to."""
+        self._about = ""
         self._client_reader, self._client = client
         self._server_reader, self._server = server
         self._judge = judge
@@ -264,6 +282,15 @@ class _Link:
         if self._server_over:
             return True
         return self._held.is_set() and not self._hole and not self._client_over and self._owed <= 0
+
+    def place_of(self, label: str) -> Place:
+        """That of a message which says ``label``, and is counted."""
+        kind, _, words = label.partition(" ")
+        if words:
+            self._about = _LITERALS.sub("?", words)
+        nth = self.said[kind, self._about]
+        self.said[kind, self._about] += 1
+        return Place(self.number, kind, self._about, nth)
 
     async def carry(self) -> None:
         upward = asyncio.create_task(self._carry_up())

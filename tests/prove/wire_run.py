@@ -144,7 +144,8 @@ class Trial:
 
     async def measure(self) -> list[tuple[str, Place, str]]:
         """The messages of a run without faults, once everything is as warm as it will be: the wire's name,
-        the place, and what is said."""
+        the place, and what is said. As in every run, the transaction has another timeout than the one before
+        it."""
         await self._run(None)
         return await self._run(None)
 
@@ -240,7 +241,7 @@ class Trial:
             await self._close()
             await self._open()
         problems: list[str] = []
-        first = self._next(self._scene.writers, self._times.hang_s)
+        first = self._next(self._scene.writers, 2 * self._times.hang_s)
         if self._scene.recovers:
             first.reads = False  # else the coordinator itself goes on, for its reader's sake
             told = await self._leave_in_doubt(first, problems)
