@@ -140,7 +140,7 @@ async def test_timeout_while_the_session_idles(app: App, world: World) -> None:
         session.add(Order(id=2, item="a lamp"))
         session.commit()
 
-    await app.run(program, timeout=0.5)
+    await app.run(program, timeout=2)
     assert await world.ids() == ({2}, set())
 
 
