@@ -11,6 +11,7 @@ states there are, how deep the search went, and the shortest way to a state in w
 :mod:`.processes`       models made of the product's own objects, which send each other messages
 :mod:`.our_paxos`       our acceptors and leaders: coordinator.paxos itself
 :mod:`.three_phase`     three-phase commit, ended by Skeen's termination or by a quorum's
+:mod:`.last_agent`      last-agent commit: a row and a tombstone under one key, a standby, a failover
 ======================  ======================================================================================
 
 The specifications are those of Gray and Lamport, "Consensus on Transaction Commit", 2006, appendix, as
