@@ -1,9 +1,10 @@
 """The console in a real Chromium, over real databases, nodes and a sidecar: every state of its page.
 
 Each state is made for real (a database is killed, nodes stop, a branch waits for another one, roles and
-programs plant scripts in names), then looked at in four windows: light and dark, 360 and 1440 pixels wide. In
-each, axe-core has to find nothing, the browser's console has to stay without errors, the policy has to be
-kept, and no planted script may run. Photographs go to ``--photos FOLDER``."""
+programs plant scripts in names), then looked at in four windows: light and dark, 360 and 1440 pixels wide;
+some also in two of 3840 pixels. In each, axe-core has to find nothing, the browser's console has to stay
+without errors, the policy has to be kept, and no planted script may run. Photographs go to
+``--photos FOLDER``."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ from tests.undoubt.sidecar.stage import token
 
 PLANTED = ("console-html-from-names",)
 WINDOWS = [(1440, False), (1440, True), (360, False), (360, True)]
-HEIGHT = {1440: 900, 360: 740}
+LARGE = [(3840, False), (3840, True)]
+HEIGHT = {1440: 900, 360: 740, 3840: 2160}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -80,7 +82,7 @@ async def _states(stage: System, browser: Browser, options: argparse.Namespace, 
         if not wanted:
             continue
         found.states.append(state.name)
-        for width, dark in WINDOWS:
+        for width, dark in [*WINDOWS, *(LARGE if state.large else [])]:
             window = f"{state.name} {width} {'dark' if dark else 'light'}"
             print(window, file=sys.stderr)
             try:

@@ -47,7 +47,7 @@ async def _as_it_is(_: Scene, __: Opened) -> None:
 @dataclass
 class State:
     """``client``: who signs in before ``show``; empty: no client does. ``always``: later states need what
-    ``prepare`` makes."""
+    ``prepare`` makes. ``large``: it is looked at on a 4k screen as well."""
 
     name: str
     show: Show = _as_it_is
@@ -57,6 +57,7 @@ class State:
     client: str = "operator"
     always: bool = False
     on_node: bool = False
+    large: bool = False
 
 
 def planted(where: str) -> str:
@@ -344,15 +345,16 @@ STATES = (
         (lambda scene: scene.ids["committed"],),
         prepare=transfers,
         always=True,
+        large=True,
     ),
     State("committed", going(of("committed")), ("decision COMMIT", "Branches"), always=True),
     State("aborted", going(of("aborted")), ("no more credit",), prepare=aborted, always=True),
     State("waits", going(of("waits")), ("waits for",), prepare=waiting),
     State("in-doubt", in_doubt_only, ("in doubt",), prepare=left_behind, always=True),
-    State("overview", texts=("doctor",)),
-    State("one-in-doubt", going(of("active")), ("Explained",)),
+    State("overview", texts=("doctor",), large=True),
+    State("one-in-doubt", going(of("active")), ("Explained",), large=True),
     State("only-looks", going(of("active")), ("a client with the role operate",), client="watcher"),
-    State("dialog", dialog, ("What is recorded",)),
+    State("dialog", dialog, ("What is recorded",), large=True),
     State("dialog-unsafe", unsafe, ("This is not the safe way",)),
     State("act-refused", refused, ("has changed since it was shown",)),
     State("heuristic", going(of("heuristic")), ("heuristic rollback",)),
@@ -362,10 +364,10 @@ STATES = (
     State("heuristics", going("heuristics"), ("heuristic rollback",)),
     State("impostors", going("impostors"), ("impostor",)),
     State("audit", going("audit"), ("tx resolve --rollback",)),
-    State("unknown", going("tx/99-0123456789abcdef.1"), ("neither the ledger nor any participant",)),
+    State("unknown", going("tx/99-0123456789abcdef.1"), ("either the ledger nor any participant",)),
     State("no-match", no_match, ("No transaction matches.",)),
     State("key", asked_key, ("No transaction has that key.",)),
-    State("ten-thousand", many, ("of 10,0",)),
+    State("ten-thousand", many, ("of 10,0",), large=True),
     State("disconnected", disconnected, ("disconnected: as of",)),
     State("database-down", texts=("does not answer",), prepare=kill_payments, undo=start_payments),
     State("node-silent", texts=("silent",), prepare=stop_follower, undo=go_on),

@@ -147,6 +147,53 @@ async def test_a_part_that_is_not_read_any_more_is_marked(one: Rig, browser: Bro
         await expect(seen.page.locator("#live")).to_have_text("live")
 
 
+async def test_what_was_in_doubt_in_a_dead_database_stays_listed(one: Rig, browser: Browser) -> None:
+    """Broken if a transaction disappears from the list because the only database that shows it has died."""
+    await one.prepared(1, votes=["payments"])
+    async with opened(browser, one.base) as seen:
+        await seen.sign_in(token("watcher"))
+        await expect(seen.page.locator("#in-doubt")).to_have_text("1")
+        one.participants["payments"].down = ParticipantUnavailable("payments", "no route")
+        await expect(seen.page.locator("main")).to_contain_text("1 branch was in doubt there at")
+        await seen.go("transactions")
+        row = seen.page.locator("#rows-transactions [role=row]").nth(1)
+        await expect(row).to_contain_text(str(one.session.txid(1)))
+        await expect(row).to_contain_text("was in doubt at")
+        await clean(seen)
+
+
+async def test_a_row_stays_the_element_that_has_the_focus(one: Rig, browser: Browser) -> None:
+    """Broken if new rows push another transaction under the key that is about to be pressed."""
+    for seq in range(1, 101):
+        await one.decided(seq)
+    wanted = str(one.session.txid(99))
+    async with opened(browser, one.base) as seen:
+        await seen.sign_in(token("watcher"))
+        await seen.go("transactions")
+        box = seen.page.locator("#rows-transactions")
+        await expect(box).to_have_attribute("aria-rowcount", "101")
+        await box.get_by_role("link", name=wanted, exact=True).focus()
+        for seq in range(101, 104):
+            await one.decided(seq)
+        await expect(box).to_have_attribute("aria-rowcount", "104")
+        await expect(box).to_contain_text(str(one.session.txid(103)))
+        await seen.page.keyboard.press("Enter")
+        await expect(seen.page.locator("main h2")).to_contain_text(wanted)
+
+
+async def test_the_titles_of_columns_stay_in_sight(one: Rig, browser: Browser) -> None:
+    """Broken if a long list, scrolled, does not say what its columns are."""
+    for seq in range(1, 101):
+        await one.decided(seq)
+    async with opened(browser, one.base) as seen:
+        await seen.sign_in(token("watcher"))
+        await seen.go("transactions")
+        box = seen.page.locator("#rows-transactions")
+        await expect(box).to_have_attribute("aria-rowcount", "101")
+        await box.evaluate("(box) => { box.scrollTop = 1500 }")
+        await expect(box.get_by_role("columnheader", name="participants")).to_be_in_viewport()
+
+
 async def test_ten_thousand_rows_are_few_elements(one: Rig, browser: Browser) -> None:
     """Broken if every row is an element: the page would stutter. The last one can be reached, and found."""
     now = time.time()

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tests.undoubt.console.reading import reading
 from tests.undoubt.console.rig import rig
 from undoubt.config import Settings, load
 from undoubt.coordinator.protocols.steps import TwoPhaseStep
@@ -54,6 +55,26 @@ def test_an_end_that_is_reported_late_counts_in_its_own_minute() -> None:
     for at in (now - 60, now, now - 59):
         made.ended("committed", at)
     assert [slot["committed"] for slot in made.document()["slots"]] == [2, 1]
+
+
+def test_ends_are_counted_in_any_order() -> None:
+    """Broken if a console that reads the newest decisions first loses those of the minutes before."""
+    made = hour()
+    now = time.time() // 60 * 60
+    for at in (now, now - 120, now - 60, now - 30 * 86_400):
+        made.ended("committed", at)
+    slots = made.document()["slots"]
+    assert [(slot["at"], slot["committed"]) for slot in slots] == [(now - 120, 1), (now - 60, 1), (now, 1)]
+
+
+def test_an_hour_that_is_incomplete_says_so_for_an_hour() -> None:
+    """Broken if counts that are too low look like all that was decided, or are doubted for ever."""
+    made = hour()
+    assert made.document()["incomplete_before"] is None
+    made.missed_before = time.time() - 60
+    assert made.document()["incomplete_before"] == made.missed_before
+    made.missed_before -= 2 * 3600
+    assert made.document()["incomplete_before"] is None
 
 
 @pytest.mark.parametrize("took_s", [0.0, 0.0009, 0.02, 3.0, 1000.0])
@@ -136,7 +157,7 @@ async def test_no_decision_is_missed_between_two_readings(monkeypatch: pytest.Mo
             await one.decided(seq)
         await rows.read(one.ledger)
         assert {row["id"] for row in rows} == {str(one.session.txid(seq)) for seq in range(1, 14)}
-        assert not rows.not_listed
+        assert rows.about()["missed_before"] is None
 
 
 async def test_more_than_one_reading_takes_is_told_to_be_missing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,7 +170,27 @@ async def test_more_than_one_reading_takes_is_told_to_be_missing(monkeypatch: py
         for seq in range(2, 14):
             await one.decided(seq)
         await rows.read(one.ledger)
-        assert rows.about()["not_listed"]
+        missed_before = rows.about()["missed_before"]
+        assert missed_before == min(row["at"] for row in rows if row["id"] != str(one.session.txid(1)))
+        monkeypatch.setattr(console_rows, "ROWS_MAX", 3)
+        await rows.read(one.ledger)
+        assert rows.about()["missed_before"] is None, "all that are listed are newer"
+
+
+async def test_a_node_says_that_its_hour_misses_decisions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Broken if a node that reads too slowly shows too few commits as all of them."""
+    monkeypatch.setattr(console_rows, "PAGE", 2)
+    monkeypatch.setattr(console_rows, "PAGES_MAX", 2)
+    async with rig(counts_rows=True) as one:
+        one.console.hour.since = 0.0
+        await one.decided(1)
+        await one.console.feed.rows.read(one.ledger)
+        for seq in range(2, 14):
+            await one.decided(seq)
+        async with reading(one.base) as reader:
+            await reader.until(lambda: reader.parts.get("hour", {}).get("incomplete_before"))
+        counted = sum(slot["committed"] for slot in reader.parts["hour"]["slots"])
+        assert counted < 13
 
 
 async def test_what_this_process_saw_yields_to_the_ledger() -> None:

@@ -13,7 +13,7 @@ import pytest_asyncio
 from tests.undoubt.console.reading import STREAM, client, reading
 from tests.undoubt.console.rig import Rig, rig
 from undoubt.coordinator.errors import LedgerUnavailable
-from undoubt.coordinator.ledger.contract import Heuristic
+from undoubt.coordinator.ledger.contract import Heuristic, record_of
 from undoubt.coordinator.ledger.locks import LockRequest
 from undoubt.participants.contract import Decision, PreparedBranch, Settled
 from undoubt.participants.errors import ParticipantUnavailable
@@ -111,6 +111,36 @@ async def test_what_is_in_doubt_is_told_until_it_is_not(one: Rig) -> None:
         assert (branch["gid"], branch["standing"], branch["in_doubt"]) == (str(gids[0]), "active", True)
         one.participants["orders"].finish_by_hand(gids[0], Decision.ABORT)
         await seen.until(lambda: not seen.parts["participant orders"]["branches"])
+
+
+async def test_of_a_silent_participant_the_last_answer_is_told(one: Rig) -> None:
+    """Broken if what is in doubt in a database is shown nowhere once the database has died."""
+    gids = await one.prepared(1)
+    async with reading(one.base) as seen:
+        await seen.until(lambda: seen.parts.get("participant payments", {}).get("branches"))
+        one.participants["payments"].down = ParticipantUnavailable("payments", "no route")
+        await seen.until(lambda: seen.parts["participant payments"]["error"])
+        last = seen.parts["participant payments"]["last"]
+        assert [branch["gid"] for branch in last["branches"]] == [str(gids[1])]
+        assert time.time() - 60 < last["at"] <= time.time()
+        one.participants["payments"].down = None
+        await seen.until(lambda: not seen.parts["participant payments"]["error"])
+        assert seen.parts["participant payments"]["last"] is None
+
+
+async def test_no_password_is_told(one: Rig) -> None:
+    """Broken if an error's text brings the password of a connection string to everybody who may look."""
+    dsn = "postgresql://app:hunter2@db.example/orders"
+    one.participants["payments"].down = ParticipantUnavailable("payments", f"cannot reach {dsn}")
+    gid = one.gids(1)[0]
+    await one.ledger.decide(gid.txid, Decision.ABORT, [record_of(gid)], cause=f"dblink {dsn} failed")
+    async with reading(one.base) as seen:
+        await seen.until(lambda: seen.parts.get("participant payments", {}).get("error") and seen.rows)
+        told = json.dumps([seen.parts, seen.rows])
+    async with client(one.base) as http:
+        told += (await http.get("/v1/console/transaction", params={"id": str(gid.txid)})).text
+    assert "db.example" in told
+    assert "hunter2" not in told
 
 
 async def test_a_participant_that_does_not_answer_is_said_not_to(one: Rig) -> None:

@@ -17,6 +17,7 @@ from undoubt.coordinator.ledger.acting import acting_for
 from undoubt.coordinator.ledger.contract import Ledger
 from undoubt.participants.contract import Decision
 from undoubt.participants.ids import Foreign, Gid, InvalidName, TxId
+from undoubt.participants.redact import redact
 from undoubt.participants.registry import Registry
 from undoubt.recovery.operator.resolve import Operator
 from undoubt.recovery.operator.whole import Resolver, Whole, check, look
@@ -123,7 +124,8 @@ async def resolve(ledger: Ledger, participants: Registry, wanted: ResolveRequest
         )
     return {
         "results": [
-            {"branch": one.number, "participant": one.participant, "result": said} for one, said in ended
+            {"branch": one.number, "participant": one.participant, "result": redact(said)}
+            for one, said in ended
         ]
     }
 

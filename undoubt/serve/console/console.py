@@ -6,7 +6,8 @@ running transactions, their steps and their durations; a node knows none of thes
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,6 +53,7 @@ class Console:
         self._checkup = asyncio.Lock()
         self._counted: dict[str, None] = {}
         self._heuristics: list[dict[str, Any]] = []
+        self._answered: dict[str, dict[str, Any]] = {}
 
     def start(self) -> None:
         """Begin to read."""
@@ -80,14 +82,27 @@ class Console:
             "participants": self.participants.names(),
         }
 
-    def _reads(self, participant: Participant) -> Callable[[], Any]:
-        return lambda: readings.participant_part(self.ledger, participant)
+    def _reads(self, participant: Participant) -> Callable[[], Awaitable[dict[str, Any]]]:
+        """Reads what is prepared in it. ``last``: what was in doubt in a participant that is silent, when
+        it last answered; null if it answers now."""
+
+        async def read() -> dict[str, Any]:
+            at = time.time()
+            document = await readings.participant_part(self.ledger, participant)
+            if document["error"] is not None:
+                return document | {"last": self._answered.get(participant.name)}
+            in_doubt = [one for one in document["branches"] if one["in_doubt"]]
+            self._answered[participant.name] = {"at": at, "branches": in_doubt}
+            return document | {"last": None}
+
+        return read
 
     async def _transactions(self) -> dict[str, Any]:
         await self.feed.rows.read(self.ledger)
         if self.counts_rows:
             for row in self.feed.rows:
                 self._count(row)
+            self.hour.missed_before = max(self.hour.missed_before, self.feed.rows.missed_before)
         return self.feed.rows.about()
 
     def _count(self, row: Row) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import bisect
 import itertools
 import time
-from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,11 +34,14 @@ class LastHour:
     def __init__(self, scope: str) -> None:
         self.scope = scope
         self.since = time.time()
-        self._slots: deque[_Slot] = deque(maxlen=SLOTS)
+        self.missed_before = 0.0
+        """Some ends before this moment were not read, so their minutes count too few; 0: none is missing."""
+        self._slots: dict[int, _Slot] = {}
 
     def ended(self, outcome: str, at: float, took_s: float | None = None) -> None:
         """Count an end at ``at`` with ``outcome``; ``took_s`` is the duration of a commit, None if it is not
-        known. An end before :attr:`since` or before the last hour does not count."""
+        known. Ends may be told in any order. One before :attr:`since` or before the last hour does not
+        count."""
         if at < self.since or (slot := self._slot(int(at) // SLOT_S * SLOT_S)) is None:
             return
         match outcome:
@@ -53,17 +55,23 @@ class LastHour:
             slot.took[min(bisect.bisect_left(BOUNDS_MS, took_s * 1000), len(BOUNDS_MS) - 1)] += 1
 
     def _slot(self, at: int) -> _Slot | None:
-        """The slot that begins at ``at``, new if it is the newest; None if it is older than all."""
-        if not self._slots or at > self._slots[-1].at:
-            self._slots.append(_Slot(at))
-        return next((slot for slot in reversed(self._slots) if slot.at == at), None)
+        """The slot that begins at ``at``; None if there are as many slots as are kept, all newer."""
+        if (known := self._slots.get(at)) is not None:
+            return known
+        if len(self._slots) == SLOTS:
+            if at < (oldest := min(self._slots)):
+                return None
+            del self._slots[oldest]
+        self._slots[at] = made = _Slot(at)
+        return made
 
     def document(self) -> dict[str, Any]:
-        """For the page. Slots without an end are left out."""
+        """For the page, oldest slot first. Slots without an end are left out."""
         oldest = time.time() - SLOTS * SLOT_S
         return {
             "scope": self.scope,
             "since": self.since,
+            "incomplete_before": self.missed_before if self.missed_before > oldest else None,
             "slot_s": SLOT_S,
             "slots": [
                 {
@@ -75,7 +83,7 @@ class LastHour:
                     "p95_ms": _quantile(slot.took, 0.95),
                     "p99_ms": _quantile(slot.took, 0.99),
                 }
-                for slot in self._slots
+                for slot in sorted(self._slots.values(), key=lambda slot: slot.at)
                 if slot.at >= oldest
             ],
         }

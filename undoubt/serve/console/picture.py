@@ -13,6 +13,7 @@ from undoubt.cli.tx import state
 from undoubt.cli.whole import not_seen
 from undoubt.coordinator.ledger.contract import Ledger
 from undoubt.participants.ids import Gid, TxId
+from undoubt.participants.redact import redact
 from undoubt.participants.registry import Registry
 from undoubt.recovery.errors import NotAllSeen, NotPrepared
 from undoubt.recovery.operator.explain import explain
@@ -32,7 +33,7 @@ async def picture(ledger: Ledger, participants: Registry, traces: Traces, txid: 
         "id": str(txid),
         "transaction": None if info is None else shapes.transaction(info, ledger.ledger_id),
         "state": None if info is None else state(info),
-        "cause": "" if info is None else info.cause,
+        "cause": "" if info is None else redact(info.cause),
         "moments": traces.of(str(txid)),
         "participants": traces.participants_of(str(txid)),
         "whole": None,
@@ -46,12 +47,12 @@ async def picture(ledger: Ledger, participants: Registry, traces: Traces, txid: 
     try:
         whole = await look(ledger, participants, txid)
     except (NotPrepared, NotAllSeen) as error:
-        shown["unknown"] = str(error)
+        shown["unknown"] = redact(str(error))
         return shown
     return shown | {
-        "whole": shapes.whole(whole),
+        "whole": _without_passwords(shapes.whole(whole)),
         "explained": await _explained(ledger, participants, whole),
-        "not_seen": not_seen(whole),
+        "not_seen": [redact(line) for line in not_seen(whole)],
         "impostors": [impostor_line(one) for one in whole.impostors],
         "choices": acts.choices(whole),
         "shown": acts.digest(whole),
@@ -71,6 +72,12 @@ async def _explained(ledger: Ledger, participants: Registry, whole: Whole) -> li
         if ended is not None:
             found.append(_entry(heuristic_document(ended), str(branch.heuristic.gid)))
     return found
+
+
+def _without_passwords(whole: dict[str, Any]) -> dict[str, Any]:
+    """The same, with the passwords in the texts of databases' errors hidden."""
+    branches = [branch | {"why": redact(branch["why"])} for branch in whole["branches"]]
+    return whole | {"why": redact(whole["why"]), "branches": branches}
 
 
 def _entry(told: dict[str, Any], gid: str) -> dict[str, Any]:

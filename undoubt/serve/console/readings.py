@@ -22,6 +22,7 @@ from undoubt.participants.contract import Claim, Participant, Waiting, WaitNode
 from undoubt.participants.errors import ParticipantError
 from undoubt.participants.findings import Severity
 from undoubt.participants.ids import Gid, TxId
+from undoubt.participants.redact import redact
 from undoubt.participants.registry import Registry
 from undoubt.recovery.operator.burden import waits_of
 from undoubt.recovery.operator.survey import Survey, survey
@@ -88,7 +89,7 @@ async def participant_part(ledger: Ledger, participant: Participant) -> Document
     alone.add(participant)
     seen = await survey(ledger, alone)
     if error := seen.unreachable.get(participant.name):
-        return {"participant": participant.name, "error": str(error), "branches": [], "waits": []}
+        return {"participant": participant.name, "error": redact(str(error)), "branches": [], "waits": []}
     return {
         "participant": participant.name,
         "error": None,
@@ -137,6 +138,7 @@ async def cluster_part(settings: Settings) -> Document:
     found = cluster_document(await cluster_survey(settings.ledger))
     for node in found["nodes"]:
         node.pop("state_hashes", None)
+        node["error"] = redact(node["error"])
     return found
 
 
@@ -155,7 +157,7 @@ def workers_part(workers: Iterable[WorkerStatus]) -> Document:
             {
                 "participant": one.participant,
                 "failures": one.failures,
-                "last_error": one.last_error,
+                "last_error": one.last_error and redact(one.last_error),
                 "prepared": one.prepared,
             }
             for one in workers

@@ -5,6 +5,7 @@ and those that were unfinished before. Older decisions are read in the backgroun
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -14,6 +15,7 @@ from undoubt.coordinator.ledger.contract import Ledger, RecordedDecision, Transa
 from undoubt.coordinator.ledger.pages import every_unfinished
 from undoubt.coordinator.ledger.session_mark import is_mark
 from undoubt.participants.ids import InvalidName, TxId
+from undoubt.participants.redact import redact
 
 ROWS_MAX = 10_000
 PAGE = 500
@@ -36,8 +38,9 @@ class TransactionRows:
         """The oldest decision that was read; None before the first reading."""
         self._complete = False
         """Whether all older decisions have been read, up to the limit."""
-        self.not_listed = False
-        """Whether there were more new decisions than one reading takes, so that some are missing."""
+        self.missed_before = 0.0
+        """There were more new decisions than one reading takes: some before this moment, in seconds since
+        1970, are missing. 0 if none is."""
 
     def __iter__(self) -> Iterator[Row]:
         return iter(self._rows.values())
@@ -47,7 +50,7 @@ class TransactionRows:
             "rows": len(self._rows),
             "rows_max": ROWS_MAX,
             "complete": self._complete and len(self._rows) < ROWS_MAX,
-            "not_listed": self.not_listed,
+            "missed_before": self.missed_before or None,
         }
 
     async def read(self, ledger: Ledger) -> None:
@@ -74,7 +77,7 @@ class TransactionRows:
             # A decision may be recorded later than one that carries a later time: all of a page counts.
             if new < PAGE:
                 return
-        self.not_listed = True
+        self.missed_before = page[-1].decided_at or time.time()
 
     async def _read_unfinished(self, ledger: Ledger) -> None:
         now = {str(one.txid): one.txid async for one in every_unfinished(ledger) if not is_mark(one.txid)}
@@ -126,6 +129,8 @@ class TransactionRows:
             oldest = sorted(self._rows.values(), key=lambda row: row["at"])
             for row in oldest[: len(self._rows) - ROWS_MAX]:
                 del self._rows[row["id"]]
+            if oldest[len(oldest) - ROWS_MAX]["at"] >= self.missed_before:
+                self.missed_before = 0.0  # all that are listed are newer than what is missing
 
 
 def row_of(info: TransactionInfo) -> Row:
@@ -140,7 +145,7 @@ def row_of(info: TransactionInfo) -> Row:
         "participants": sorted({branch.participant for branch in info.branches}),
         "at": info.decided_at or 0.0,
         "coordinator": info.coordinator,
-        "reason": info.cause,
+        "reason": redact(info.cause),
     }
 
 
