@@ -134,6 +134,7 @@ class Coordinator:
             ledger,
             f"{self.settings.name or f'{socket.gethostname()}:{self._pid}'}, locks",
             self.settings.session_ttl_s,
+            self.check_here,
         )
 
     async def start(self) -> Coordinator:

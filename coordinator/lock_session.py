@@ -29,8 +29,10 @@ RENEWALS = 3
 class LockSession:
     """The session of the locks of one coordinator."""
 
-    def __init__(self, ledger: Ledger, name: str, ttl_s: float) -> None:
+    def __init__(self, ledger: Ledger, name: str, ttl_s: float, check_here: Callable[[], None]) -> None:
+        """``check_here`` raises ``WrongLoop`` or ``WrongProcess`` where the coordinator must not be used."""
         self.ledger = ledger
+        self.check_here = check_here
         self._name = name
         self._ttl_s = ttl_s
         self._current: Session | None = None

@@ -48,7 +48,8 @@ def branch_with(transactions: Iterable[Transaction], connection: object) -> Bran
 
 class Lock:
     """``async with coordinator.lock(name) as lock``, or :meth:`acquire` and :meth:`release`. One task at a
-    time may use it; it may be acquired again after it was released."""
+    time may use it; it may be acquired again after it was released. Use in another event loop or process than
+    the coordinator's raises ``WrongLoop`` or ``WrongProcess``, and changes nothing."""
 
     def __init__(
         self,
@@ -87,17 +88,20 @@ class Lock:
     def held(self) -> bool:
         """Whether it is certain at this moment that no other process has the lock. False also while the
         ledger does not answer for longer than a session lasts."""
+        self._session.check_here()
         entry = self._entry
         return entry is not None and not self._lost.is_set() and self._session.sure(entry.request)
 
     def check(self) -> None:
         """Raise ``LockLost`` unless the lock is :attr:`held`."""
+        self._session.check_here()
         held = self._session.sure(self._acquired.request) and not self._lost.is_set()
         if not held:
             raise self._error()
 
     async def lost(self) -> str:
         """Wait until the lock is lost; returns the reason. For a task beside the work, which stops it."""
+        self._session.check_here()
         await self._lost.wait()
         return self._why_lost
 
@@ -105,6 +109,7 @@ class Lock:
         """Wait for the lock. Raises ``LockTimeout`` if it is not granted within the lock's timeout,
         ``UsageError`` if there are too many requests, ``CoordinatorClosed``, and without a timeout
         ``LedgerUnavailable`` if the ledger does not answer the first call."""
+        self._session.check_here()
         if self._entry is not None:
             raise UsageError(f"lock {self.name!r} was acquired already by this object: make one for each use")
         loop = asyncio.get_running_loop()
@@ -163,6 +168,7 @@ class Lock:
     async def release(self) -> None:
         """Give the lock back. If the ledger does not answer, it is released as soon as the ledger does, or
         with the end of the session. Does nothing if the lock is not acquired."""
+        self._session.check_here()
         entry, self._entry = self._entry, None
         if entry is not None:
             await asyncio.shield(asyncio.ensure_future(self._session.end(entry.request)))
@@ -175,6 +181,7 @@ class Lock:
         Until the branch ends, later holders wait in their ``guard``. Raises ``StaleLock`` for a stale holder,
         after which the transaction can only be rolled back; ``LockLost`` if that is known without asking;
         ``ParticipantRefused`` if the database has no table of locks (``undoubt participants migrate``)."""
+        self._session.check_here()
         entry = self._acquired
         if self._lost.is_set():
             raise self._error()

@@ -23,15 +23,22 @@ def check_asynchronous(function: object) -> None:
         raise UsageError(f"run() takes a coroutine function, not {_named(function)}")
 
 
-def checked_awaitable(function: object, made: Awaitable[T]) -> Awaitable[T]:
-    """Return ``made``, the result of ``function``, if it can be awaited. Otherwise raises ``UsageError``: the
+async def checked_awaitable(function: object, made: Awaitable[T]) -> T:
+    """Await ``made``, the result of ``function``, and return its value. Raises ``UsageError`` if it cannot be
+    awaited, or its value is a coroutine or an asynchronous generator, which has done nothing yet: the
     transaction must not commit then."""
     if not inspect.isawaitable(made):
         raise UsageError(
             f"run() awaits what its function returns, and {_named(function)} is a synchronous function: write"
             " it with async def, or use undoubt.sync"
         )
-    return made
+    value = await made
+    if _is_unawaited(value):
+        raise UsageError(
+            f"run() awaits what its function returns, and {_named(function)} returned another coroutine,"
+            " which would do nothing: await it in the function"
+        )
+    return value
 
 
 def check_synchronous(function: object) -> None:
@@ -48,14 +55,20 @@ def check_synchronous(function: object) -> None:
 def checked_result(function: object, result: T) -> T:
     """Return ``result``, the result of ``function``, if the function has done its work. Raises ``UsageError``
     if the result has to be awaited: the transaction must not commit then."""
-    if inspect.isawaitable(result):
-        if inspect.iscoroutine(result):
-            result.close()  # otherwise Python warns that the coroutine was never awaited
+    if _is_unawaited(result) or inspect.isawaitable(result):
         raise UsageError(
             f"run() calls its function, and {_named(function)} returned what has to be awaited: use"
             " undoubt.connect"
         )
     return result
+
+
+def _is_unawaited(value: object) -> bool:
+    """Whether ``value`` is a coroutine or an asynchronous generator: nothing of it has run."""
+    if inspect.iscoroutine(value):
+        value.close()  # otherwise Python warns that the coroutine was never awaited
+        return True
+    return inspect.isasyncgen(value)
 
 
 def _is(function: object, *tests: Callable[[Any], bool]) -> bool:

@@ -10,6 +10,7 @@ import pytest
 
 from tests.coordinator.stage import Stage
 from undoubt.coordinator.settings import CoordinatorSettings
+from undoubt.participants.contract import XactStatus
 from undoubt.participants.errors import UsageError
 from undoubt.participants.scripted import Script
 
@@ -68,3 +69,23 @@ async def test_a_synchronous_function_commits_nothing(stage: Stage) -> None:
             await stage.coordinator.run(function)  # type: ignore[arg-type]
     await stage.coordinator.run(lambda tx: touched(tx))  # noqa: PLW0108
     await stage.coordinator.run(functools.partial(touched))
+
+
+async def test_a_function_that_returns_what_nobody_has_awaited_commits_nothing(stage: Stage) -> None:
+    """Broken if a forgotten ``await`` inside the function commits a transaction without its work."""
+
+    async def forgets(tx: Any) -> Any:
+        await touched(tx)
+        return touched(tx)
+
+    async def generates(tx: Any) -> AsyncIterator[Any]:
+        yield tx
+
+    async def forgets_to_iterate(tx: Any) -> Any:
+        await touched(tx)
+        return generates(tx)
+
+    for function in (forgets, forgets_to_iterate):
+        with pytest.raises(UsageError, match="await it in the function"):
+            await stage.coordinator.run(function)
+    assert XactStatus.COMMITTED not in stage.fates()

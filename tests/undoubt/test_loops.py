@@ -113,6 +113,29 @@ async def test_a_session_in_another_loop_is_refused(tmp_path: Path, databases: d
             await in_another_loop(program)
 
 
+async def test_a_lock_is_its_loops_own(tmp_path: Path, databases: dict[str, str]) -> None:
+    """Broken if a call from another loop takes a lock that nobody gives back, or forgets one that is held."""
+    async with undoubt.connect(source(tmp_path, databases)) as coordinator:
+        free, held = coordinator.lock("free"), await coordinator.lock("held").acquire()
+
+        async def ask() -> bool:
+            return held.held
+
+        async def check() -> None:
+            held.check()
+
+        for call in (
+            free.acquire, free.try_acquire, free.__aenter__, held.lost, held.release, ask, check,
+            partial(held.guard, None), partial(held.__aexit__, None, None, None),
+        ):  # fmt: skip
+            with pytest.raises(WrongLoop, match="event loop"):
+                await in_another_loop(call)
+        assert held.held
+        await held.release()
+        for name in ("free", "held"):
+            assert await coordinator.lock(name).try_acquire()
+
+
 def test_a_loop_that_comes_after_its_own_has_ended(tmp_path: Path) -> None:
     """Broken if a coordinator kept in a global hangs, or prepares something, in the next ``asyncio.run``."""
     connecting = undoubt.connect({"ledger": {"url": f"sqlite:///{tmp_path}/ledger.db"}})

@@ -45,10 +45,15 @@ def test_what_is_to_be_awaited_commits_nothing(stage: Stage) -> None:
 
     async def rest() -> None: ...
 
-    def work(tx: Any) -> Any:
-        transfer(tx)
-        return rest()
+    async def more() -> AsyncIterator[int]:
+        yield 1
 
-    with pytest.raises(UsageError, match="has to be awaited"):
-        stage.coordinator.run(work)
+    for unfinished in (rest, more):
+
+        def work(tx: Any, make: Any = unfinished) -> Any:
+            transfer(tx)
+            return make()
+
+        with pytest.raises(UsageError, match="has to be awaited"):
+            stage.coordinator.run(work)
     assert XactStatus.COMMITTED not in stage.fates()
