@@ -101,13 +101,16 @@ class RequestWork:
         return self._session
 
     def on_commit(self, function: Callable[[], object]) -> None:
-        """Call ``function`` after the commit, before the response. What it raises is logged: the request has
-        succeeded. Raises ``UsageError`` once the response has begun."""
+        """Call ``function`` after the commit, before the response; never if the application has rolled back
+        by itself. What it raises is logged: the request has succeeded. Raises ``UsageError`` once the
+        response has begun."""
         self._check_open()
         self._hooks.append(function)
 
     def _committed(self) -> None:
         hooks, self._hooks = self._hooks, []
+        if self.txid is not None and not self.may_have_committed:
+            return  # the application has rolled back by itself
         for function in hooks:
             try:
                 function()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import socket
@@ -15,12 +16,13 @@ import httpx
 import pytest
 
 from tests.undoubt.sidecar.stage import Stage, staged, token
-from undoubt.config import ConfigurationError, load
+from undoubt.config import ConfigurationError, Settings, load
+from undoubt.coordinator.supervision import Supervised, restarts
 from undoubt.participants.errors import UsageError
 from undoubt.serve.sidecar.connection import names_in
-from undoubt.serve.sidecar.server import check
+from undoubt.serve.sidecar.server import check, start_reloading
 from undoubt.serve.sidecar.settings import SidecarSettings, TokenSettings
-from undoubt.serve.sidecar.tokens import hash_of
+from undoubt.serve.sidecar.tokens import Doorkeeper, hash_of
 
 GUARDED = ["/v1/transactions", "/v1/participants", "/metrics", "/leader", "/openapi.json", "/readyz?verbose"]
 
@@ -194,6 +196,29 @@ def test_tokens_are_read_anew(shops: dict[str, str], tmp_path: Path) -> None:
             stage.config.write_text(text.replace('name = "shop"\n', f'name = "shop"\nexpires = {expiry}\n'))
             stage.process.send_signal(signal.SIGHUP)
             until(partial(answers, stage, status))
+
+
+async def test_a_reading_of_the_tokens_that_fails_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Broken if a token that was taken away is valid until the process ends, since a bug has ended the task
+    that reads them."""
+    monkeypatch.setattr(Supervised.__init__, "__kwdefaults__", {"pause_s": 0.0})
+    restarts.clear()
+    reload, read = asyncio.Event(), asyncio.Event()
+
+    def read_settings() -> Settings:
+        if not restarts:
+            raise RuntimeError("nobody foresaw this")
+        loop.call_soon_threadsafe(read.set)
+        return Settings()
+
+    loop = asyncio.get_running_loop()
+    task = start_reloading(read_settings, reload, Doorkeeper(SidecarSettings()))
+    reload.set()
+    async with asyncio.timeout(30):
+        await read.wait()
+    task.cancel()
+    await asyncio.wait([task])
+    assert restarts == {"sidecar tokens": 1}
 
 
 def until(true: Callable[[], bool]) -> None:

@@ -23,6 +23,7 @@ from undoubt.coordinator.coordinator import Coordinator
 from undoubt.coordinator.ledger import open_ledger
 from undoubt.coordinator.protocols.steps import Observer
 from undoubt.coordinator.settings import CoordinatorSettings
+from undoubt.coordinator.supervision import Supervised
 from undoubt.participants.errors import UndoubtError, UsageError
 from undoubt.recovery.service import RecoveryService
 from undoubt.serve.console.app import ConsoleApp
@@ -60,7 +61,7 @@ async def run(
     check(settings.sidecar)
     async with opened(settings, observe) as sidecar:
         doorkeeper = Doorkeeper(settings.sidecar)
-        reloading = asyncio.create_task(_keep_reloading(load, reload, doorkeeper))
+        reloading = start_reloading(load, reload, doorkeeper)
         try:
             console = None if sidecar.console is None else ConsoleApp(sidecar.console, doorkeeper)
             async with listening(Door(sidecar, doorkeeper, console), settings.sidecar) as places:
@@ -163,6 +164,16 @@ def named(settings: Settings) -> CoordinatorSettings:
     return msgspec.structs.replace(settings.coordinator, name=session_name(settings.sidecar.url, own))
 
 
+def start_reloading(
+    load: Callable[[], Settings], reload: asyncio.Event, doorkeeper: Doorkeeper
+) -> asyncio.Task[None]:
+    """Give ``doorkeeper`` the tokens of ``load()`` each time ``reload`` is set, in a task that the caller has
+    to cancel. After a bug the tokens are read again: otherwise a token that was taken away would be valid
+    until the process ends."""
+    loop = Supervised("sidecar tokens", lambda: _keep_reloading(load, reload, doorkeeper))
+    return loop.start("undoubt-sidecar-tokens")
+
+
 async def _keep_reloading(
     load: Callable[[], Settings], reload: asyncio.Event, doorkeeper: Doorkeeper
 ) -> None:
@@ -174,5 +185,8 @@ async def _keep_reloading(
             doorkeeper.reload(settings.sidecar)
         except UndoubtError as error:
             log.warning("the tokens were not changed: %s", error)
+        except Exception:
+            reload.set()  # the loop is started again, and reads them then
+            raise
         else:
             log.info("%d tokens were read again", len(settings.sidecar.tokens))

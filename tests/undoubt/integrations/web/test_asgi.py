@@ -17,6 +17,7 @@ from undoubt.errors import CoordinatorClosed, UsageError
 from undoubt.integrations.asgi import (
     CommitBeforeResponse,
     coordinator,
+    on_commit,
     session,
     sync_transaction,
     transaction,
@@ -96,6 +97,23 @@ async def test_a_request_that_is_cancelled_in_its_commit_is_committed(
     assert middleware
     await until(lambda: shop.ids() == ([1], [1]))
     assert sent == []
+
+
+async def test_a_hook_is_not_called_where_the_application_has_rolled_back(shop: Shop) -> None:
+    """Broken if a request that rolled back by itself, and answers, tells others of a commit."""
+
+    async def app(_: Any, __: Any, send: Any) -> None:
+        tx = await transaction()
+        await act(tx, "order", 1)
+        on_commit(lambda: shop.after.append(1))
+        await tx.rollback()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    async with undoubt.connect(shop.settings) as opened:
+        sent: Sent = []
+        await request(CommitBeforeResponse(app, coordinator=opened), sent)
+    assert [message["status"] for message in sent] == [200]
+    assert (shop.after, shop.ids()) == ([], ([], []))
 
 
 async def _ignored(_: Any) -> None:

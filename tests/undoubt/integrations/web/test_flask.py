@@ -116,6 +116,24 @@ def test_a_hook_that_fails_does_not_hide_the_commit(shop: Shop) -> None:
         assert (post(app, "/").status, shop.after, shop.ids()) == (200, [1], ([1], [1]))
 
 
+def test_a_hook_is_not_called_where_the_application_has_rolled_back(shop: Shop) -> None:
+    """Broken if a request that rolled back by itself, and answers, tells others of a commit."""
+    with undoubt.sync.connect(shop.settings) as coordinator:
+        app = flask.Flask(__name__)
+        extension = Undoubt(app, coordinator=coordinator)
+
+        @app.post("/<int:number>")
+        def view(number: int) -> str:
+            write(extension, number)
+            extension.on_commit(lambda: shop.after.append(number))
+            if number == 1:
+                extension.transaction().rollback()
+            return "answered"
+
+        assert [post(app, f"/{number}").status for number in (1, 2)] == [200, 200]
+    assert (shop.after, shop.ids()) == ([2], ([2], [2]))
+
+
 def test_each_process_opens_its_own_coordinator(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     """A fork that used its parent's would speak for the parent's transactions; a server forks its workers."""
     process = PerProcess(shop.settings)
