@@ -37,6 +37,7 @@ from undoubt.participants.errors import UndoubtError, UsageError
 from undoubt.participants.ids import NO_KEY, Gid, SessionKey
 from undoubt.participants.postgres import PostgresParticipant
 from undoubt.sync import Coordinator
+from undoubt.sync.transaction import may_come_from_a_branch
 
 with needs("django"):
     from django.conf import settings
@@ -175,6 +176,7 @@ class _Unit:
                 self._commit()
             else:
                 self._roll_back(error)
+                self._tell_interruption(error)
         except BaseException as raised:
             self._leave(raised)
             raise
@@ -194,7 +196,8 @@ class _Unit:
             if connection.closed_in_transaction or connection.needs_rollback:
                 cause = UsageError(f"database {alias!r} was closed, or marked for rollback, in the block")
                 self._roll_back(cause)
-                raise TransactionAborted(self._transaction.id, cause) from cause
+                told = self._transaction.interruption or cause
+                raise TransactionAborted(self._transaction.id, told) from told
         try:
             self._portal.call(self._committed)
         except CoordinatorClosed:
@@ -211,9 +214,16 @@ class _Unit:
 
     def _roll_back(self, error: BaseException) -> None:
         try:
-            self._portal.call(self._rolled_back)
+            self._portal.call(self._rolled_back, error)
         except UndoubtError as failure:
             error.add_note(f"transaction {self._transaction.id} had ended before its rollback: {failure}")
+
+    def _tell_interruption(self, error: BaseException) -> None:
+        """Raise ``TransactionAborted`` if the transaction was aborted from outside, of which ``error`` may
+        have come: Django's error says only that a statement was cancelled."""
+        cause = self._transaction.interruption
+        if cause is not None and may_come_from_a_branch(error):
+            raise TransactionAborted(self._transaction.id, cause) from cause
 
     def _take_hooks(self) -> list[tuple[Any, list[Any]]]:
         """Django would call those of the first database before the others have left their block."""
@@ -253,9 +263,12 @@ class _Unit:
         finally:
             await self._settle()
 
-    async def _rolled_back(self) -> None:
+    async def _rolled_back(self, error: BaseException) -> None:
         try:
-            await self._transaction.rollback()
+            if self._transaction.active:
+                await self._transaction.undo_after(error)
+            else:
+                await self._transaction.rollback()
         finally:
             await self._settle()
 

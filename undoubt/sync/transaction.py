@@ -152,7 +152,7 @@ class Transaction:
         else:
             self._roll_back(error)
         cause = self._engine.interruption
-        if cause is not None and _may_come_from_a_branch(error):
+        if cause is not None and may_come_from_a_branch(error):
             raise TransactionAborted(self.id, cause) from cause
 
     def _roll_back(self, error: BaseException) -> None:
@@ -190,7 +190,7 @@ class Transaction:
             await self._engine.rollback()
 
 
-def _may_come_from_a_branch(error: BaseException) -> bool:
+def may_come_from_a_branch(error: BaseException) -> bool:
     """Whether ``error`` may come from a cancelled statement or from a branch that has ended: an error of
     undoubt or of psycopg, or an error that was raised from, or while handling, such an error."""
     seen: set[int] = set()

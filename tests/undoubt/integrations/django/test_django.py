@@ -7,10 +7,12 @@ import unittest
 from typing import Any, ClassVar
 
 import pytest
+from django.conf import settings
 from django.db import IntegrityError, connections, transaction
 from django.test import AsyncClient, Client, TestCase, TransactionTestCase
 
 import undoubt
+import undoubt.sync
 from tests.undoubt.integrations.django.models import Order, Payment
 from tests.undoubt.integrations.django.urls import BOTH, write
 from tests.undoubt.integrations.web.shop import NOBODY, Shop
@@ -132,6 +134,31 @@ def test_a_function_on_commit_that_fails_does_not_hide_the_commit(shop: Shop) ->
         transaction.on_commit(lambda: 1 / 0, using="orders")
     assert "has committed" in raised.value.__notes__[0]
     assert shop.ids() == ([1], [1])
+
+
+def test_a_timeout_within_a_statement_is_told_as_one(shop: Shop) -> None:
+    """Broken if the caller reads Django's error about a cancelled statement, and no reason."""
+    with pytest.raises(undoubt.TransactionAborted, match="timeout"), atomic(using=BOTH, timeout=0.5):
+        write(1)
+        with connections["orders"].cursor() as cursor:
+            cursor.execute("select pg_sleep(600)")
+    assert shop.ids() == ([], [])
+    assert usable()
+
+
+def test_a_cause_that_another_process_has_recorded_is_told(shop: Shop) -> None:
+    """Broken if a deadlock that another process ends is an error about a cancelled statement."""
+    coordinator: undoubt.sync.Coordinator = settings.UNDOUBT["coordinator"]
+    with pytest.raises(undoubt.TransactionAborted, match="as recorded"), atomic(using=BOTH):
+        write(1)
+        [txid] = coordinator.engine.live
+        coordinator.portal.call(coordinator.engine.ledger.doom, txid, "as recorded")
+        with connections["orders"].cursor() as cursor:
+            cursor.execute(
+                "do $$ begin perform pg_cancel_backend(pg_backend_pid()); perform pg_sleep(600); end $$"
+            )
+    assert shop.ids() == ([], [])
+    assert usable()
 
 
 def test_an_unknown_outcome_is_raised_as_one(shop: Shop, hasty: None) -> None:
