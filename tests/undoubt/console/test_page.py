@@ -136,6 +136,19 @@ async def test_old_state_is_marked_until_it_is_new_again(one: Rig, browser: Brow
         await expect(seen.page.locator("[data-stale]")).to_have_count(0)
 
 
+async def test_what_is_old_does_not_say_that_all_is_well(one: Rig, browser: Browser) -> None:
+    """Broken if an operator reads that nothing is needed, from a page that does not know it any more."""
+    async with opened(browser, one.base) as seen:
+        await seen.sign_in(token("watcher"))
+        await expect(seen.page.get_by_text("doctor reports 1 problem.")).to_be_visible()
+        await seen.page.evaluate("known.parts.doctor.findings = []")
+        await expect(seen.page.locator("main")).to_contain_text("Nothing needs you now.")
+        await seen.page.route("**/v1/console/events", lambda route: route.abort())
+        await seen.page.evaluate("reading.abort()")
+        await expect(seen.page.locator("main")).to_contain_text("What is true now is not known.")
+        await expect(seen.page.locator("main")).not_to_contain_text("Nothing needs you now.")
+
+
 async def test_a_part_that_is_not_read_any_more_is_marked(one: Rig, browser: Browser) -> None:
     """Broken if one source that hangs looks as current as the others."""
     async with opened(browser, one.base) as seen:
