@@ -258,9 +258,8 @@ class Coordinator:
         if self._closed:
             raise CoordinatorClosed
         if tx is not None:
-            having("tx", tx, "a transaction of this coordinator", "id", "branch")
-        txid = None if tx is None else tx.id
-        return Lock(self._locks, self.live, name, timeout=timeout, shared=shared, txid=txid)
+            having("tx", tx, "a transaction of this coordinator", "branch", "find_out")
+        return Lock(self._locks, self.live, name, timeout=timeout, shared=shared, tx=tx)
 
     async def outcome(self, txid: TxId | str) -> RecordedDecision:
         """Return the decision that the ledger has recorded. NOT_RECORDED never means aborted.

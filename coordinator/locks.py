@@ -15,12 +15,21 @@ Without ``guard`` the lock saves work, and protects nothing."""
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from types import TracebackType
 
-from undoubt.coordinator.errors import LedgerUnavailable, LockLost, LockTimeout, SessionLost
+from undoubt.coordinator.errors import (
+    LedgerUnavailable,
+    LockLost,
+    LockTimeout,
+    SessionLost,
+    TransactionAborted,
+    TransactionEnded,
+)
 from undoubt.coordinator.ledger.lock_queue import name_fault
 from undoubt.coordinator.ledger.locks import LOCK_WAIT_S_MAX, LockEntry, LockRequest
 from undoubt.coordinator.lock_session import LockSession
@@ -29,6 +38,7 @@ from undoubt.participants.bounds import flag, seconds, text
 from undoubt.participants.contract import Branch, GuardingBranch
 from undoubt.participants.errors import UsageError
 from undoubt.participants.ids import TxId
+from undoubt.participants.invariant import InvariantViolation
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +69,7 @@ class Lock:
         *,
         timeout: float | None = None,
         shared: bool = False,
-        txid: TxId | None = None,
+        tx: Transaction | None = None,
     ) -> None:
         """``live``: the running transactions of the coordinator. See :meth:`Coordinator.lock`."""
         if fault := name_fault(text("name", name)):
@@ -69,7 +79,8 @@ class Lock:
         self._timeout_s = math.inf if timeout is None else seconds("timeout", timeout)
         self._session = session
         self._live = live
-        self._txid = txid
+        self._tx = tx
+        self._txid = None if tx is None else tx.id
         self._entry: LockEntry | None = None
         self._why_lost = ""
         self._lost = asyncio.Event()
@@ -108,31 +119,36 @@ class Lock:
     async def acquire(self) -> Lock:
         """Wait for the lock. Raises ``LockTimeout`` if it is not granted within the lock's timeout,
         ``UsageError`` if there are too many requests, ``CoordinatorClosed``, and without a timeout
-        ``LedgerUnavailable`` if the ledger does not answer the first call."""
+        ``LedgerUnavailable`` if the ledger does not answer the first call. With a transaction:
+        ``TransactionAborted`` once that is aborted, for example as the victim of a deadlock, and
+        ``TransactionEnded`` if it is over."""
         self._session.check_here()
         if self._entry is not None:
             raise UsageError(f"lock {self.name!r} was acquired already by this object: make one for each use")
         loop = asyncio.get_running_loop()
         end = loop.time() + self._timeout_s
-        while True:
+        for attempt in itertools.count():
+            await self._check_transaction(again=attempt > 0)
             self._lost, self._why_lost = asyncio.Event(), ""
             request = await self._session.request(self.name, self._hear, shared=self.shared, txid=self._txid)
             try:
-                entry = await self._granted(request, end)
+                with self._withdrawn_when_doomed(request):
+                    entry = await self._granted(request, end)
             except SessionLost:
                 self._session.session_lost(request)
                 continue  # ask again, with another session
             except BaseException:
                 self._session.drop(request)
                 raise
-            if entry is None:
+            if entry is None or self._aborted:
                 await asyncio.shield(asyncio.ensure_future(self._session.end(request)))
-                if self._lost.is_set() and loop.time() < end:
+                if self._aborted or loop.time() < end:
                     continue
                 raise LockTimeout(f"lock {self.name!r} was not granted within {self._timeout_s:g} s")
             self._session.granted(request)
             self._entry = entry
             return self
+        raise InvariantViolation("unreachable")
 
     async def try_acquire(self) -> bool:
         """Take the lock if it is free now; returns whether it was. Raises as :meth:`acquire` does."""
@@ -152,7 +168,7 @@ class Lock:
         entry = await self._session.ledger.lock(request, wait=loop.time() < end)
         while entry is not None and not entry.granted:
             left_s = end - loop.time()
-            if left_s <= 0 or self._lost.is_set():
+            if left_s <= 0 or self._lost.is_set() or self._aborted:
                 return None
             try:
                 wait_s = min(left_s, LOCK_WAIT_S_MAX)
@@ -160,10 +176,43 @@ class Lock:
             except LedgerUnavailable as error:
                 log.debug("lock %r: %s", self.name, error)
                 await asyncio.sleep(min(RETRY_S, left_s))
-            if entry is None:
+            if entry is None and self._tx is None:
                 # An operator's release ends granted requests only: the session is gone.
                 raise SessionLost(f"the request for lock {self.name!r} has ended")
         return entry
+
+    @property
+    def _aborted(self) -> bool:
+        """Whether the transaction is known to be aborted."""
+        return self._tx is not None and self._tx.interruption is not None
+
+    async def _check_transaction(self, *, again: bool) -> None:
+        """Raise if the transaction of the lock has ended. ``again``: a request has ended; a detector of
+        deadlocks in another process records why in the ledger before it ends one."""
+        tx = self._tx
+        if tx is None:
+            return
+        cause = await tx.find_out(None) if again else tx.interruption
+        if cause is not None:
+            raise TransactionAborted(tx.id, cause) from cause
+        if not tx.active:
+            raise TransactionEnded(f"transaction {tx.id} is over: it can wait for no lock")
+
+    @contextmanager
+    def _withdrawn_when_doomed(self, request: LockRequest) -> Iterator[None]:
+        """Meanwhile ``request`` is withdrawn at once if the transaction is doomed in this process."""
+        if self._tx is None:
+            yield
+            return
+
+        def withdraw() -> None:
+            self._session.drop(request)
+
+        self._tx.on_doom.add(withdraw)
+        try:
+            yield
+        finally:
+            self._tx.on_doom.discard(withdraw)
 
     async def release(self) -> None:
         """Give the lock back. If the ledger does not answer, it is released as soon as the ledger does, or

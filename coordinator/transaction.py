@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import enum
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, cast
@@ -112,6 +113,8 @@ class Transaction:
         """The transaction was rolled back without a call of ``rollback`` by the application: the end of the
         block has to raise ``TransactionAborted``."""
         self._undoing: Uncancellable[None] | None = None
+        self.on_doom: set[Callable[[], None]] = set()
+        """Called when the transaction is interrupted."""
 
     @property
     def id(self) -> TxId:
@@ -205,8 +208,7 @@ class Transaction:
         """Begin the transaction without ``async with``; then ``commit`` or ``rollback`` has to be called.
 
         Raises ``LedgerUnavailable`` if the coordinator has lost its session and no new session is opened
-        within the transaction's timeout. The timeout of the transaction itself is counted from the moment
-        when it has begun.
+        within the transaction's timeout, which is counted again from the moment when it has begun.
 
         With a key: if another transaction has committed with it, this one is ``repeated`` and has ended.
         While another one is undecided, waits for ``key_wait_s``, by default as long as the timeout, then
@@ -236,13 +238,9 @@ class Transaction:
         Raises ``UnknownParticipant``; ``ParticipantUnavailable`` or ``ParticipantRefused`` if the branch
         cannot be opened: the whole transaction can then only be rolled back; ``TransactionEnded``.
         """
-        self._check_active()
-        if self._doom is not None:
-            self._raise_aborted(self._doom)
+        self._check_usable()
         text("name", name)
-        branch = self._branches.get(name)
-        if branch is None:
-            branch = await self._open(name)
+        branch = self._branches.get(name) or await self._open(name)
         return cast("Connection[Record]", branch.connection)
 
     async def adopt(self, opener: Opener) -> Branch:
@@ -250,9 +248,7 @@ class Transaction:
 
         There is one branch for each name. Raises the errors of :meth:`branch` and of ``opener.begin``.
         """
-        self._check_active()
-        if self._doom is not None:
-            self._raise_aborted(self._doom)
+        self._check_usable()
         having("opener", opener, "what opens a branch", "begin")
         if opener.name in self._branches or opener.name in self._opening:
             raise UsageError(f"transaction {self.id} has a branch in participant {opener.name!r} already")
@@ -267,9 +263,7 @@ class Transaction:
         only later: an abort that finds nothing to roll back is recorded. Raises the errors of :meth:`adopt`,
         and ``UsageError`` in a transaction of three-phase commit, whose rows have to exist before PREPARE.
         """
-        self._check_active()
-        if self._doom is not None:
-            self._raise_aborted(self._doom)
+        self._check_usable()
         having("opener", opener, "what opens a branch", "begin")
         if self._protocol is GidProtocol.THREE_PHASE:
             raise UsageError(
@@ -285,9 +279,7 @@ class Transaction:
         answer of its participant: ``APPLIED``, it was prepared and is rolled back; ``ABSENT``, it is not
         prepared. If it is prepared later, recovery rolls it back, as a branch that no decision names. Raises
         the errors of :meth:`adopt`, and of the rollback; then the branch stays in the transaction."""
-        self._check_active()
-        if self._doom is not None:
-            self._raise_aborted(self._doom)
+        self._check_usable()
         key = next((key for key, branch in self._branches.items() if branch.gid == gid), None)
         if key is None:
             raise UsageError(f"transaction {self.id} has no branch {gid}")
@@ -359,6 +351,8 @@ class Transaction:
             self._left = asyncio.get_running_loop().create_future()
         for branch in self._branches.values():
             branch.break_off(self._aborted)
+        for hear in list(self.on_doom):
+            hear()
         self._host.in_background(self._start_undo())
         return True
 
@@ -403,13 +397,13 @@ class Transaction:
         self._may_be_doomed = may_come_of_a_cancellation(error)
         await self._undo()
 
-    async def find_out(self, error: BaseException) -> BaseException | None:
-        """Return why the transaction was interrupted, if ``error`` of a branch may come of that; else None.
-        A cause that another process has recorded aborts the transaction now."""
+    async def find_out(self, error: BaseException | None) -> BaseException | None:
+        """Return why the transaction was interrupted, if ``error`` of a branch (None: the end of a wait for a
+        lock) may come of that; else None. A cause that another process has recorded aborts it now."""
         self._host.check_here()
         if self._interrupted:
             return self._reason
-        if self._state is not TransactionState.ACTIVE or not may_come_of_a_cancellation(error):
+        if not self.active or not (error is None or may_come_of_a_cancellation(error)):
             return None
         found = await self._host.why_doomed(self.id)
         return found if found is not None and self.doom(found) else None
@@ -437,6 +431,11 @@ class Transaction:
             if self.key_use is not None:
                 self.key_use.check()
             raise TransactionEnded(f"transaction {self.id} is over: nothing more can be done in it")
+
+    def _check_usable(self) -> None:
+        self._check_active()
+        if self._doom is not None:
+            self._raise_aborted(self._doom)
 
     async def _open(self, name: str, opener: Opener | None = None) -> Branch:
         """Open a branch. ``name`` is its key in ``_branches``."""

@@ -27,6 +27,7 @@ In the order in which one pass over one participant goes through them:
 :mod:`.sweep`           deletes rows of three-phase commit whose transactions are finished.
 :mod:`.deadlocks`       finds deadlocks across databases in the joined wait graphs, and aborts one transaction
                         of each.
+:mod:`.lock_waits`      adds the waits for the ledger's own locks to that graph.
 :mod:`.report`          defines what a pass and the service report.
 :mod:`.meter`           declares the methods that recovery calls for metrics.
 :mod:`.lost`            lists the branches that a former ledger has left, before another ledger is made.

@@ -12,7 +12,10 @@ ended before the second began: then all edges of the cycle existed at the moment
 A transaction with two branches in one database can wait for itself: one branch waits for a lock that the
 other branch holds, and PostgreSQL sees a session that waits for an idle session. That is a cycle of one edge.
 It is ended only after two looks saw the same wait, since the application may still undo the holder's part by
-a savepoint, and some locks (the one that extends a table) are held for a moment only."""
+a savepoint, and some locks (the one that extends a table) are held for a moment only.
+
+Waits for the ledger's locks are edges like any other, if they were made with a transaction
+(:mod:`.lock_waits`)."""
 
 from __future__ import annotations
 
@@ -27,6 +30,7 @@ from undoubt.participants.contract import Claim, Participant, Waiting, WaitNode
 from undoubt.participants.errors import ParticipantError, UndoubtError
 from undoubt.participants.ids import Gid, InvalidName, TxId
 from undoubt.participants.registry import Registry
+from undoubt.recovery.lock_waits import LOCKS, LockWait, lock_waits
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +54,12 @@ class Edge:
     def participants(self) -> frozenset[str]:
         return frozenset(name for name, _ in self.waits)
 
+    @property
+    def queued(self) -> bool:
+        """Whether the holder has nothing yet that the waiter wants, and is only before it in a lock's
+        queue."""
+        return all(isinstance(wait, LockWait) and wait.queued for _, wait in self.waits)
+
 
 class DeadlockDetector:
     """Each ``look`` finds all deadlocks across the participants and ends them."""
@@ -68,7 +78,7 @@ class DeadlockDetector:
         proved = await self._proved(lasting(first, second))
         edges = self._lasting(standing_edges(first, second, proved))
         found = []
-        while cycle := find_cycle(edges):
+        while cycle := find_cycle([edge for edge in edges if not edge.queued]) or find_cycle(edges):
             victim = await self._victim(cycle)
             if victim is None:
                 log.warning("deadlock without a transaction that may be aborted: %s", _names(cycle))
@@ -87,13 +97,12 @@ class DeadlockDetector:
         return [edge for edge in edges if edge not in own or own[edge] & before]
 
     async def _waits(self) -> dict[str, Sequence[Waiting]]:
-        """The waits of each participant that answers in time."""
+        """The waits of each participant that answers in time, and those for the ledger's locks."""
         tasks = {
             asyncio.create_task(_waits_of(one), name=f"undoubt-deadlocks {one.name}"): one.name
             for one in self._participants
         }
-        if not tasks:
-            return {}
+        tasks[asyncio.create_task(lock_waits(self._ledger), name="undoubt-deadlocks locks")] = LOCKS
         try:
             done, _ = await asyncio.wait(tasks, timeout=LOOK_TIMEOUT_S)
         finally:
@@ -135,18 +144,24 @@ class DeadlockDetector:
         log.warning("%s; aborting %s", deadlock, victim)
         if self._cancel is None or not self._cancel(victim, deadlock):
             await self._write_down(deadlock)
-            name, waiting = turned[0].waits[0]
-            try:
-                await self._participants.get(name).cancel_waiter(waiting)
-            except UndoubtError as error:
-                log.warning(
-                    "the wait of %s at %r could not be cancelled: %s",
-                    victim,
-                    name,
-                    error,
-                    extra={"participant": name},
-                )
+            await self._end_wait(victim, *turned[0].waits[0])
         return deadlock
+
+    async def _end_wait(self, victim: TxId, name: str, waiting: Waiting) -> None:
+        """End one wait of a transaction of another process, which then asks the ledger for the cause."""
+        try:
+            if isinstance(waiting, LockWait) and waiting.request is not None:
+                await self._ledger.unlock(waiting.request)
+            else:
+                await self._participants.get(name).cancel_waiter(waiting)
+        except UndoubtError as error:
+            log.warning(
+                "the wait of %s at %r could not be cancelled: %s",
+                victim,
+                name,
+                error,
+                extra={"participant": name},
+            )
 
     async def _write_down(self, deadlock: DistributedDeadlock) -> None:
         """Record the cause for the victim's coordinator, before its statement is cancelled: the cancelled

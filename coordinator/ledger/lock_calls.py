@@ -105,5 +105,13 @@ class CallingLocks(abc.ABC):
         infos: Sequence[LockInfo] = await self._call(LocksCall(after, limit, only))
         return infos
 
+    async def contended_locks(self) -> Sequence[LockInfo]:
+        found: list[LockInfo] = []
+        after = ""
+        while page := await self.locks(after=after):
+            found += [info for info in page if info.waiters]
+            after = page[-1].name
+        return found
+
     async def revoke_lock(self, name: str, token: int) -> bool:
         return bool(await self._call(RevokeLockCall(name, token)))

@@ -89,5 +89,11 @@ class MachineLocks(abc.ABC):
             return [LockInfo(only, queue)] if queue else []
         return self._locks.page(after, limit)
 
+    async def contended_locks(self) -> Sequence[LockInfo]:
+        await self._up_to_date()
+        # Those that wait are at the end of the queue.
+        waited = [item for item in self._locks.queues.items() if not item[1][-1].granted]
+        return [LockInfo(name, queue) for name, queue in sorted(waited)]
+
     async def revoke_lock(self, name: str, token: int) -> bool:
         return bool(await self._run(RevokeLock(name, token)))

@@ -110,6 +110,10 @@ class LockLedger(Protocol):
         after ``after``. An empty page is the end. ``only``: that lock, if somebody holds it."""
         ...
 
+    async def contended_locks(self) -> Sequence[LockInfo]:
+        """The locks for which a request waits, by name."""
+        ...
+
     async def revoke_lock(self, name: str, token: int) -> bool:
         """End the granted request with ``token``, for an operator: its holder may still work. False if nobody
         holds ``name`` with that token."""

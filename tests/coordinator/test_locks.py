@@ -17,9 +17,11 @@ from undoubt.coordinator.errors import (
     LockLost,
     LockTimeout,
     TransactionAborted,
+    TransactionEnded,
 )
 from undoubt.coordinator.ledger.memory import MemoryLedger
 from undoubt.coordinator.settings import CoordinatorSettings
+from undoubt.coordinator.transaction import Transaction
 from undoubt.participants.errors import StaleLock, UsageError
 from undoubt.participants.registry import Registry
 from undoubt.participants.scripted import Script
@@ -225,6 +227,68 @@ async def test_the_session_of_locks_ends_when_it_is_idle_and_begins_anew() -> No
         async with one.lock("job"):
             assert sum(info.state == "open" for info in await ledger.sessions()) == 2
     assert not any(info.state == "open" for info in await ledger.sessions())
+
+
+@pytest.mark.parametrize("block", [True, False])
+async def test_a_transaction_that_is_aborted_waits_no_more(block: bool) -> None:
+    """A victim of a deadlock would wait on, and the others with it; its lock would be granted to nobody."""
+    ledger = MemoryLedger()
+    async with coordinators(ledger) as (one, other):
+        await other.lock("job").acquire()
+        begun: list[Transaction] = []
+
+        async def wait() -> None:
+            tx = one.transaction(timeout=60)
+            begun.append(tx)
+            if block:
+                async with tx:
+                    await one.lock("job", tx=tx).acquire()
+            else:
+                await one.lock("job", tx=await tx.start()).acquire()
+
+        waiter = asyncio.create_task(wait())
+        await until(lambda: len(ledger.machine.state.locks.queues["job"]) == 2)
+        assert ledger.machine.state.locks.queues["job"][1].request.txid == begun[0].id
+        assert one.cancel(begun[0].id, KeyError("victim"))
+        with pytest.raises(TransactionAborted, match="victim"):
+            await waiter
+        await until(lambda: len(ledger.machine.state.locks.queues["job"]) == 1)
+        with pytest.raises(TransactionAborted, match="victim"):
+            await one.lock("job", tx=begun[0]).acquire()
+
+
+async def test_a_request_that_another_process_ends() -> None:
+    """With a cause it aborts the transaction; without one the program asks again, and has lost no other
+    lock."""
+    ledger = MemoryLedger()
+    async with coordinators(ledger) as (one, other):
+        holder = await other.lock("job").acquire()
+        kept = await one.lock("kept").acquire()
+        for cause in ("", "says the test"):
+            tx = await one.transaction(timeout=60).start()
+            waiter = asyncio.create_task(one.lock("job", tx=tx).acquire())
+            await until(lambda: len(ledger.machine.state.locks.queues["job"]) == 2)
+            request = ledger.machine.state.locks.queues["job"][1].request
+            if cause:
+                await ledger.doom(tx.id, cause)
+            await ledger.unlock(request)
+            if cause:
+                with pytest.raises(TransactionAborted, match=cause):
+                    await waiter
+                continue
+            await until(lambda: len(ledger.machine.state.locks.queues["job"]) == 2)
+            await holder.release()
+            holder = await waiter
+            await tx.rollback()
+        kept.check()
+
+
+async def test_the_lock_of_a_transaction_that_is_over() -> None:
+    async with coordinators(MemoryLedger(), 1) as (one,):
+        tx = await one.transaction().start()
+        await tx.rollback()
+        with pytest.raises(TransactionEnded, match="it can wait for no lock"):
+            await one.lock("job", tx=tx).acquire()
 
 
 async def test_misuse_is_refused() -> None:

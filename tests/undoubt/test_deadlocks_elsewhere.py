@@ -109,6 +109,51 @@ def victim_of(told: list[Any]) -> BaseException:
     return error
 
 
+async def enqueued(coordinator: undoubt.Coordinator, count: int) -> None:
+    """Return once a lock has so many requests."""
+    async with asyncio.timeout(60):
+        while not any(len(info.entries) == count for info in await coordinator.ledger.locks()):
+            await asyncio.sleep(0.01)
+
+
+@EVERY_LEDGER
+@pytest.mark.parametrize("victim", ["waits for the lock", "waits for the row"])
+async def test_a_row_and_a_lock_of_the_ledger(
+    elsewhere: dict[str, Any], databases: dict[str, str], victim: str
+) -> None:
+    """Broken if the detector does not read the ledger's own locks, or a victim that waits for one is not
+    told: both transactions would wait until their timeouts."""
+    both, first_began = asyncio.Barrier(2), asyncio.Event()
+
+    async def row_first(coordinator: undoubt.Coordinator, turn: int) -> None:
+        if turn:
+            await first_began.wait()
+        async with coordinator.transaction(timeout=60) as tx:
+            first_began.set()
+            await (await tx.branch("orders")).execute(UPDATE)
+            await both.wait()
+            async with coordinator.lock("job", tx=tx):
+                await (await tx.branch("payments")).execute(UPDATE)
+
+    async def lock_first(coordinator: undoubt.Coordinator, turn: int) -> None:
+        if turn:
+            await first_began.wait()
+        async with coordinator.transaction(timeout=60) as tx:
+            first_began.set()
+            async with coordinator.lock("job", tx=tx):
+                await both.wait()
+                await enqueued(coordinator, 2)
+                await (await tx.branch("orders")).execute(UPDATE)
+
+    order = [lock_first, row_first] if victim == "waits for the lock" else [row_first, lock_first]
+    async with undoubt.connect(elsewhere, recover=False) as coordinator:
+        works = (work(coordinator, turn) for turn, work in enumerate(order))
+        told = await asyncio.gather(*works, return_exceptions=True)
+        assert told[0] is None
+        victim_of(told)
+        assert await coordinator.ledger.locks() == []
+
+
 @pytest.mark.parametrize("swallows", [False, True])
 @pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
 async def test_the_victim_is_told(elsewhere: dict[str, Any], driver: str, swallows: bool) -> None:

@@ -171,6 +171,11 @@ class PostgresLocks:
             after = rows[-1][0]
         return infos
 
+    async def contended_locks(self) -> Sequence[LockInfo]:
+        found = await self._ask_locks("locks_contended")
+        infos = [LockInfo(name, _queue(*rest).queue) for name, *rest in found if name is not None]
+        return [info for info in infos if info.waiters]
+
     async def _changed(
         self, name: str, change: Callable[[_Row], Queue], asking: LockRequest | None = None
     ) -> Queue:

@@ -496,6 +496,14 @@ select h.same, l.name, l.version, l.entries, {ended}
               order by k.name limit %(limit)s::pg_catalog.int4) l on true
  order by l.name
 
+-- name: locks_contended
+-- The locks with more than one request.
+with here as materialized ({here})
+select h.same, l.name, l.version, l.entries, {ended}
+  from here h
+  left join undoubt_ledger.lock l on pg_catalog.cardinality(l.sessions) operator(pg_catalog.>) 1
+ order by l.name
+
 -- name: stale_locks
 with here as materialized ({here})
 select h.same, k.name

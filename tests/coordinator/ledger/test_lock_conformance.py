@@ -77,6 +77,24 @@ async def test_one_holder_and_then_the_next_in_the_order_of_asking(ledger: Signi
     assert await all_locks(ledger) == []
 
 
+async def test_the_locks_for_which_a_request_waits(ledger: Signing) -> None:
+    """The detector of deadlocks sees no other: a cycle through one that is left out is never ended."""
+    one, other = await opened(ledger), await opened(ledger)
+    for name in ("c", "b", "a"):
+        await held(ledger, request(one, name))
+    shared = [await held(ledger, request(session, "d", shared=True)) for session in (one, other)]
+    behind = [await waiting(ledger, request(other, name)) for name in ("c", "a")]
+    assert [info.name for info in await ledger.contended_locks()] == ["a", "c"]
+    for info in await ledger.contended_locks():
+        assert [len(info.holders), len(info.waiters)] == [1, 1]
+        assert info.waiters[0].request.txid == other.txid(1)
+    await waiting(ledger, request(other, "d"))
+    assert [info.name for info in await ledger.contended_locks()] == ["a", "c", "d"]
+    await ledger.close_session(other)
+    assert list(await ledger.contended_locks()) == []
+    assert len(shared) == len(behind) == 2
+
+
 async def test_a_repeated_request_is_one_request(ledger: Signing) -> None:
     """A lost answer would leave a holder or a waiter behind that nobody ends."""
     session = await opened(ledger)
