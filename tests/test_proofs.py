@@ -44,6 +44,22 @@ async def prove(*arguments: str) -> dict[str, Any]:
     return told
 
 
+async def test_circles_of_waits() -> None:
+    """Broken if a deadlock through databases, prepared branches and locks is not ended by one victim."""
+    told = await prove("deadlock", "--cycles", "12")
+    assert (told["cycles"], told["victims"], told["broken_by_one"], told["hung"]) == (12, 12, 12, 0)
+    assert told["prepared"] == 4
+    assert told["control"] > 0
+
+
+async def test_locking_in_one_order() -> None:
+    """Broken if the detector of deadlocks aborts a transaction of those that only wait."""
+    told = await prove("contention", "--waits", "300", "--seconds", "5")
+    assert (told["victims"], told["failed"]) == (0, 0)
+    assert told["lock_waits"] >= 300
+    assert told["control"] > 0
+
+
 async def test_the_crash_matrix() -> None:
     """Broken if a death at any named step splits a transaction, loses one, or leaves one in doubt."""
     told = await prove("crash")

@@ -28,6 +28,10 @@ The proofs, and under each what only it uses; then what several use:
                              phase commit.
 :mod:`.sqlalchemy_twophase`  compares SQLAlchemy's own ``twophase=True`` with undoubt.
 :mod:`.cluster`              measures decisions a second, failover, memory and restart of three nodes.
+:mod:`.deadlock`             closes circles of waits through databases and locks, and counts the victims.
+:mod:`.deadlock_process`     joins in these circles.
+:mod:`.contention`           locks in one order at few rows and locks, where no victim may be.
+:mod:`.contention_process`   is a process that does so.
 :mod:`.fencing`              stops holders of locks, and lets them write afterwards.
 :mod:`.fencing_process`      takes a lock again and again, and writes under its token.
 :mod:`.grow`                 adds and removes nodes under load.

@@ -102,6 +102,10 @@ class Child:
             self._process.stdin.write(line + b"\n")
             await self._process.stdin.drain()
 
+    def close_input(self) -> None:
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+
     async def kill(self) -> int:
         """SIGKILL; as :meth:`ended`."""
         with contextlib.suppress(ProcessLookupError):

@@ -109,6 +109,12 @@ async def test_whoever_is_only_queued_is_no_victim(locks: Locks) -> None:
     assert await locks.victims() == [waiter]
 
 
+async def test_whoever_only_waits_is_no_deadlock(locks: Locks) -> None:
+    for txid in locks.txids(3):
+        await locks.ask(txid)
+    assert await locks.victims() == []
+
+
 @pytest.mark.parametrize("holder", ["nobody's", "its own", "shared", "another lock", "gone"])
 async def test_what_is_no_deadlock(locks: Locks, holder: str) -> None:
     """A victim would be aborted for nothing."""
