@@ -361,6 +361,15 @@ async def test_times_are_local_and_utc_when_pointed_at(one: Rig, browser: Browse
         assert utc[11:16] != local[-8:-3]
 
 
+async def test_durations_are_rounded_in_whole(one: Rig, browser: Browser) -> None:
+    """Broken if an age is shown as 1 min 60 s."""
+    told = {0.0042: "4.2 ms", 59.4: "59 s", 59.7: "1 min 0 s", 119.6: "2 min 0 s", 3599.7: "1 h 0 min"}
+    told |= {7199.0: "1 h 59 min", 90_000.0: "1 d 1 h"}
+    async with opened(browser, one.base) as seen:
+        for length, text in told.items():
+            assert await seen.page.evaluate("(length) => duration(length)", length) == text
+
+
 async def test_an_id_copies(one: Rig, browser: Browser) -> None:
     txid = str(await one.decided(1))
     async with opened(browser, one.base, permissions=["clipboard-read", "clipboard-write"]) as seen:
