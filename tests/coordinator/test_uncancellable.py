@@ -7,7 +7,8 @@ import gc
 
 import pytest
 
-from undoubt.coordinator.uncancellable import all_of, all_within, uncancellable
+from undoubt.coordinator.uncancellable import all_of, all_within
+from undoubt.participants.tasks import uncancellable
 
 
 async def test_it_cannot_be_cancelled() -> None:
