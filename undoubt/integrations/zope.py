@@ -27,6 +27,7 @@ from undoubt.coordinator.retries import retryable
 from undoubt.integrations.extras import needs
 from undoubt.participants.errors import UndoubtError, UsageError
 from undoubt.sync import Coordinator, Transaction
+from undoubt.sync.transaction import may_come_from_a_branch
 
 if TYPE_CHECKING:
     from psycopg import Connection
@@ -155,7 +156,12 @@ class DataManager:
         failure, never if its outcome is unknown."""
         if self._tx.may_have_committed or not isinstance(error, Exception):
             return False
-        return retryable(error)
+        if retryable(error):
+            return True
+        # A deadlock that was found from outside reaches the application as a cancelled statement. Zope asks
+        # before it aborts.
+        cause = self.coordinator.portal.call(self._tx.engine.find_out, error)
+        return cause is not None and may_come_from_a_branch(error) and retryable(cause)
 
 
 class _Savepoint:

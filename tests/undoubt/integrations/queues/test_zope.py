@@ -155,6 +155,25 @@ def test_deadlocks_may_be_tried_again(shop: Shop, coordinator: undoubt.sync.Coor
     assert not manager.should_retry(undoubt.TransactionAborted(manager.tx.id, "another"))
 
 
+def test_a_deadlock_that_another_process_ends_is_tried_again(
+    shop: Shop, coordinator: undoubt.sync.Coordinator
+) -> None:
+    """Broken if its victim hears of a cancelled statement, and ``attempts`` gives up."""
+    tries = 0
+    for attempt in transaction.manager.attempts(3):
+        with attempt:
+            tries += 1
+            manager = join(coordinator)
+            write(manager, tries)
+            if tries == 1:
+                found = DistributedDeadlock(manager.tx.id, ["1", "orders/2"], ["orders", "payments"])
+                coordinator.portal.call(coordinator.engine.ledger.doom, manager.tx.id, str(found))
+                manager.branch("orders").execute(
+                    b"do $$ begin perform pg_cancel_backend(pg_backend_pid()); perform pg_sleep(600); end $$"
+                )
+    assert (tries, shop.ids()) == (2, ([2], [2]))
+
+
 def test_two_coordinators_are_refused(shop: Shop, coordinator: undoubt.sync.Coordinator) -> None:
     join(coordinator)
     with pytest.raises(UsageError, match="another coordinator"):
