@@ -44,6 +44,8 @@ HOOKS = {
     "prepare_statements",
     "result_base64",
     "was_prepared",
+    # uvicorn calls this method of its protocol (uvicorn/protocols/http/httptools_impl.py).
+    "send_400_response",
     # uvicorn reads these attributes of its server.
     "lifespan",
     "should_exit",

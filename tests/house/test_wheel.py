@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
@@ -19,13 +17,8 @@ pytestmark = pytest.mark.slow
 def names(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     """The wheel's files."""
     place = tmp_path_factory.mktemp("wheel")
-    uv = shutil.which("uv")
-    build = (
-        [uv, "build", "--quiet", "--wheel", "--out-dir", str(place), str(ROOT)]
-        if uv
-        else [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", str(place), str(ROOT)]
-    )
-    ended = subprocess.run(build, capture_output=True, text=True, check=False)
+    build = ["sh", ".ci/build", str(place)]
+    ended = subprocess.run(build, cwd=ROOT, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
     (wheel,) = place.glob("undoubt-*.whl")
     return set(zipfile.ZipFile(wheel).namelist())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import threading
 import time
@@ -95,8 +96,20 @@ def test_a_body_that_does_not_come(stage: Stage) -> None:
 
 def test_a_head_that_is_too_large(stage: Stage) -> None:
     answer = raw(stage, head(stage, "GET", "/livez", *(f"X-{number}: {'x' * 1000}" for number in range(50))))
-    assert b" 200 " not in answer.split(b"\r\n")[0]
+    assert refused(answer)
     assert stage.tcp().get("/livez").status_code == 200
+
+
+def refused(answer: bytes) -> bool:
+    """Whether it is the problem document for what is no HTTP, and nothing else."""
+    head, _, body = answer.partition(b"\r\n\r\n")
+    problem = json.loads(body)
+    kind = b"content-type: application/problem+json" in head
+    return (
+        kind
+        and head.startswith(b"HTTP/1.1 400 ")
+        and (problem["status"], problem["name"]) == (400, "NotHttp")
+    )
 
 
 @pytest.mark.parametrize(
@@ -111,9 +124,26 @@ def test_a_head_that_is_too_large(stage: Stage) -> None:
     ],
 )
 def test_what_is_no_request(stage: Stage, sent: bytes) -> None:
-    answer = raw(stage, sent)
-    assert not answer.startswith(b"HTTP/1.1 5")
+    assert refused(raw(stage, sent))
     assert stage.tcp().get("/livez").status_code == 200
+
+
+JSON_OF_TWO = ("Content-Type: application/json", "Content-Length: 2")
+
+
+def test_garbage_behind_a_request_is_not_its_answer(stage: Stage) -> None:
+    """Broken if the client of a commit reads a refusal while the commit goes on."""
+    work = stage.tcp().begin()
+    work.run("select pg_sleep(0.01)")
+    commit = head(stage, "POST", f"{work.path}/commit", *JSON_OF_TWO, close=()) + b"{}"
+    answer = raw(stage, commit + b"garbage", ends=False)
+    assert answer.startswith(b"HTTP/1.1 200 "), answer
+    assert work.show()["state"] == "committed"
+    work = stage.tcp().begin()
+    work.run("select 1")
+    commit = head(stage, "POST", f"{work.path}/commit", *JSON_OF_TWO, close=()) + b"{}"
+    assert raw(stage, commit + head(stage, "GET", "/livez", close=()) + b"\0", ends=False) == b""
+    assert work.show(wait_s=20)["state"] == "committed"
 
 
 OFFER = ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABk")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 from tests.undoubt.sidecar.pair import Pair
 from tests.undoubt.sidecar.stage import Client, Work, eventually_none_prepared, prepare
@@ -127,6 +128,26 @@ def test_the_commit_of_a_dead_owner_is_unknown_until_its_session_has_expired(pai
     assert there.rollback().status_code == 200
     for dsn in pair.databases.values():
         eventually_none_prepared(dsn)
+    assert pair.balances(account) == [100, 100]
+
+
+def test_an_owner_that_stands_still_keeps_nobody(pair: Pair) -> None:
+    """Broken if a request waits for an answer of the owner although the ledger has the outcome already."""
+    account = pair.account()
+    work, there = begun(pair, account)
+    assert pair.a.process is not None
+    pair.a.process.send_signal(signal.SIGSTOP)
+    try:
+        joined = pair.joined(work)
+        with ThreadPoolExecutor() as clients:
+            shown = clients.submit(pair.b.tcp("shop").get, work.path)
+            committed = clients.submit(there.commit)
+            ran = clients.submit(joined.sql, "select 1", participant="payments")
+        assert shown.result().json()["state"] == "aborted", shown.result().text
+        assert committed.result().json()["outcome"] == "aborted", committed.result().text
+        assert ran.result().json()["name"] == "OwnerUnavailable", ran.result().text
+    finally:
+        pair.a.process.send_signal(signal.SIGCONT)
     assert pair.balances(account) == [100, 100]
 
 

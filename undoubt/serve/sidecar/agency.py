@@ -218,7 +218,8 @@ class Agency:
         secret = secrets.token_urlsafe(32)
         body = msgspec.json.encode(AgentRequest(participant, f"{session.id}-{session.nonce}", secret))
         url = f"{owner}/v1/transactions/{shown.capability.transaction}/agents"
-        answer = await self._peers.join("POST", url, shown, body, {"content-type": "application/json"})
+        asking = self._peers.join("POST", url, shown, body, {"content-type": "application/json"})
+        answer = await self._peers.while_open(self._coordinator.ledger, shown.capability.txid, asking)
         if answer.status == 201:
             return msgspec.json.decode(answer.body, type=AgentBegun), secret
         if answer.status == 409 and msgspec.json.decode(answer.body, type=Problem).name == NO_AGENT:

@@ -1,8 +1,11 @@
 """The HTTP protocol of one connection: uvicorn's, which also identifies the peer and bounds the wait for it.
 
 A head of a request that arrives too late, or is too large, ends the connection, and so does an answer that
-the peer does not take. A request that offers another protocol (``Upgrade``) is answered in HTTP/1.1, as
-RFC 9110, 7.8, allows: java.net.http offers HTTP/2 with its first request.
+the peer does not take. What is no HTTP is refused with a problem document. If it follows a request that is
+being carried out, that request gets its own answer, or none: its client would take the refusal for it.
+
+A request that offers another protocol (``Upgrade``) is answered in HTTP/1.1, as RFC 9110, 7.8, allows:
+java.net.http offers HTTP/2 with its first request.
 """
 
 from __future__ import annotations
@@ -18,6 +21,8 @@ from typing import Any
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from undoubt.serve.sidecar.problems import MEDIA_TYPE, RequestRefused
 
 HEAD_BYTES_MAX = 32 * 1024
 PEER = "undoubt.peer"
@@ -96,6 +101,17 @@ class SidecarProtocol(HttpToolsProtocol):
             self._expect_head()
         super().data_received(data)
 
+    def send_400_response(self, msg: str) -> None:
+        """Called by uvicorn for what the parser refuses; the log has ``msg``."""
+        cycle: Any = self.cycle
+        if self.pipeline:
+            self.transport.abort()
+        elif cycle is not None and not cycle.response_complete and not cycle.more_body:
+            cycle.keep_alive = False  # its answer is the last one
+        else:
+            self.transport.write(_not_http())
+            self.transport.close()
+
     def resume_writing(self) -> None:
         self._unsent = 0
         super().resume_writing()
@@ -160,6 +176,22 @@ class SidecarProtocol(HttpToolsProtocol):
     def _too_slow(self) -> None:
         self._head_timer = None
         self.transport.abort()
+
+
+def _not_http() -> bytes:
+    refusal = RequestRefused(
+        400,
+        "NotHttp",
+        f"what came is no request of HTTP/1.1, or its head has more than {HEAD_BYTES_MAX} bytes",
+    )
+    body = refusal.body()
+    lines = (
+        f"HTTP/1.1 {refusal.status} {refusal.problem.title}",
+        f"content-type: {MEDIA_TYPE}",
+        f"content-length: {len(body)}",
+        "connection: close",
+    )
+    return "\r\n".join([*lines, "", ""]).encode() + body
 
 
 def _listed(value: bytes) -> list[bytes]:

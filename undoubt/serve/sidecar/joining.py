@@ -106,7 +106,8 @@ async def _joined(
         headers["idempotency-key"] = key_at_owner(request.client.name, sent.key)
     try:
         url = owner + _path(operation, request)
-        return await peers.join(operation.method, url, shown, sent.body, headers)
+        asking = peers.join(operation.method, url, shown, sent.body, headers)
+        return await peers.while_open(sidecar.ledger, shown.capability.txid, asking)
     except OwnerUnreachable:
         if operation.method == "GET":
             return await operation.handle(sidecar, request)
@@ -138,9 +139,10 @@ async def work_elsewhere(
     headers = sent.headers | {"authorization": sent.authorization}
     if sent.key is not None:
         headers["idempotency-key"] = sent.key
+    peers, id_ = _peers(sidecar), request.path["id"]
     try:
-        url = owner + _path(operation, request)
-        return await _peers(sidecar).ask(operation.method, url, sent.body, headers, request.path["id"])
+        asking = peers.ask(operation.method, owner + _path(operation, request), sent.body, headers, id_)
+        return await peers.while_open(sidecar.ledger, TxId.parse(id_), asking)
     except OwnerRefuses:
         return await operation.handle(sidecar, request)
     except OwnerUnreachable:

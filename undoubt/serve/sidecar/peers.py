@@ -18,15 +18,19 @@ its clients no rights that they do not have at the owner.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import ipaddress
 import logging
 import ssl
+from collections.abc import Coroutine
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
 
+from undoubt.coordinator.errors import LedgerError
 from undoubt.coordinator.ledger.contract import Ledger
 from undoubt.participants.errors import UsageError
 from undoubt.participants.ids import TxId
@@ -43,13 +47,16 @@ FORWARDED = "undoubt-forwarded"
 CONNECT_S = 2.0
 ANSWER_S = 30.0
 """The longest wait for an answer of the owner; a statement may wait for a lock."""
+LOOK_S = 1.0
+"""The pause between two looks at the owner's session while its answer is awaited."""
 _KEPT = ("content-type", "location", "retry-after", "preference-applied")
 _OVERHEAD_BYTES = 1024 * 1024
 """The maximum size of an answer without the values in it."""
 
 
 class OwnerUnreachable(Exception):
-    """The owner did not answer; whether it carried out the request is unknown."""
+    """The owner did not answer, or not before its session ended; whether it carried out the request is
+    unknown."""
 
 
 class OwnerRefuses(RequestRefused):
@@ -104,6 +111,26 @@ class OtherSidecars:
                 403, "WrongOwner", "the owner's address needs TLS: it is not on this machine"
             )
         return address
+
+    async def while_open(self, ledger: Ledger, txid: TxId, asking: Coroutine[Any, Any, Answer]) -> Answer:
+        """The result of ``asking`` the owner of ``txid``, unless the owner's session ends before: an owner
+        that stands still does not answer, and from then on the ledger has the outcome. Raises
+        :class:`OwnerUnreachable`, and the errors of ``asking``."""
+        asked = asyncio.create_task(asking)
+        try:
+            while not (await asyncio.wait([asked], timeout=LOOK_S))[0]:
+                if await self._has_ended(ledger, txid):
+                    raise OwnerUnreachable("its session has ended")
+            return asked.result()
+        finally:
+            asked.cancel()
+
+    async def _has_ended(self, ledger: Ledger, txid: TxId) -> bool:
+        """Whether the session of ``txid`` is known to have ended."""
+        try:
+            return not await self.owner_of(ledger, txid)
+        except (LedgerError, RequestRefused):
+            return False
 
     async def join(
         self, method: str, url: str, shown: SealedCapability, body: bytes, headers: dict[str, str]
