@@ -16,7 +16,7 @@ async function sidecar(path, body) {
     body: body && JSON.stringify(body),
   });
   const told = await answer.json();
-  if (!answer.ok) throw new Error(`${told.name ?? told.outcome}: ${told.detail ?? told.reason}`);
+  if (!answer.ok) throw Object.assign(new Error(`${told.name}: ${told.detail}`), { outcome: told.outcome });
   return told;
 }
 
@@ -44,14 +44,20 @@ async function order({ item, price }) {
     await sidecar(`${tx}/rollback`);
     throw error;
   }
-  return sidecar(`${tx}/commit`); // its outcome may be "unknown" yet: GET the transaction tells it later
+  try {
+    return await sidecar(`${tx}/commit`);
+  } catch (error) {
+    if (error.outcome === "aborted") throw error;
+    return { outcome: "unknown", tx }; // it may have committed: GET of tx tells it later
+  }
 }
 
 const server = http.createServer(async (request, response) => {
   try {
     let body = "";
     for await (const piece of request) body += piece;
-    response.end(JSON.stringify(await order(JSON.parse(body))));
+    const told = await order(JSON.parse(body));
+    response.writeHead(told.outcome === "committed" ? 200 : 202).end(JSON.stringify(told));
   } catch (error) {
     response.writeHead(409).end(JSON.stringify({ error: error.message }));
   }
