@@ -29,6 +29,7 @@ The modules and rooms, in the order in which a transaction passes them:
 :mod:`.transaction`    numbers the transactions of one ledger session; opens the branches of one transaction,
                        commits it or rolls it back, and enforces its timeout.
 :mod:`.host`           declares the methods that a transaction calls: of its coordinator, and of an opener.
+:mod:`.publishing`     checks a message, and puts it into the outbox of a branch.
 :mod:`.locks`          a distributed lock as the application uses it: acquires, guards branches, releases.
 :mod:`.lock_session`   keeps the ledger session of a coordinator's locks, and notices which locks are lost.
 :mod:`.cancel_scope`   cancels the body of an ``async with`` block whose transaction can no longer commit.

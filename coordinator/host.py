@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
+from undoubt.coordinator.uncancellable import all_of
 from undoubt.participants.contract import Branch, Participant
 from undoubt.participants.ids import NO_KEY, Gid, SessionKey, TxId
 from undoubt.participants.ids import Protocol as GidProtocol
@@ -53,3 +54,16 @@ class Host(Protocol):
     async def roll_back(self, context: CommitContext, cause: BaseException) -> None: ...
     def in_background(self, task: Uncancellable[None]) -> None: ...
     async def why_doomed(self, txid: TxId) -> BaseException | None: ...
+
+
+async def begin(opener: Opener, gid: Gid, key: SessionKey, remaining_s: float) -> Branch:
+    """Open the branch ``gid``. Raises ``TimeoutError`` if nothing remains of its transaction's timeout."""
+    if remaining_s <= 0:
+        raise TimeoutError("the transaction's timeout has passed")
+    return await opener.begin(gid, timeout_s=remaining_s, key=key)
+
+
+async def discard(branch: Branch) -> None:
+    """End a branch that was opened too late for its transaction."""
+    await all_of([branch.rollback()])
+    await branch.release()

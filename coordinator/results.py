@@ -27,7 +27,7 @@ def encode_result(result: object) -> bytes:
     if isinstance(result, bytes):
         encoded = b"b" + result
     else:
-        _check(result, 0)
+        check_json("result", result)
         try:
             encoded = b"j" + msgspec.json.encode(result)
         except ValueError as error:  # text that is not valid Unicode
@@ -51,19 +51,20 @@ def decode_result(encoded: bytes) -> Any:
     return msgspec.json.decode(rest)
 
 
-def _check(value: object, depth: int) -> None:
+def check_json(name: str, value: object, depth: int = 0) -> None:
+    """Raise ``OutOfBounds`` unless ``value`` is JSON as above. ``name`` is the name of the argument."""
     if depth > DEPTH_MAX:
-        raise OutOfBounds("result", f"is nested more than {DEPTH_MAX} deep")
+        raise OutOfBounds(name, f"is nested more than {DEPTH_MAX} deep")
     kind = type(value)
     if isinstance(value, list | dict) and kind in {list, dict}:
         for key in value if kind is dict else ():
             if type(key) is not str:
-                raise OutOfBounds("result", f"has a key of type {type(key).__name__} ({_ACCEPTED})")
+                raise OutOfBounds(name, f"has a key of type {type(key).__name__} ({_ACCEPTED})")
         for each in value.values() if isinstance(value, dict) else value:
-            _check(each, depth + 1)
+            check_json(name, each, depth + 1)
     elif isinstance(value, int) and kind is int and value not in INTEGERS:
-        raise OutOfBounds("result", "has an integer of more than 64 bits")
+        raise OutOfBounds(name, "has an integer of more than 64 bits")
     elif isinstance(value, float) and kind is float and not math.isfinite(value):
-        raise OutOfBounds("result", "has a float that is not finite, which JSON does not have")
+        raise OutOfBounds(name, "has a float that is not finite, which JSON does not have")
     elif value is not None and kind not in {bool, int, float, str}:
-        raise OutOfBounds("result", f"has a value of type {kind.__name__} ({_ACCEPTED})")
+        raise OutOfBounds(name, f"has a value of type {kind.__name__} ({_ACCEPTED})")

@@ -15,14 +15,14 @@ from __future__ import annotations
 import asyncio
 import enum
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from undoubt.coordinator.cancel_scope import CancelScope
 from undoubt.coordinator.errors import OutcomeUnknown, TransactionAborted, TransactionEnded
-from undoubt.coordinator.host import Host, Opener
+from undoubt.coordinator.host import Host, Opener, begin, discard
 from undoubt.coordinator.key_use import KeyUse
 from undoubt.coordinator.ledger.contract import Lease
 from undoubt.coordinator.protocols.causes import may_come_of_a_cancellation
@@ -32,12 +32,13 @@ from undoubt.coordinator.protocols.context import (
     Phase,
     known_heuristics,
 )
+from undoubt.coordinator.publishing import publish
 from undoubt.coordinator.uncancellable import all_done, all_of
 from undoubt.participants.bounds import having, text
 from undoubt.participants.contract import Branch, Decision, Settled
 from undoubt.participants.deadlines import Deadline, deadlines
 from undoubt.participants.errors import UsageError
-from undoubt.participants.ids import BRANCH_NUMBER_MAX, Gid, SessionKey, TxId
+from undoubt.participants.ids import BRANCH_NUMBER_MAX, Gid, TxId
 from undoubt.participants.ids import Protocol as GidProtocol
 from undoubt.participants.tasks import Uncancellable, uncancellable
 
@@ -243,6 +244,18 @@ class Transaction:
         text("name", name)
         branch = self._branches.get(name) or await self._open(name)
         return cast("Connection[Record]", branch.connection)
+
+    async def publish(
+        self,
+        name: str,
+        payload: object,
+        *,
+        topic: str | None = None,
+        key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> str:
+        """Put a message into an outbox: see :func:`undoubt.coordinator.publishing.publish`."""
+        return await publish(self, name, payload, topic=topic, key=key, headers=headers)
 
     async def adopt(self, opener: Opener) -> Branch:
         """Open a branch by ``opener``, which may use a connection of the application.
@@ -450,10 +463,8 @@ class Transaction:
             participant = name.partition("/")[0]
             gid = Gid(self._host.ledger_id, self._protocol, self.id, number, participant)
             gid = gid.tagged(self.lease.key)
-            remaining_s = self._deadline - asyncio.get_running_loop().time()
-            opening = asyncio.create_task(
-                _begin(opener, gid, self.lease.key, remaining_s), name=f"begin {name}"
-            )
+            left_s = self._deadline - asyncio.get_running_loop().time()
+            opening = asyncio.create_task(begin(opener, gid, self.lease.key, left_s), name=f"begin {name}")
             self._opening[name] = opening
             opening.add_done_callback(lambda task: self._opened(name, task))
         await all_done([opening])  # the opening goes on if the caller is cancelled
@@ -474,7 +485,7 @@ class Transaction:
         elif self._state is TransactionState.ACTIVE:
             self._branches[name] = task.result()
         else:
-            self._host.in_background(uncancellable(_discard(task.result())))
+            self._host.in_background(uncancellable(discard(task.result())))
 
     def _start_undo(self) -> Uncancellable[None]:
         self._state = TransactionState.ENDED
@@ -587,14 +598,3 @@ class Transaction:
 
     def _raise_aborted(self, cause: BaseException) -> NoReturn:
         raise TransactionAborted(self.id, cause) from cause
-
-
-async def _begin(opener: Opener, gid: Gid, key: SessionKey, remaining_s: float) -> Branch:
-    if remaining_s <= 0:
-        raise TimeoutError("the transaction's timeout has passed")
-    return await opener.begin(gid, timeout_s=remaining_s, key=key)
-
-
-async def _discard(branch: Branch) -> None:
-    await all_of([branch.rollback()])
-    await branch.release()

@@ -18,6 +18,7 @@ The modules, in the order in which a branch passes them:
 :mod:`.postgres`              implements the contract for PostgreSQL.
 :mod:`.three_phase`           defines the states and transitions of the rows of three-phase commit, and the
                               calls to them.
+:mod:`.outbox`                defines the messages of an outbox, and the calls to it.
 :mod:`.scripted`              implements the contract in memory with scripted answers, for tests.
 :mod:`.scripted_three_phase`  implements the rows of three-phase commit in memory, for tests.
 :mod:`.foreign_ground`        computes the settings of a session in a database that another role owns.

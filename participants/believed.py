@@ -36,8 +36,9 @@ PARTICIPANT = Schema(
         "undoubt_history",
         "undoubt_lock",
         "undoubt_note",
+        "undoubt_outbox",
     ),
-    ("current_history", "guard_lock", "history", "is_noted", "note_commit"),
+    ("current_history", "guard_lock", "history", "is_noted", "note_commit", "publish"),
 )
 LEDGER = Schema(
     "undoubt_ledger",

@@ -32,6 +32,7 @@ from undoubt.participants.errors import BranchFailed, ParticipantError, StaleLoc
 from undoubt.participants.findings import Finding, Severity
 from undoubt.participants.ids import NO_KEY, Gid, Protocol, SessionKey
 from undoubt.participants.invariant import invariant
+from undoubt.participants.outbox import Publication, dedupe_id
 from undoubt.participants.scripted_three_phase import MemoryStates
 
 ScriptedAnswer = Settled | BaseException | None
@@ -235,6 +236,7 @@ class ScriptedBranch:
         self._ended = False
         self._to_forget = False
         self._stale = False
+        self.published: list[Publication] = []
 
     @property
     def connection(self) -> ScriptedBranch:
@@ -254,6 +256,11 @@ class ScriptedBranch:
             self._stale = True
             raise StaleLock(self.participant.name, f"lock {name}: token {token} is stale, {seen} was shown")
         self.participant.tokens[ledger, name] = token
+
+    async def publish(self, publication: Publication) -> str:
+        await self.participant.record("publish", self.gid)
+        self.published.append(publication)
+        return dedupe_id(self.gid, len(self.published))
 
     async def poll(self) -> Work:
         await self.participant.record("poll", self.gid)

@@ -27,6 +27,7 @@ from undoubt.participants.contract import (
 from undoubt.participants.errors import BranchFailed, ParticipantRefused, ParticipantUnavailable, StaleLock
 from undoubt.participants.ids import Gid, Protocol, SessionKey
 from undoubt.participants.invariant import invariant
+from undoubt.participants.outbox import Publication, dedupe_id
 from undoubt.participants.postgres.belief import same_schema
 from undoubt.participants.postgres.connection_proxy import Handle, after_branch
 from undoubt.participants.postgres.ending import confirmed, end_command, end_prepared, last
@@ -38,6 +39,7 @@ from undoubt.participants.postgres.guard import (
     report_head,
 )
 from undoubt.participants.postgres.history import columns, evidence_at, place_in, place_of
+from undoubt.participants.postgres.outbox import publish_statement
 from undoubt.participants.postgres.pipeline import (
     GUARD_COLUMNS,
     ROLLBACK,
@@ -88,9 +90,7 @@ _POOL_USED_UP = (
     " more servers than connections_max of all processes together, or lower connections_max"
 )
 
-_NO_GUARD = (
-    "it has no table of locks (or its schema undoubt is not to be believed): undoubt participants migrate {}"
-)
+_NO_TABLE = "it has no {} (or its schema undoubt is not to be believed): undoubt participants migrate {}"
 
 STILL_RUNNING = (
     "a statement of the application is still running in this branch (or a pipeline, stream or COPY is open):"
@@ -165,6 +165,8 @@ class PostgresBranch:
         self._xid: int | None = None
         self._place = place_of(slot.session.intro)
         """The place of the server in which the branch is open; behind a pooler it is known after ``poll``."""
+        self._published = 0
+        """How many messages were published, or tried to be."""
         self._asked = False
         """Whether PREPARE was sent: from then on the branch may outlive its session."""
         self._released = False
@@ -190,19 +192,29 @@ class PostgresBranch:
         self._handle.undoubt_end()
 
     async def guard_lock(self, ledger: str, name: str, token: int) -> None:
-        if self._released or self._asked or self._over is not None:
-            raise after_branch("a guard", self._gid)
-        intro = self.session.intro
-        if intro.schema is None:
-            raise ParticipantRefused(self._around.name, _NO_GUARD.format(self._around.name))
         guard = fill("guard_lock", ledger=ledger, lock=name, token=str(token))
+        await self._call(guard, "a guard", "table of locks")
+
+    async def publish(self, publication: Publication) -> str:
+        self._published += 1
+        published = dedupe_id(self._gid, self._published)
+        await self._call(publish_statement(publication, published, self._marker), "a message", "outbox")
+        return published
+
+    async def _call(self, statement: str, what: str, table: str) -> None:
+        """Call a function of schema ``undoubt``, which belongs to ``table``, in the branch. Fails."""
+        if self._released or self._asked or self._over is not None:
+            raise after_branch(what, self._gid)
+        intro, name = self.session.intro, self._around.name
+        if intro.schema is None:
+            raise ParticipantRefused(name, _NO_TABLE.format(table, name))
         try:
-            await self.session.script(same_schema(intro) + guard, timeout_s=self._timeout_s)
+            await self.session.script(same_schema(intro) + statement, timeout_s=self._timeout_s)
         except ServerError as error:
             if error.sqlstate == STALE_LOCK:
-                raise StaleLock(self._around.name, error.message, sqlstate=error.sqlstate) from error
+                raise StaleLock(name, error.message, sqlstate=error.sqlstate) from error
             if error.sqlstate == UNDEFINED_FUNCTION:
-                raise ParticipantRefused(self._around.name, _NO_GUARD.format(self._around.name)) from error
+                raise ParticipantRefused(name, _NO_TABLE.format(table, name)) from error
             raise self._refused(error) from error
         except (NoAnswer, NotSent) as error:
             raise self._lost("", error) from error

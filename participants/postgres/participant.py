@@ -45,6 +45,7 @@ from undoubt.participants.postgres.history import draw
 from undoubt.participants.postgres.in_doubt import list_prepared
 from undoubt.participants.postgres.on_connect import Hook, OnConnect
 from undoubt.participants.postgres.one_phase import OnePhase
+from undoubt.participants.postgres.outbox import PostgresOutbox
 from undoubt.participants.postgres.pipeline import begin_steps, reset_steps, setting_steps
 from undoubt.participants.postgres.pool import Pool, Slot
 from undoubt.participants.postgres.roles import beginning, missing_grant, owned, reset_role
@@ -395,6 +396,13 @@ class PostgresParticipant:
 
     async def forget(self, gid: Gid) -> None:
         """PostgreSQL keeps no record of heuristic outcomes: nothing to do."""
+
+    def outbox(self) -> PostgresOutbox:
+        """The outbox of the database, for one relay, which closes it."""
+        settings = self._settings
+        return PostgresOutbox(
+            self._name, self._connector.connect_own, settings.schema_owners, settings.statement_timeout_s
+        )
 
     async def waits(self) -> Sequence[Waiting]:
         return await self._waits.edges()

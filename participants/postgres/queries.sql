@@ -61,6 +61,12 @@ with given as (
      where p.oid operator(pg_catalog.=) 'undoubt.guard_lock(text, text, bigint)'::pg_catalog.regprocedure
        and a.grantee operator(pg_catalog.<>) p.proowner
     union
+    select 'all on function undoubt.publish(text, text, text, bytea, text)', a.grantee
+      from pg_catalog.pg_proc as p cross join pg_catalog.aclexplode(p.proacl) as a
+     where p.oid operator(pg_catalog.=)
+           'undoubt.publish(text, text, text, bytea, text)'::pg_catalog.regprocedure
+       and a.grantee operator(pg_catalog.<>) p.proowner
+    union
     select 'create on schema undoubt', a.grantee
       from pg_catalog.pg_namespace as n cross join pg_catalog.aclexplode(n.nspacl) as a
      where n.nspname operator(pg_catalog.=) 'undoubt' and a.privilege_type operator(pg_catalog.=) 'CREATE'
@@ -223,6 +229,15 @@ select undoubt.note_commit({proof}::pg_catalog.bytea)
 -- Shows the token of a lock. Fails with UL001 if this database has seen a higher one; the branch can only be rolled back
 -- then. The row stays locked until the branch ends, so that the next holder waits for it.
 select undoubt.guard_lock({ledger}::pg_catalog.text, {lock}::pg_catalog.text, {token}::pg_catalog.int8)
+
+-- name: publish
+-- Fails with 22P02 and the text "undoubt marker" outside the transaction of the branch: the message would be visible
+-- although the branch may abort. The text of the error cannot be computed before the marker has been compared.
+select case when pg_catalog.current_setting('undoubt.tx', true) operator(pg_catalog.=) {marker}
+            then undoubt.publish({dedupe_id}::pg_catalog.text, {topic}::pg_catalog.text, {key},
+                                 {payload}::pg_catalog.bytea, {headers}::pg_catalog.text)
+            else ('undoubt marker ' operator(pg_catalog.||)
+                     coalesce(pg_catalog.current_setting('undoubt.tx', true), ''))::pg_catalog.int8 end
 
 -- name: note_certain
 -- Sent before the note, if a missing note has to prove that the branch has not committed. Fails with 22P02 and the text
@@ -570,6 +585,39 @@ delete from undoubt.undoubt_commit as c
 delete from undoubt.undoubt_lock as l
  where l.guarded_at operator(pg_catalog.<) (pg_catalog.clock_timestamp() operator(pg_catalog.-)
                                             pg_catalog.make_interval(secs => greatest($1, 604800)))
+
+-- name: outbox_topics
+-- The topics that have messages; one step in the index for each.
+with recursive there(topic) as (
+  (select o.topic from undoubt.undoubt_outbox as o order by o.topic limit 1)
+  union all
+  select (select o.topic from undoubt.undoubt_outbox as o
+           where o.topic operator(pg_catalog.>) t.topic order by o.topic limit 1)
+    from there as t where t.topic is not null
+)
+select t.topic from there as t where t.topic is not null
+
+-- name: outbox_claim
+-- $1 a topic. Until this session ends, no other relay claims it.
+select pg_catalog.pg_try_advisory_lock(pg_catalog.hashtextextended(
+         'undoubt relay ' operator(pg_catalog.||) $1::pg_catalog.text, 0)) as claimed
+
+-- name: outbox_read
+-- $1 topics, $2 and $3 the topics and keys of lanes that are left out, $4 ids that are left out, $5 the most rows.
+-- There is no high-water mark: a row may become visible after rows of other keys with higher ids.
+select o.id, o.dedupe_id, o.topic, o.key, o.payload, o.headers::pg_catalog.text as headers,
+       extract(epoch from o.published_at)::pg_catalog.float8 as published_at
+  from undoubt.undoubt_outbox as o
+ where o.topic operator(pg_catalog.=) any ($1::pg_catalog.text[])
+   and not o.id operator(pg_catalog.=) any ($4::pg_catalog.int8[])
+   and not exists (select from rows from (pg_catalog.unnest($2::pg_catalog.text[]),
+                                          pg_catalog.unnest($3::pg_catalog.text[])) as w(topic, key)
+                    where w.topic operator(pg_catalog.=) o.topic and w.key operator(pg_catalog.=) o.key)
+ order by o.id limit $5::pg_catalog.int8
+
+-- name: outbox_remove
+-- By what is never used again: after a failover that lost messages, ids are.
+delete from undoubt.undoubt_outbox as o where o.dedupe_id operator(pg_catalog.=) any ({dedupe_ids})
 
 -- name: durable
 -- A condition that is always true. It makes the commit of this statement wait for the disk and the standby, and makes

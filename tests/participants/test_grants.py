@@ -16,6 +16,7 @@ from undoubt.participants.contract import Decision, GuardingBranch, Settled, Vot
 from undoubt.participants.errors import ParticipantError
 from undoubt.participants.findings import Severity
 from undoubt.participants.ids import Gid, Protocol
+from undoubt.participants.outbox import Publication, PublishingBranch
 from undoubt.participants.postgres import PostgresParticipant
 from undoubt.participants.postgres.roles import grants
 from undoubt.participants.settings import ParticipantSettings
@@ -69,6 +70,8 @@ async def two_phase(participant: PostgresParticipant) -> None:
     branch = await participant.begin(new_gid(), timeout_s=30, key=KEY)
     assert isinstance(branch, GuardingBranch)
     await branch.guard_lock("testledger", "a job", 1)
+    assert isinstance(branch, PublishingBranch)
+    published = await branch.publish(Publication("orders", "a key", b"x", {}))
     await at(branch).execute(WRITE)
     result = await branch.prepare()
     assert result.vote is Vote.PREPARED, result.reason
@@ -77,6 +80,11 @@ async def two_phase(participant: PostgresParticipant) -> None:
     assert await branch.commit() is Settled.APPLIED
     await branch.release()
     assert await participant.evidence(result.evidence) == "committed"
+    outbox = participant.outbox()
+    [message] = await outbox.read(await outbox.claim(()), without=(), limit=9)
+    assert message.dedupe_id == published
+    await outbox.remove([published])
+    await outbox.close()
 
 
 async def recovery(participant: PostgresParticipant) -> None:
@@ -138,11 +146,11 @@ async def test_they_are_enough(hardened: Database, server: EmbeddedServer, proto
     await participant.close()
 
 
-@pytest.mark.parametrize("left_out", range(6))
+@pytest.mark.parametrize("left_out", range(8))
 async def test_none_can_be_left_out(hardened: Database, server: EmbeddedServer, left_out: int) -> None:
     """Broken if more is asked for than is needed."""
     statements = printed(server, hardened, Protocol.THREE_PHASE)
-    assert len(statements) == 6
+    assert len(statements) == 8
     del statements[left_out]
     await give(hardened, statements)
     await of_the_bookkeeper(hardened)
@@ -166,5 +174,7 @@ def test_names_are_quoted() -> None:
         'GRANT CONNECT ON DATABASE "Shop" TO "a""b";',
         'GRANT EXECUTE ON FUNCTION undoubt.history() TO "a""b";',
         'GRANT EXECUTE ON FUNCTION undoubt.guard_lock(text, text, bigint) TO "a""b";',
+        'GRANT EXECUTE ON FUNCTION undoubt.publish(text, text, text, bytea, text) TO "a""b";',
+        'GRANT SELECT, DELETE ON undoubt.undoubt_outbox TO "a""b";',
         'GRANT "c d" TO "a""b";',
     ]

@@ -65,6 +65,21 @@ BAD: dict[str, tuple[Any, ...]] = {
     "coordinator": (None, 5, "x", NOTHING, Coordinator),
     "participants": (None, 5, [], "x", {"orders": "orders"}, {sa.create_engine("postgresql+psycopg://"): 5}),
     "twophase": (None, 0, 1, "no", True),
+    "payload": (NOTHING, (1,), {1: 2}, [NAN], 2**64, b"x" * (2**20 + 1), "\ud800", ["\ud800"]),
+    "topic": ("", 5, b"a", ["a"], {}, "a\0", "x" * 201, NAN, NOTHING),
+    "headers": (
+        5,
+        "a: b",
+        ["a"],
+        {"a": 5},
+        {5: "a"},
+        {"a b": "x"},
+        {"Host": "x"},
+        {"Undoubt-Key": "x"},
+        {"a": "x\r\nb: y"},
+        {"a": "1", "A": "2"},
+        {"a": "x" * 9_000},
+    ),
 }
 MENTIONS = {
     "function": r"run\(\)",
@@ -155,6 +170,17 @@ async def test_calls_of_a_transaction(
         await tx.branch("alpha")
     [branch] = stage.participants["alpha"].branches
     assert stage.participants["alpha"].fates[branch.xid] is XactStatus.COMMITTED
+
+
+@pytest.mark.parametrize(("call", "parameter", "value"), matrix(Transaction.publish))
+async def test_what_a_transaction_publishes(
+    stage: Stage, call: Callable[..., Any], parameter: str, value: object
+) -> None:
+    """Broken if a message that cannot be delivered is stored, or a branch is begun for it."""
+    async with stage.coordinator.transaction() as tx:
+        with refused(parameter):
+            await call(tx, **({"name": "alpha", "payload": b"x"} | {parameter: value}))
+        assert stage.participants["alpha"].branches == []
 
 
 @pytest.mark.parametrize(
@@ -256,6 +282,16 @@ def test_calls_of_the_synchronous_coordinator(
     with refused(parameter):
         call(threads.coordinator, *positional, **named)
     assert threads.fates() == set()
+
+
+@pytest.mark.parametrize(("call", "parameter", "value"), matrix(undoubt.sync.Transaction.publish))
+def test_what_a_synchronous_transaction_publishes(
+    threads: SyncStage, call: Callable[..., Any], parameter: str, value: object
+) -> None:
+    with threads.coordinator.transaction() as tx:
+        with refused(parameter):
+            call(tx, **({"name": "alpha", "payload": b"x"} | {parameter: value}))
+        assert tx.participants == ()
 
 
 @pytest.mark.parametrize(

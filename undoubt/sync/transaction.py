@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -102,6 +103,19 @@ class Transaction:
         """The connections to several participants. The branches are opened concurrently: one wait instead of
         one for each."""
         return cast("tuple[Connection[Any], ...]", self._call(self._open, names))
+
+    def publish(
+        self,
+        name: str,
+        payload: object,
+        *,
+        topic: str | None = None,
+        key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> str:
+        """Put a message into the outbox of participant ``name``, inside its branch; returns its dedupe id.
+        See :func:`undoubt.coordinator.publishing.publish`."""
+        return self._call(partial(self._engine.publish, name, payload, topic=topic, key=key, headers=headers))
 
     def commit(self) -> CommitResult:
         """Commit everywhere or nowhere.
