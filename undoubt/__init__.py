@@ -27,6 +27,7 @@ The modules and rooms, in the order in which an application uses them:
 :mod:`.participants`  implements the calls that a transaction makes to a database.
 :mod:`.recovery`      finishes the branches that a coordinator has left prepared.
 :mod:`.sync`          offers the same API without ``await``, for threads.
+:mod:`.relay`         delivers what transactions have published in an outbox.
 :mod:`.integrations`  offers the same commit inside other libraries and web frameworks.
 :mod:`.errors`        lists every error, as one tree.
 :mod:`.logs`          formats log records as JSON, with the transaction as a field.

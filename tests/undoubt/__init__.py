@@ -9,6 +9,7 @@ everything; the other tests are named after what they break.
 :mod:`.sidecar`       tests the HTTP API, as a process.
 :mod:`.console`       tests the console: its stream, its acts, and its page in a real browser.
 :mod:`.cli`           tests the command line.
+:mod:`.relay`         tests ``undoubt relay``, and what it delivers to.
 :mod:`.doctor`        tests the checks of ``undoubt doctor``.
 :mod:`.bench`         tests the benchmark and its figures.
 ====================  ========================================================================================

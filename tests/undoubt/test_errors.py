@@ -32,6 +32,7 @@ INTERNAL = {
     "StorageDamaged": "within a node, as LedgerUnusable",
     "StoreBroken": "within the SQLite ledger, as LedgerUnavailable",
     "StoreFull": "within the SQLite ledger, as LedgerUnavailable",
+    "Undelivered": "of a sink of the relay, which delivers again",
     "UnexpectedAnswer": "of the benchmark",
     "WorkerFailed": "of the demo",
     "WrongCount": "of the benchmark",

@@ -31,6 +31,7 @@ COMMANDS: dict[str, LazyCommand] = {
     "recover": LazyCommand(
         "undoubt.cli.recover", "recover", "Resolve what is in doubt, once or continuously."
     ),
+    "relay": LazyCommand("undoubt.cli.relay", "relay", "Deliver what transactions have published."),
     "participants": LazyCommand(
         "undoubt.cli.participants", "participants", "List, check and migrate the databases."
     ),

@@ -1,0 +1,1 @@
+"""Tests of ``undoubt relay``: over a real database, with receivers that fail."""

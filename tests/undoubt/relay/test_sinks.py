@@ -1,0 +1,154 @@
+"""What receivers of HTTP and of Kafka are sent, and what counts as an acknowledgement."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+
+import pytest
+
+from tests.ports import free_ports
+from undoubt.participants.errors import UsageError
+from undoubt.participants.outbox import Message
+from undoubt.relay import FunctionSink, Undelivered, sink_of
+from undoubt.relay.kafka import KafkaSink, headers_of
+from undoubt.relay.webhook import WebhookSink
+
+MESSAGE = Message(
+    id=1,
+    dedupe_id="testledger:1-4f1d0c9a77b2e815.1:1:1",
+    topic="order \u2603",
+    key="50% off\r\nx: y",
+    payload=b"\0\xff",
+    headers={"content-type": "application/octet-stream", "x-shop": "7"},
+    published_at=1_796_000_000.25,
+)
+
+
+@dataclass
+class Receiver:
+    """An HTTP server that answers with ``answer``, and closes."""
+
+    port: int
+    answer: bytes = b"HTTP/1.1 204 No Content\r\n\r\n"
+    heads: list[str] = field(default_factory=list)
+    bodies: list[bytes] = field(default_factory=list)
+
+    async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode("ascii")
+        self.heads.append(head)
+        length = int(head.lower().partition("content-length: ")[2].split("\r\n")[0] or 0)
+        self.bodies.append(await reader.readexactly(length))
+        writer.write(self.answer)
+        writer.close()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/orders?x=1"
+
+
+@pytest.fixture
+async def receiver() -> AsyncIterator[Receiver]:
+    [port] = free_ports(1)
+    made = Receiver(port)
+    server = await asyncio.start_server(made.handle, "127.0.0.1", port)
+    async with server:
+        yield made
+
+
+def headers(head: str) -> Mapping[str, str]:
+    pairs = [line.split(": ", 1) for line in head.split("\r\n")[1:] if line]
+    return {name.lower(): value for name, value in pairs}
+
+
+async def test_a_webhook_gets_the_message_and_its_id(receiver: Receiver) -> None:
+    sink = WebhookSink(receiver.url)
+    await sink.deliver(MESSAGE)
+    await sink.close()
+    [head] = receiver.heads
+    assert head.startswith("POST /orders?x=1 HTTP/1.1\r\n")
+    assert receiver.bodies == [MESSAGE.payload]
+    assert headers(head) | {
+        "undoubt-dedupe-id": MESSAGE.dedupe_id,
+        "undoubt-topic": "order %E2%98%83",
+        "undoubt-key": "50%25 off%0D%0Ax: y",
+        "undoubt-published-at": "2026-11-30T00:53:20.250000+00:00",
+        "content-type": "application/octet-stream",
+        "x-shop": "7",
+    } == headers(head)
+
+
+async def test_a_message_without_a_key_has_no_such_header(receiver: Receiver) -> None:
+    sink = WebhookSink(receiver.url)
+    await sink.deliver(Message(1, "d", "t", None, b"", {}, 0.0))
+    await sink.close()
+    assert "undoubt-key" not in headers(receiver.heads[0])
+
+
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [
+        (b"HTTP/1.1 500 Oops\r\ncontent-length: 0\r\n\r\n", "500"),
+        (b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n", "404"),
+        (b"HTTP/1.1 302 Found\r\nlocation: /\r\ncontent-length: 0\r\n\r\n", "302"),
+        (b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nab", "RemoteProtocolError"),
+        (b"", "RemoteProtocolError"),
+    ],
+    ids=["error", "missing", "redirect", "cut", "closed"],
+)
+async def test_only_a_complete_success_acknowledges(receiver: Receiver, answer: bytes, why: str) -> None:
+    """A receiver that has not stored the message would never get it again. A redirect is not followed."""
+    receiver.answer = answer
+    sink = WebhookSink(receiver.url)
+    with pytest.raises(Undelivered, match=why):
+        await sink.deliver(MESSAGE)
+    await sink.close()
+    assert len(receiver.heads) == 1
+
+
+async def test_a_receiver_that_is_down_has_not_acknowledged() -> None:
+    [port] = free_ports(1)
+    sink = WebhookSink(f"http://127.0.0.1:{port}/")
+    with pytest.raises(Undelivered, match="ConnectError"):
+        await sink.deliver(MESSAGE)
+    await sink.close()
+
+
+async def test_brokers_that_are_down_have_not_acknowledged() -> None:
+    [port] = free_ports(1)
+    sink = KafkaSink(f"127.0.0.1:{port}")
+    with pytest.raises(Undelivered, match="KafkaConnectionError"):
+        await sink.deliver(MESSAGE)
+    await sink.close()
+
+
+def test_a_record_has_the_id_among_its_headers() -> None:
+    assert headers_of(MESSAGE) == [
+        ("content-type", b"application/octet-stream"),
+        ("x-shop", b"7"),
+        ("undoubt-dedupe-id", MESSAGE.dedupe_id.encode()),
+    ]
+
+
+async def test_sinks_are_found_by_their_names() -> None:
+    for to, kind in {
+        "http://127.0.0.1:1/x": WebhookSink,
+        "https://shipping.internal": WebhookSink,
+        "kafka://127.0.0.1:9092,127.0.0.2:9092": KafkaSink,
+        "kafka+ssl://broker:9093": KafkaSink,
+        "json:dumps": FunctionSink,
+    }.items():
+        sink = sink_of(to)
+        assert isinstance(sink, kind)
+        await sink.close()
+
+
+@pytest.mark.parametrize(
+    "to",
+    ["", "x", "json:", ":dumps", "json:no", "nothing_of_that_name:x", "json:__name__", "ftp://x", "http://"],
+)
+def test_what_is_no_sink_is_refused(to: str) -> None:
+    """Broken if a slip of the pen is noticed with the first message."""
+    with pytest.raises(UsageError, match="--to"):
+        sink_of(to)

@@ -1,0 +1,111 @@
+"""``undoubt relay``: delivers what transactions have published."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, cast
+
+import click
+
+from undoubt import logs, wiring
+from undoubt.cli.context import NO_LEDGER, Context, common, pass_context
+from undoubt.cli.durations import Duration
+from undoubt.cli.exits import CommandError, Exit
+
+if TYPE_CHECKING:
+    from undoubt.participants.postgres import PostgresParticipant
+    from undoubt.relay import Relay
+
+
+@click.command()
+@click.option("--participant", required=True, metavar="NAME", help="The database whose outbox is delivered.")
+@click.option(
+    "--to",
+    required=True,
+    metavar="SINK",
+    help="https://HOST/PATH, kafka://HOST:PORT, or MODULE:FUNCTION.",
+)
+@click.option("--topic", "topics", multiple=True, metavar="TOPIC", help="Only this topic; may be repeated.")
+@click.option(
+    "--concurrency",
+    type=click.IntRange(1, 1_000),
+    default=16,
+    show_default=True,
+    help="How many keys at once.",
+)
+@click.option(
+    "--timeout",
+    type=Duration(),
+    default=30.0,
+    show_default="30s",
+    metavar="DURATION",
+    help="When a delivery counts as failed.",
+)
+@click.option("--once", is_flag=True, help="Deliver what is there, each message once, then end.")
+@click.option(
+    "--log-format",
+    type=click.Choice(["text", "json"]),
+    default="json",
+    show_default=True,
+    help="What it writes on stderr while it runs: lines of text, or of JSON.",
+)
+@common
+@pass_context
+def relay(
+    context: Context,
+    /,
+    *,
+    participant: str,
+    to: str,
+    topics: tuple[str, ...],
+    concurrency: int,
+    timeout: float,
+    once: bool,
+    log_format: str,
+) -> None:
+    """Deliver the messages that transactions have published in a database.
+
+    Each message is delivered at least once, those of one key in the order of their commits, and is removed
+    once the sink has acknowledged it: by a status of 200 to 299, by the return of the function, by the
+    brokers. A message that fails is repeated, and only its own key waits. One relay at a time delivers a
+    topic; another one waits until it ends. SIGTERM and SIGINT end it after the deliveries that are under
+    way. With --once the exit status is 1 if a message was not delivered. The ledger is not opened.
+
+    \b
+    Example:
+      undoubt relay --participant orders --to https://shipping.internal/orders
+      undoubt relay --participant orders --to shop.messages:receive --topic created
+      undoubt relay --participant orders --to kafka://127.0.0.1:9092
+    """
+    logs.to_stderr(json_lines=log_format == "json", level=logging.DEBUG if context.debug else logging.INFO)
+    for noisy in ("httpx", "httpcore", "aiokafka"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    options = {"topics": topics, "concurrency": concurrency, "timeout": timeout}
+    ran = context.run(_run(context, participant, to, options, once=once))
+    if context.output.json:
+        context.output.document({"delivered": ran.delivered, "failed": ran.failed})
+    else:
+        context.output.note(f"delivered: {ran.delivered}, failed: {ran.failed}")
+    if once and ran.failed:
+        raise CommandError(Exit.FAILURE, f"{ran.failed} messages were not delivered")
+
+
+async def _run(
+    context: Context, participant: str, to: str, options: Mapping[str, Any], *, once: bool
+) -> Relay:
+    from undoubt.relay import Relay, sink_of  # noqa: PLC0415 - needed only here
+
+    participants = wiring.registry(context.settings(), NO_LEDGER)
+    try:
+        found = cast("PostgresParticipant", participants.get(participant))
+        made = Relay(found.outbox(), sink_of(to), **options)
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, made.stop)
+        await made.run(once=once)
+        return made
+    finally:
+        await participants.close()

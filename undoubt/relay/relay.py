@@ -1,0 +1,204 @@
+"""The loop of a relay: read, deliver, remove.
+
+There is no high-water mark: what is in the outbox was not acknowledged, whatever its id. A lane (the messages
+of one topic and key) is delivered by one task, one message after another. Its messages are read again only
+after those that were acknowledged are removed. After a failure the lane rests, for longer each time, and its
+messages are read anew."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from undoubt.participants import bounds
+from undoubt.participants.backoff import limit_s
+from undoubt.participants.errors import ParticipantError, ParticipantUnavailable
+from undoubt.participants.outbox import NAME_BYTES_MAX, Lane, Message, Outbox
+from undoubt.relay.sink import Sink
+
+log = logging.getLogger(__name__)
+
+POLL_S = 0.2
+"""How often an idle relay looks for messages."""
+BATCH = 100
+"""Messages that are read at once, of at most 1 MiB each."""
+RETRY_S, RETRY_S_MAX = 0.2, 60.0
+"""The first and the longest rest of a lane whose message was not acknowledged."""
+RECONNECT_S_MAX = 10.0
+
+
+@dataclass(slots=True)
+class _Rest:
+    """A lane whose last delivery has failed. ``until`` is in seconds of the event loop's clock."""
+
+    attempts: int
+    until: float
+
+
+class Relay:
+    """Delivers the messages of ``outbox`` to ``sink``; both are closed at the end of :meth:`run`.
+
+    ``topics``: only these; by default all that no other relay has claimed. ``concurrency``: how many lanes
+    are delivered at once. ``timeout``: after how many seconds a delivery counts as failed."""
+
+    def __init__(
+        self,
+        outbox: Outbox,
+        sink: Sink,
+        *,
+        topics: Iterable[str] = (),
+        concurrency: int = 16,
+        timeout: float = 30.0,
+    ) -> None:
+        bounds.having("outbox", outbox, "an outbox", "claim", "read", "remove")
+        bounds.having("sink", sink, "a sink", "deliver", "close")
+        self._outbox = outbox
+        self._sink = sink
+        self._topics = bounds.texts("topics", tuple(topics), most=NAME_BYTES_MAX)
+        self._concurrency = bounds.count("concurrency", concurrency, least=1, most=1_000)
+        self._timeout_s = bounds.seconds("timeout", timeout, zero=False)
+        self._slots = asyncio.Semaphore(self._concurrency)
+        self._lanes: dict[Lane, asyncio.Task[None]] = {}
+        """The lanes with messages that were read and are not removed yet."""
+        self._resting: dict[Lane, _Rest] = {}
+        self._acknowledged: list[str] = []
+        """Dedupe ids of messages that have to be removed, and must not be delivered again before."""
+        self._wake = asyncio.Event()
+        self._stopped = self._halted = False
+        self.delivered = 0
+        """Deliveries that were acknowledged."""
+        self.failed = 0
+        """Deliveries that were not."""
+
+    def stop(self) -> None:
+        """Have :meth:`run` finish the deliveries that are under way, and return. For a handler of signals."""
+        self._stopped = True
+        self._wake.set()
+
+    async def run(self, *, once: bool = False) -> None:
+        """Deliver until :meth:`stop`; with ``once`` until each message was delivered, or has failed once.
+
+        A database that does not answer is tried again; with ``once``, and if it refuses the first call, its
+        ``ParticipantError`` is raised."""
+        losses, worked = 0, False
+        try:
+            while not self._stopped:
+                try:
+                    if await self._turn(once=once):
+                        return
+                    losses, worked = 0, True
+                except ParticipantError as error:
+                    if once or not (worked or isinstance(error, ParticipantUnavailable)):
+                        raise
+                    log.warning("the outbox does not answer: %s", error)
+                    await self._halt()  # another relay may have claimed the topics meanwhile
+                    await self._outbox.close()
+                    await self._pause(limit_s(POLL_S, RECONNECT_S_MAX, losses) * (0.5 + random.random()))  # noqa: S311 - no secret
+                    losses += 1
+        finally:
+            await self._finish()
+
+    async def _turn(self, *, once: bool) -> bool:
+        """Remove what was acknowledged, read, and wait. True if nothing is left to do, with ``once``."""
+        self._wake.clear()
+        await self._remove()
+        read: Sequence[Message] = ()
+        if len(self._lanes) < 2 * self._concurrency:
+            read = await self._read(once=once)
+        for lane, messages in _by_lane(read).items():
+            self._lanes[lane] = asyncio.create_task(self._deliver(lane, messages), name="undoubt-lane")
+        if once and not self._lanes and not self._acknowledged:
+            return True
+        await self._pause(POLL_S)
+        return False
+
+    async def _read(self, *, once: bool) -> Sequence[Message]:
+        topics = await self._outbox.claim(self._topics)
+        now = asyncio.get_running_loop().time()
+        resting = [lane for lane, rest in self._resting.items() if once or rest.until > now]
+        if not topics:
+            return ()
+        return await self._outbox.read(topics, without=[*self._lanes, *resting], limit=BATCH)
+
+    async def _deliver(self, lane: Lane, messages: Sequence[Message]) -> None:
+        try:
+            for message in messages:
+                async with self._slots:
+                    if self._stopped or self._halted:
+                        return
+                    try:
+                        async with asyncio.timeout(self._timeout_s):
+                            await self._sink.deliver(message)
+                    except Exception as error:  # noqa: BLE001 - whatever a function of the application raises
+                        self._rest(lane, message, error)
+                        return
+                self.delivered += 1
+                self._resting.pop(lane, None)
+                self._acknowledged.append(message.dedupe_id)
+                self._wake.set()
+        finally:
+            self._wake.set()
+
+    def _rest(self, lane: Lane, message: Message, error: Exception) -> None:
+        self.failed += 1
+        rest = self._resting.setdefault(lane, _Rest(0, 0.0))
+        pause_s = limit_s(RETRY_S, RETRY_S_MAX, rest.attempts) * (0.5 + random.random())  # noqa: S311 - no secret
+        rest.attempts += 1
+        rest.until = asyncio.get_running_loop().time() + pause_s
+        log.warning(
+            "message %s (topic %r, key %r) was not delivered, attempt %d: %s",
+            message.dedupe_id,
+            message.topic,
+            message.key,
+            rest.attempts,
+            str(error) or type(error).__name__,
+        )
+
+    async def _remove(self) -> None:
+        """Remove what was acknowledged; then lanes that have ended may be read again."""
+        ended = [lane for lane, task in self._lanes.items() if task.done()]
+        if acknowledged := list(self._acknowledged):
+            await self._outbox.remove(acknowledged)
+            del self._acknowledged[: len(acknowledged)]
+        for lane in ended:
+            del self._lanes[lane]
+
+    async def _halt(self) -> None:
+        """Wait for the deliveries that are under way; none begins meanwhile. What was acknowledged is still
+        to be removed."""
+        self._halted = True
+        if tasks := list(self._lanes.values()):
+            await asyncio.wait(tasks)
+        self._lanes.clear()
+        self._halted = False
+
+    async def _finish(self) -> None:
+        try:
+            await self._halt()
+            if self._acknowledged:
+                await self._outbox.remove(self._acknowledged)
+        except ParticipantError as error:
+            log.warning("%d messages will be delivered again: %s", len(self._acknowledged), error)
+        finally:
+            for task in self._lanes.values():
+                task.cancel()
+            await self._outbox.close()
+            await self._sink.close()
+
+    async def _pause(self, seconds: float) -> None:
+        """Wait until something is to be done, at most so long."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._wake.wait()
+        except TimeoutError:
+            return
+
+
+def _by_lane(messages: Iterable[Message]) -> dict[Lane, list[Message]]:
+    found = dict[Lane, list[Message]]()
+    for message in messages:
+        found.setdefault(message.lane, []).append(message)
+    return found
