@@ -67,7 +67,7 @@ class PublishingBranch(Protocol):
         ...
 
 
-class Outbox(Protocol):
+class OutboxReader(Protocol):
     """The outbox of one database, read by one session, for one event loop. Every call fails with
     ``ParticipantError``; after that the session is gone, and with it the claims."""
 

@@ -35,7 +35,7 @@ def publish_statement(publication: Publication, dedupe_id: str, marked: str) -> 
 
 
 class PostgresOutbox:
-    """:class:`undoubt.participants.outbox.Outbox` of one database. ``connect`` opens its session."""
+    """:class:`undoubt.participants.outbox.OutboxReader` of one database. ``connect`` opens its session."""
 
     def __init__(
         self,

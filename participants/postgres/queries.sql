@@ -588,7 +588,7 @@ delete from undoubt.undoubt_lock as l
 
 -- name: outbox_topics
 -- The topics that have messages; one step in the index for each.
-with recursive there(topic) as (
+with recursive there as (
   (select o.topic from undoubt.undoubt_outbox as o order by o.topic limit 1)
   union all
   select (select o.topic from undoubt.undoubt_outbox as o

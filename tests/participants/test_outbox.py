@@ -19,7 +19,7 @@ from undoubt.participants.errors import (
     ParticipantUnavailable,
     UsageError,
 )
-from undoubt.participants.outbox import Lane, Message, Outbox, Publication, PublishingBranch
+from undoubt.participants.outbox import Lane, Message, OutboxReader, Publication, PublishingBranch
 from undoubt.participants.postgres import PostgresParticipant, schema
 from undoubt.participants.settings import ParticipantSettings
 
@@ -61,7 +61,7 @@ async def published(participant: PostgresParticipant, *payloads: bytes, key: str
     return ids
 
 
-async def read(outbox: Outbox, *, without: tuple[Lane, ...] = (), limit: int = 100) -> list[Message]:
+async def read(outbox: OutboxReader, *, without: tuple[Lane, ...] = (), limit: int = 100) -> list[Message]:
     return await outbox.read(await outbox.claim(()), without=without, limit=limit)
 
 
@@ -73,14 +73,14 @@ async def waits(database: Database, task: asyncio.Task[str]) -> None:
 
 
 @pytest_asyncio.fixture
-async def outbox(participant: PostgresParticipant, noted: Database) -> AsyncIterator[Outbox]:
+async def outbox(participant: PostgresParticipant, noted: Database) -> AsyncIterator[OutboxReader]:
     outbox = participant.outbox()
     yield outbox
     await outbox.close()
 
 
 async def test_a_message_is_there_once_its_branch_has_committed(
-    participant: PostgresParticipant, outbox: Outbox
+    participant: PostgresParticipant, outbox: OutboxReader
 ) -> None:
     """A message of a branch in doubt may be one of a transaction that aborts."""
     branch = await begun(participant)
@@ -100,7 +100,7 @@ async def test_a_message_is_there_once_its_branch_has_committed(
 
 
 async def test_a_message_of_a_branch_that_aborts_is_never_there(
-    participant: PostgresParticipant, outbox: Outbox
+    participant: PostgresParticipant, outbox: OutboxReader
 ) -> None:
     for prepare in (False, True):
         branch = await begun(participant)
@@ -112,7 +112,7 @@ async def test_a_message_of_a_branch_that_aborts_is_never_there(
 
 
 async def test_a_branch_that_only_publishes_commits_in_one_phase(
-    participant: PostgresParticipant, outbox: Outbox
+    participant: PostgresParticipant, outbox: OutboxReader
 ) -> None:
     branch = await begun(participant)
     await publish(branch)
@@ -123,7 +123,7 @@ async def test_a_branch_that_only_publishes_commits_in_one_phase(
 
 
 async def test_the_application_writes_beside_it(
-    participant: PostgresParticipant, outbox: Outbox, noted: Database, kind: str
+    participant: PostgresParticipant, outbox: OutboxReader, noted: Database, kind: str
 ) -> None:
     branch = await begun(participant)
     await publish(branch)
@@ -138,7 +138,7 @@ async def test_the_application_writes_beside_it(
 
 
 async def test_nothing_is_published_outside_the_branch(
-    participant: PostgresParticipant, outbox: Outbox, kind: str
+    participant: PostgresParticipant, outbox: OutboxReader, kind: str
 ) -> None:
     """After the application has ended the transaction itself, the message would be there although the branch
     cannot commit."""
@@ -154,7 +154,7 @@ async def test_nothing_is_published_outside_the_branch(
 
 
 async def test_nothing_is_published_after_the_branch(
-    participant: PostgresParticipant, outbox: Outbox
+    participant: PostgresParticipant, outbox: OutboxReader
 ) -> None:
     """The message would be sent on a connection that another branch uses."""
     branch = await begun(participant)
@@ -170,7 +170,7 @@ async def test_nothing_is_published_after_the_branch(
 
 
 async def test_messages_of_one_key_have_the_order_of_the_commits(
-    participant: PostgresParticipant, outbox: Outbox, noted: Database
+    participant: PostgresParticipant, outbox: OutboxReader, noted: Database
 ) -> None:
     """The second one would be delivered before the first one is there."""
     first = await begun(participant)
@@ -196,7 +196,7 @@ async def test_messages_of_one_key_have_the_order_of_the_commits(
 
 
 async def test_a_lower_id_that_commits_later_is_not_skipped(
-    participant: PostgresParticipant, outbox: Outbox
+    participant: PostgresParticipant, outbox: OutboxReader
 ) -> None:
     """A relay that remembers how far it has come loses the message of a slow transaction."""
     slow = await begun(participant)
@@ -210,7 +210,7 @@ async def test_a_lower_id_that_commits_later_is_not_skipped(
     assert late.id < seen.id
 
 
-async def test_lanes_are_left_out(participant: PostgresParticipant, outbox: Outbox) -> None:
+async def test_lanes_are_left_out(participant: PostgresParticipant, outbox: OutboxReader) -> None:
     """A key that cannot be delivered would be all that is read."""
     await published(participant, b"1", b"2", key="k")
     await published(participant, b"3", key="l")
@@ -223,14 +223,16 @@ async def test_lanes_are_left_out(participant: PostgresParticipant, outbox: Outb
     assert await outbox.read(["payments"], without=(), limit=9) == []
 
 
-async def test_what_is_removed_is_gone(participant: PostgresParticipant, outbox: Outbox) -> None:
+async def test_what_is_removed_is_gone(participant: PostgresParticipant, outbox: OutboxReader) -> None:
     ids = await published(participant, b"1", b"2", b"3")
     await outbox.remove(ids[:2])
     await outbox.remove(ids[:2])
     assert [message.payload for message in await read(outbox)] == [b"3"]
 
 
-async def test_a_topic_is_claimed_by_one_session(participant: PostgresParticipant, outbox: Outbox) -> None:
+async def test_a_topic_is_claimed_by_one_session(
+    participant: PostgresParticipant, outbox: OutboxReader
+) -> None:
     """Two relays would deliver everything twice."""
     await published(participant, b"1")
     assert await outbox.claim(()) == {"orders"}
@@ -246,7 +248,7 @@ async def test_a_topic_is_claimed_by_one_session(participant: PostgresParticipan
 
 
 async def test_a_lost_session_loses_its_claims(
-    participant: PostgresParticipant, outbox: Outbox, noted: Database
+    participant: PostgresParticipant, outbox: OutboxReader, noted: Database
 ) -> None:
     """A relay that believes in its claims would deliver beside another one."""
     [kept] = await published(participant, b"1")
@@ -283,7 +285,7 @@ async def test_a_database_without_an_outbox_says_what_to_do(database: Database) 
 
 
 async def test_a_foreign_table_in_its_place_is_not_read(
-    participant: PostgresParticipant, outbox: Outbox, noted: Database
+    participant: PostgresParticipant, outbox: OutboxReader, noted: Database
 ) -> None:
     """The owner of the database could have any function run with the rights of the relay."""
     await published(participant, b"1")

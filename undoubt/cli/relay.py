@@ -69,10 +69,9 @@ def relay(
     """Deliver the messages that transactions have published in a database.
 
     Each message is delivered at least once, those of one key in the order of their commits, and is removed
-    once the sink has acknowledged it: by a status of 200 to 299, by the return of the function, by the
-    brokers. A message that fails is repeated, and only its own key waits. One relay at a time delivers a
-    topic; another one waits until it ends. SIGTERM and SIGINT end it after the deliveries that are under
-    way. With --once the exit status is 1 if a message was not delivered. The ledger is not opened.
+    once the sink has acknowledged it: by a status of 200 to 299, or by the return of the function. A message
+    that fails is repeated, and only its own key waits. One relay at a time delivers a topic. SIGTERM ends it
+    after the deliveries that are under way. With --once the exit status is 1 if a message was not delivered.
 
     \b
     Example:
@@ -81,8 +80,6 @@ def relay(
       undoubt relay --participant orders --to kafka://127.0.0.1:9092
     """
     logs.to_stderr(json_lines=log_format == "json", level=logging.DEBUG if context.debug else logging.INFO)
-    for noisy in ("httpx", "httpcore", "aiokafka"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
     options = {"topics": topics, "concurrency": concurrency, "timeout": timeout}
     ran = context.run(_run(context, participant, to, options, once=once))
     if context.output.json:
@@ -93,11 +90,17 @@ def relay(
         raise CommandError(Exit.FAILURE, f"{ran.failed} messages were not delivered")
 
 
+def _quiet() -> None:
+    for noisy in ("httpx", "httpcore", "aiokafka"):  # the former two tell each request
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
 async def _run(
     context: Context, participant: str, to: str, options: Mapping[str, Any], *, once: bool
 ) -> Relay:
     from undoubt.relay import Relay, sink_of  # noqa: PLC0415 - needed only here
 
+    _quiet()
     participants = wiring.registry(context.settings(), NO_LEDGER)
     try:
         found = cast("PostgresParticipant", participants.get(participant))

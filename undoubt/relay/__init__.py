@@ -10,7 +10,8 @@ The modules, in the order in which a message passes them:
 
 ===================  =========================================================================================
 :mod:`.relay`        reads messages, delivers those of each key one after another, and removes them.
-:mod:`.sink`         declares a sink, and finds the one that a command line names.
+:mod:`.sink`         declares a sink.
+:mod:`.naming`       finds the sink that a command line names.
 :mod:`.webhook`      delivers by HTTP.
 :mod:`.function`     delivers to a function of the application.
 :mod:`.kafka`        delivers to Kafka.
@@ -19,7 +20,8 @@ The modules, in the order in which a message passes them:
 
 from undoubt.participants.outbox import Message
 from undoubt.relay.function import FunctionSink
+from undoubt.relay.naming import sink_of
 from undoubt.relay.relay import Relay
-from undoubt.relay.sink import Sink, Undelivered, sink_of
+from undoubt.relay.sink import Sink, Undelivered
 
 __all__ = ["FunctionSink", "Message", "Relay", "Sink", "Undelivered", "sink_of"]

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from undoubt.participants import bounds
 from undoubt.participants.backoff import limit_s
 from undoubt.participants.errors import ParticipantError, ParticipantUnavailable
-from undoubt.participants.outbox import NAME_BYTES_MAX, Lane, Message, Outbox
+from undoubt.participants.outbox import NAME_BYTES_MAX, Lane, Message, OutboxReader
 from undoubt.relay.sink import Sink
 
 log = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ class Relay:
 
     def __init__(
         self,
-        outbox: Outbox,
+        outbox: OutboxReader,
         sink: Sink,
         *,
         topics: Iterable[str] = (),

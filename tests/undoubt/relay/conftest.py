@@ -11,7 +11,7 @@ import asyncpg
 import pytest
 
 import undoubt
-from undoubt.participants.outbox import Outbox
+from undoubt.participants.outbox import OutboxReader
 from undoubt.participants.postgres import PostgresParticipant
 from undoubt.participants.postgres.schema import migrate
 from undoubt.participants.settings import ParticipantSettings
@@ -25,7 +25,7 @@ class Shop:
     coordinator: undoubt.Coordinator
     admin: asyncpg.Connection[asyncpg.Record]
 
-    def outbox(self) -> Outbox:
+    def outbox(self) -> OutboxReader:
         participant = self.coordinator.participants.get("orders")
         assert isinstance(participant, PostgresParticipant)
         return participant.outbox()

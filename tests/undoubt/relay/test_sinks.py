@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
 import pytest
@@ -57,7 +57,7 @@ async def receiver() -> AsyncIterator[Receiver]:
         yield made
 
 
-def headers(head: str) -> Mapping[str, str]:
+def headers(head: str) -> dict[str, str]:
     pairs = [line.split(": ", 1) for line in head.split("\r\n")[1:] if line]
     return {name.lower(): value for name, value in pairs}
 
