@@ -199,6 +199,16 @@ async def test_a_key_commits_once(ledger: str) -> None:
     assert (told["half_made"], told["wrong_results"], told["unanswered"], told["left"]) == (0, 0, 0, 0)
 
 
+async def test_messages_of_an_outbox_survive_every_death() -> None:
+    """Broken if a message is lost, is one of a transaction that aborted, or overtakes another of its key."""
+    told = await prove("relay", "--messages", "200", "--kills", "6")
+    assert told["published"] >= 200
+    assert told["kills"] >= 6
+    assert (told["lost"], told["phantom"], told["out_of_order"], told["renamed"]) == (0, 0, 0, 0)
+    assert (told["half_made"], told["left"]) == (0, 0)
+    assert told["control"] >= 1
+
+
 async def test_a_cluster_grows_and_shrinks_under_load() -> None:
     """Broken if a change of members loses a decision, or makes one fail."""
     told = await prove("grow")

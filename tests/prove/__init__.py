@@ -20,6 +20,9 @@ The proofs, and under each what only it uses; then what several use:
 :mod:`.frameworks`           runs the examples of the frameworks.
 :mod:`.keys`                 runs the work of each key in two processes, while processes are killed.
 :mod:`.keys_process`         makes orders with keys, and dies where it is told to.
+:mod:`.relay`                kills those who publish, deliver and receive messages of an outbox.
+:mod:`.relay_producer`       publishes in transactions.
+:mod:`.relay_receiver`       notes what is delivered, and fails at random.
 :mod:`.live_recovery`        runs two recoveries beside live transactions.
 :mod:`.scanner_process`      is the process of such a recovery.
 :mod:`.without_ledger`       destroys the ledger of three-phase commits, and ends them from the participants.

@@ -33,6 +33,7 @@ PROOFS = {
     "operators": "tests.prove.operators",
     "partition": "tests.prove.partition",
     "poison": "tests.prove.poison",
+    "relay": "tests.prove.relay",
     "setback": "tests.prove.setback",
     "shadowed": "tests.prove.shadowed",
     "types": "tests.prove.sql_types",
