@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from undoubt.coordinator.ledger.contract import Lease
     from undoubt.coordinator.protocols.context import CommitContext, GivenKey
     from undoubt.coordinator.transaction import Transaction
-    from undoubt.participants.tasks import Uncancellable
+    from undoubt.coordinator.uncancellable import Uncancellable
 
 
 class Opener(Protocol):

@@ -1,17 +1,45 @@
-"""Waits for several tasks and futures together, and cancels none of them with the caller
-(:mod:`undoubt.participants.tasks`)."""
+"""Tasks that cancelling does not stop.
+
+Once PREPARE has been sent, a commit must run to its end, whatever happens to its caller: a ``wait_for`` that
+times out, a request that is closed, ``asyncio.run``, which cancels all tasks of its loop before it returns. A
+task of this kind ignores ``cancel()``; the shutdown of the loop then waits for the task. Only
+:meth:`Uncancellable.abandon` stops it, and the coordinator calls that once its drain time is over.
+
+``asyncio.timeout`` works by cancelling its own task. Drivers and clients use it inside such a task, and it
+has to work there; otherwise a server that does not answer would be waited for without limit.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Iterable, Sequence
-from functools import partial
+import sys
+from collections.abc import Coroutine, Iterable, Sequence
 from typing import Any, TypeVar
 
-from undoubt.participants.deadlines import deadlines
-from undoubt.participants.tasks import Uncancellable, uncancellable
-
 T = TypeVar("T")
+
+
+_ON_TIMEOUT = asyncio.Timeout._on_timeout.__code__  # type: ignore[attr-defined]
+
+
+class Uncancellable(asyncio.Task[T]):
+    """A task whose ``cancel()`` does nothing, unless an ``asyncio.timeout`` inside it calls it."""
+
+    def cancel(self, msg: Any | None = None) -> bool:
+        caller = sys._getframe(1)
+        # A timeout of another task, which awaits this one, calls this too, with its own task as ``_task``.
+        if caller.f_code is _ON_TIMEOUT and caller.f_locals["self"]._task is self:
+            return super().cancel(msg)
+        return False
+
+    def abandon(self) -> None:
+        """Cancel the task nevertheless."""
+        super().cancel()
+
+
+def uncancellable(coroutine: Coroutine[Any, Any, T], *, name: str | None = None) -> Uncancellable[T]:
+    """Start ``coroutine`` in the running loop as a task that cannot be cancelled."""
+    return Uncancellable(coroutine, loop=asyncio.get_running_loop(), name=name)
 
 
 async def all_done(futures: Sequence[asyncio.Future[Any]], timeout_s: float | None = None) -> None:
@@ -36,9 +64,7 @@ async def all_done(futures: Sequence[asyncio.Future[Any]], timeout_s: float | No
             future.add_done_callback(done)
     if not left:
         return
-    timer = None
-    if timeout_s is not None:
-        timer = deadlines().call_at(loop.time() + timeout_s, partial(_release, waiter))
+    timer = None if timeout_s is None else loop.call_later(timeout_s, _release, waiter)
     try:
         await waiter
     finally:
@@ -54,60 +80,45 @@ def _release(waiter: asyncio.Future[None]) -> None:
         waiter.set_result(None)
 
 
-async def all_of(awaitables: Iterable[Awaitable[T]]) -> list[T | BaseException]:
-    """Wait for ``awaitables``, which run concurrently, and ignore cancellation; returns results or exceptions
-    in the given order. A future costs no task.
+async def all_of(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T | BaseException]:
+    """Run ``coroutines`` concurrently, and ignore cancellation; returns results or exceptions in the given
+    order.
 
-    If the caller itself is abandoned, the awaitables are abandoned too, and their ends are awaited.
+    If the caller itself is abandoned, the coroutines are abandoned too, and their ends are awaited.
     """
-    return await _ends([_future(each) for each in awaitables], None)
+    return await _ends([uncancellable(coroutine) for coroutine in coroutines], None)
 
 
-async def all_within(awaitables: Iterable[Awaitable[T]], timeout_s: float) -> list[T | BaseException]:
-    """Like :func:`all_of`, but what is not done after ``timeout_s`` seconds is cancelled. Its results are
-    what it returns or raises then: usually ``CancelledError``."""
-    return await _ends([_future(each) for each in awaitables], max(timeout_s, 0))
+async def all_within(
+    coroutines: Iterable[Coroutine[Any, Any, T]], timeout_s: float
+) -> list[T | BaseException]:
+    """Like :func:`all_of`, but the coroutines that are not done after ``timeout_s`` seconds are cancelled.
+    Their results are what they return or raise then: usually ``CancelledError``."""
+    return await _ends([uncancellable(coroutine) for coroutine in coroutines], max(timeout_s, 0))
 
 
-def _future(each: Awaitable[T]) -> asyncio.Future[T]:
-    if isinstance(each, asyncio.Future):
-        return each
-    return uncancellable(each if asyncio.iscoroutine(each) else _awaited(each))
-
-
-async def _awaited(each: Awaitable[T]) -> T:
-    return await each
-
-
-async def _ends(futures: Sequence[asyncio.Future[T]], timeout_s: float | None) -> list[T | BaseException]:
+async def _ends(tasks: Sequence[Uncancellable[T]], timeout_s: float | None) -> list[T | BaseException]:
     try:
-        await all_done(futures, timeout_s)
+        await all_done(tasks, timeout_s)
         if timeout_s is not None:
-            await _abandoned(futures)
+            await _abandoned(tasks)
     except asyncio.CancelledError:
-        await _abandoned(futures)
-        for future in futures:
-            _result(future)  # otherwise the loop would log the exception as never retrieved
+        await _abandoned(tasks)
+        for task in tasks:
+            _result(task)  # otherwise the loop would log the exception as never retrieved
         raise
-    ends: list[T | BaseException] = []
-    for future in futures:
-        end = _result(future)
-        ends.append(end)
-    return ends
+    return [_result(task) for task in tasks]
 
 
-async def _abandoned(futures: Sequence[asyncio.Future[T]]) -> None:
-    """Cancel the futures that are not done, and wait for their ends."""
-    late = [future for future in futures if not future.done()]
-    for future in late:
-        if isinstance(future, Uncancellable):
-            future.abandon()
-        else:
-            future.cancel()
+async def _abandoned(tasks: Sequence[Uncancellable[T]]) -> None:
+    """Cancel the tasks that are not done, and wait for their ends."""
+    late = [task for task in tasks if not task.done()]
+    for task in late:
+        task.abandon()
     await all_done(late)
 
 
-def _result(future: asyncio.Future[T]) -> T | BaseException:
-    if future.cancelled():
+def _result(task: asyncio.Task[T]) -> T | BaseException:
+    if task.cancelled():
         return asyncio.CancelledError()
-    return future.exception() or future.result()
+    return task.exception() or task.result()

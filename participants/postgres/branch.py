@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,14 +25,14 @@ from undoubt.participants.contract import (
     Work,
 )
 from undoubt.participants.errors import BranchFailed, ParticipantRefused, ParticipantUnavailable, StaleLock
-from undoubt.participants.ids import Gid, Protocol, SessionKey
+from undoubt.participants.ids import Foreign, Gid, Protocol, SessionKey
 from undoubt.participants.invariant import invariant
 from undoubt.participants.outbox import Publication, dedupe_id
 from undoubt.participants.postgres.belief import same_schema
 from undoubt.participants.postgres.connection_proxy import Handle, after_branch
-from undoubt.participants.postgres.ending import confirmed, end_command, end_prepared, last
 from undoubt.participants.postgres.guard import (
     commit_guard,
+    confirm_script,
     guard_script,
     note_script,
     read_report,
@@ -59,6 +59,7 @@ from undoubt.participants.postgres.session import (
     ServerError,
     ServerSession,
     Step,
+    standby_warning,
 )
 from undoubt.participants.postgres.session_setup import (
     branch_name,
@@ -80,7 +81,6 @@ from undoubt.participants.postgres.sqlstate import (
     unanswered,
 )
 from undoubt.participants.sql import literal
-from undoubt.participants.tasks import Answered, Continued
 
 log = logging.getLogger(__name__)
 
@@ -243,41 +243,35 @@ class PostgresBranch:
             return Work.READ_ONLY
         return Work.WRITES
 
-    def prepare(self) -> Awaitable[PrepareResult]:
-        if self._handle.undoubt_end() or not self._pipelines:
-            return self._prepare_by_script()
-        self._asked = True
-        return self._prepare_in_pipeline().then(self._voted)
-
-    def _voted(self, answered: Answered[Answers]) -> PrepareResult:
-        """The vote, as the answers to the pipeline of PREPARE show it."""
-        try:
-            answers = answered.result()
-        except (ServerError, NotSent, NoAnswer) as error:
-            return self._not_prepared(error)
-        if (failure := self._look_at_prepared(last(answers))) is not None:
-            self._asked = False
-            return PrepareResult(Vote.ABORT, reason=failure)
-        self._evidence = self._evidence_of(answers)
-        if self._evidence is None:
-            # What is prepared was not checked: ``_asked`` stays set, so that it is rolled back.
-            return PrepareResult(Vote.ABORT, reason=self._failed(GUARD_REPLACED))
-        return PrepareResult(Vote.PREPARED, self._evidence)
-
-    async def _prepare_by_script(self) -> PrepareResult:
+    async def prepare(self) -> PrepareResult:
         try:
             self._stop_application()
         except BranchFailed as error:
             return PrepareResult(Vote.ABORT, reason=error)
         before, self._asked = self.session.application_name, True
+        pipelined = self._pipelines
         try:
-            answer = await self.session.script(self._prepare_script(), timeout_s=self._timeout_s)
-        except (ServerError, NotSent, NoAnswer) as error:
-            return self._not_prepared(error)
+            if pipelined:
+                answers = await self._prepare_in_pipeline()
+                answer = _last(answers)
+            else:
+                answer = await self._prepare_by_script()
+        except ServerError as error:
+            return self._prepare_refused(error)
+        except NotSent as error:
+            self._asked = False
+            return PrepareResult(Vote.ABORT, reason=self._lost(" before PREPARE", error))
+        except NoAnswer as error:
+            raise PrepareUnanswered(participant_error(self._around.name, error)) from error
         if (failure := self._look_at_prepared(answer)) is not None:
             self._asked = False
             return PrepareResult(Vote.ABORT, reason=failure)
-        if (report := self.session.application_name) != before:
+        if pipelined:
+            self._evidence = self._evidence_of(answers)
+            if self._evidence is None:
+                # What is prepared was not checked: ``_asked`` stays set, so that it is rolled back.
+                return PrepareResult(Vote.ABORT, reason=self._failed(GUARD_REPLACED))
+        elif (report := self.session.application_name) != before:
             # Otherwise a pooler did not pass the report on.
             self._evidence = await self._reported(report)
         return PrepareResult(Vote.PREPARED, self._evidence)
@@ -292,14 +286,14 @@ class PostgresBranch:
         commits; empty for other branches."""
         return self._proof if self._gid.protocol is Protocol.THREE_PHASE else b""
 
-    def _prepare_in_pipeline(self) -> Continued[Answers]:
+    async def _prepare_in_pipeline(self) -> Answers:
         intro, keep, proof = self.session.intro, self._handle.undoubt_keeps, self._note_proof
         before, guard = guards_of_prepare(intro, self._around.owners, bool(proof), keep)
         steps = [*before, Step(guard, (self._marker,), keep)]
         if proof:
             steps += note_steps(proof, intro)
         steps.append(Step(f"prepare transaction {self._quoted}"))
-        return self.session.pipeline(steps, timeout_s=self._timeout_s)
+        return await self.session.pipeline(steps, timeout_s=self._timeout_s)
 
     def _evidence_of(self, answers: Answers) -> Evidence | None:
         """The evidence that the guard has given in its row before PREPARE. None if the row is not one that
@@ -314,13 +308,14 @@ class PostgresBranch:
         high, _, low = (guard[1] or "0/0").partition("/")
         return Evidence(xid, *self._place, (int(high, 16) << 32) + int(low, 16) or None)
 
-    def _prepare_script(self) -> str:
+    async def _prepare_by_script(self) -> CommandResult:
         intro = self.session.intro
         lent = self._slot.timeouts_ms is not None
         head = report_head(self._name, pooler=intro.pooled)
         note = note_script(self._note_proof, intro)
         script = guard_script(self._marker, head, intro, self._around.owners, lent=lent, noted=bool(note))
-        return f"{script}; {note}prepare transaction {self._quoted}"
+        script += f"; {note}prepare transaction {self._quoted}"
+        return await self.session.script(script, timeout_s=self._timeout_s)
 
     async def _reported(self, report: str) -> Evidence | None:
         intro = self.session.intro
@@ -331,12 +326,10 @@ class PostgresBranch:
             await self._around.draw_history()
         return evidence
 
-    def _not_prepared(self, error: ServerError | NotSent | NoAnswer) -> PrepareResult:
-        if isinstance(error, NoAnswer) or (isinstance(error, ServerError) and error.fatal):
+    def _prepare_refused(self, error: ServerError) -> PrepareResult:
+        if error.fatal:
             raise PrepareUnanswered(participant_error(self._around.name, error)) from error
         self._asked = False
-        if isinstance(error, NotSent):
-            return PrepareResult(Vote.ABORT, reason=self._lost(" before PREPARE", error))
         return PrepareResult(Vote.ABORT, reason=self._refused(error))
 
     def _look_at_prepared(self, answer: CommandResult) -> BranchFailed | None:
@@ -423,33 +416,7 @@ class PostgresBranch:
             raise unanswered(self._around.name, error) from error
         return self._over
 
-    def commit(self) -> Awaitable[Settled]:
-        if self._over is not None or not self._asked or not self._pipelines:
-            return self._commit()
-        steps = [Step(end_command(self._gid, Decision.COMMIT, self._quoted))]
-        timeout_s = self._around.statement_timeout_s
-        ended = self.session.pipeline(steps, behind=self._reset(), timeout_s=timeout_s)
-        return ended.then(self._committed)
-
-    def _committed(self, answered: Answered[Answers]) -> Settled | Coroutine[Any, Any, Settled]:
-        """What the answer to the pipeline of COMMIT PREPARED means."""
-        try:
-            unconfirmed = last(answered.result()).unconfirmed
-        except ServerError as error:
-            if error.sqlstate != IN_USE:
-                return self._commit_elsewhere()
-            self._over = Settled.BUSY
-        except (NoAnswer, NotSent):
-            return self._commit_elsewhere()
-        else:
-            self._over = confirmed(self._gid, None if unconfirmed is None else unconfirmed.message)
-        return self._final()
-
-    async def _commit_elsewhere(self) -> Settled:
-        self._over = await self._around.settle(self._gid, Decision.COMMIT, self._evidence)
-        return self._final()
-
-    async def _commit(self) -> Settled:
+    async def commit(self) -> Settled:
         if self._over is None:
             self._over = await (self._settle(Decision.COMMIT) if self._asked else self._end_reading())
         return self._final()
@@ -522,7 +489,7 @@ class PostgresBranch:
 
     async def _last_of(self, steps: Sequence[Step]) -> CommandResult:
         """The answer to the last of ``steps``, which end the transaction; the reset goes behind them."""
-        return last(await self.session.pipeline(steps, behind=self._reset(), timeout_s=self._timeout_s))
+        return _last(await self.session.pipeline(steps, behind=self._reset(), timeout_s=self._timeout_s))
 
     async def _behind_answered(self) -> None:
         """Wait until the session can be used again after a pipeline that was refused: the reset behind it has
@@ -580,3 +547,54 @@ class PostgresBranch:
 
     def _failed(self, message: str) -> BranchFailed:
         return BranchFailed(self._around.name, message)
+
+
+def _last(answers: Answers) -> CommandResult:
+    """The answer to the last step of a pipeline."""
+    return CommandResult(answers.tags[-1], standby_warning(answers.notices) if answers.notices else None)
+
+
+async def end_prepared(
+    session: ServerSession,
+    gid: Gid | Foreign,
+    order: Decision,
+    timeout_s: float,
+    *,
+    behind: Sequence[Step] = (),
+    quoted: str = "",
+) -> Settled:
+    """COMMIT PREPARED or ROLLBACK PREPARED of ``gid`` in the current role of the session, and the steps
+    ``behind`` it, which are not waited for. ``quoted``: the gid as SQL, if the caller has it. Raises the
+    errors of ``session``."""
+    verb = "commit" if order is Decision.COMMIT else "rollback"
+    command = f"{verb} prepared {quoted or literal(str(gid))}"
+    if behind:
+        answer = _last(await session.pipeline([Step(command)], behind=behind, timeout_s=timeout_s))
+    else:
+        answer = await session.script(command, timeout_s=timeout_s)
+    if order is Decision.ABORT:
+        return Settled.APPLIED
+    warning = answer.unconfirmed
+    why = None if warning is None else warning.message
+    if why is None and session.intro.pooled:
+        why = await _unconfirmed(session, timeout_s)
+    if why is not None:
+        # Committed on this server, but perhaps on no other: not final. A repeated call gets evidence.
+        log.warning("%s is committed, but no synchronous standby confirmed it: %s", gid, why)
+        return Settled.BUSY
+    return Settled.APPLIED
+
+
+async def _unconfirmed(session: ServerSession, timeout_s: float) -> str | None:
+    """Why no standby has confirmed a COMMIT PREPARED behind a pooler; None if the standbys have.
+
+    Such a COMMIT PREPARED runs with the settings of the database or the role, and cannot share a script with
+    a SET. These settings may hide its warning, or skip its wait, so a second commit is made to find out."""
+    try:
+        answer = await session.script(confirm_script(), timeout_s=timeout_s)
+    except ServerError as error:
+        if not error.fatal:
+            await session.script("rollback", timeout_s=timeout_s)
+        return error.message
+    warning = answer.unconfirmed
+    return None if warning is None else warning.message

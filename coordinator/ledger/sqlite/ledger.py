@@ -24,7 +24,7 @@ from undoubt.coordinator.ledger.sqlite.owner import OwnedLedger
 from undoubt.coordinator.ledger.sqlite.owner_client import ConnectionGone, OwnerConnection
 from undoubt.coordinator.rpc.envelope import judged
 from undoubt.coordinator.settings import LedgerSettings
-from undoubt.participants.tasks import Uncancellable, uncancellable
+from undoubt.coordinator.uncancellable import Uncancellable, uncancellable
 
 RETRY_S = 0.02
 
