@@ -46,6 +46,12 @@ RETRY_S = 0.2
 """The pause after a ledger that does not answer, while a request waits."""
 
 
+def fence_of(lock: Lock) -> int:
+    """What ``lock.guard`` shows to a database: the token, or of several shared holders that of the first one.
+    Raises ``UsageError`` if the lock is not acquired."""
+    return lock._acquired.fence
+
+
 def branch_with(transactions: Iterable[Transaction], connection: object) -> Branch:
     """The open branch whose connection the application has. Raises ``UsageError``."""
     for transaction in transactions:

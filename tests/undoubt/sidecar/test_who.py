@@ -24,7 +24,15 @@ from undoubt.serve.sidecar.server import check, start_reloading
 from undoubt.serve.sidecar.settings import SidecarSettings, TokenSettings
 from undoubt.serve.sidecar.tokens import Doorkeeper, hash_of
 
-GUARDED = ["/v1/transactions", "/v1/participants", "/metrics", "/leader", "/openapi.json", "/readyz?verbose"]
+GUARDED = [
+    "/v1/transactions",
+    "/v1/locks",
+    "/v1/participants",
+    "/metrics",
+    "/leader",
+    "/openapi.json",
+    "/readyz?verbose",
+]
 
 
 @pytest.mark.parametrize("path", GUARDED)

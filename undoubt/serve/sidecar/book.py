@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Literal, Protocol
@@ -18,6 +18,7 @@ from typing import Literal, Protocol
 from undoubt.coordinator.coordinator import Coordinator
 from undoubt.coordinator.errors import HeuristicOutcome, LedgerError, OutcomeUnknown, TransactionAborted
 from undoubt.coordinator.host import Opener
+from undoubt.coordinator.locks import Lock
 from undoubt.coordinator.supervision import Supervised
 from undoubt.coordinator.transaction import CommitResult, Transaction
 from undoubt.participants.backoff import pauses
@@ -83,6 +84,8 @@ class OpenTransaction:
     branches: dict[int, BranchInfo] = field(default_factory=dict)
     running: dict[str, asyncio.Lock] = field(default_factory=dict)
     """By participant: held while a statement runs, so that statements run one at a time."""
+    locks: dict[int, Lock] = field(default_factory=dict)
+    """The locks that are held until the transaction ends, by their tokens."""
     ending: asyncio.Task[Outcome] | None = None
     found: Outcome | None = None
     """The outcome that was learnt after the commit had ended with an unknown outcome."""
@@ -341,9 +344,12 @@ class Book:
         """The commit has ended. If its outcome is unknown, look for the outcome until it is known."""
         self._retire(entry)
         if isinstance(entry.outcome, OutcomeUnknown):
-            task = asyncio.create_task(self._follow(entry))
-            self._following.add(task)
-            task.add_done_callback(self._following.discard)
+            self._in_background(self._follow(entry))
+
+    def _in_background(self, work: Coroutine[object, object, None]) -> None:
+        task = asyncio.create_task(work)
+        self._following.add(task)
+        task.add_done_callback(self._following.discard)
 
     async def _follow(self, entry: OpenTransaction) -> None:
         txid = entry.transaction.id
@@ -414,9 +420,17 @@ class Book:
             self._held[entry.owner] -= 1
             entry.ended_s = asyncio.get_running_loop().time()
             self._ended[entry.id] = entry
+            if entry.locks:
+                self._in_background(_release(entry))
             if self._watcher is not None:
                 took_s = None if entry.commit_s is None else entry.ended_s - entry.commit_s
                 self._watcher.ended(entry, took_s)
+
+
+async def _release(entry: OpenTransaction) -> None:
+    """Give back the locks of a transaction that has ended; what fails is given back by the lock's session."""
+    locks, entry.locks = entry.locks, {}
+    await asyncio.gather(*(lock.release() for lock in locks.values()), return_exceptions=True)
 
 
 async def _outcome(transaction: Transaction, *, begin: bool) -> Outcome:

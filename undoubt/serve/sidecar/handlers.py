@@ -157,15 +157,16 @@ class Sidecar:
             raise TypeError(type(found))
         return found
 
-    def own(self, request: JudgedRequest) -> OpenTransaction:
-        """The transaction of the path, which the client has begun or joins. Raises
+    def own(self, request: JudgedRequest, id_: str = "") -> OpenTransaction:
+        """The transaction ``id_``, or that of the path, which the client has begun or joins. Raises
         :class:`RequestRefused`."""
-        entry = self.book.find(request.path["id"])
+        id_ = id_ or request.path.get("id", "")
+        entry = self.book.find(id_)
         if entry is not None and request.capability is not None:
             return entry
         if entry is None or entry.owner != request.client.name:
             # Other clients do not learn whether the transaction exists.
-            raise _no_such(request.path["id"])
+            raise _no_such(id_)
         return entry
 
 

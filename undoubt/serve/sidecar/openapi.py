@@ -17,6 +17,7 @@ _REF = "#/components/schemas/{name}"
 _PLACE = re.compile(r"\{(\w+)\}")
 _PLACES: dict[str, dict[str, Any]] = {
     "id": {"type": "string", "description": "a transaction's id"},
+    "token": {"type": "integer", "minimum": 1, "maximum": 1 << 62, "description": "a lock's token"},
     "n": {"type": "integer", "minimum": 1, "maximum": 9999, "description": "a branch's number"},
 }
 _KEY = {
@@ -30,7 +31,7 @@ _PREFER = {
     "name": "Prefer",
     "in": "header",
     "required": False,
-    "description": "wait=<seconds>: answer once the outcome is known, or after this time",
+    "description": "wait=<seconds>: answer once the outcome is known or the lock granted, or after this time",
     "schema": {"type": "string", "pattern": "^wait=[0-9]{1,4}$"},
 }
 _JOIN = {

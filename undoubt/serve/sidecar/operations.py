@@ -6,10 +6,11 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from undoubt.serve.sidecar import handlers
+from undoubt.serve.sidecar import handlers, locks
 from undoubt.serve.sidecar.handlers import JudgedRequest, Sidecar
 from undoubt.serve.sidecar.idempotency import Answer
 from undoubt.serve.sidecar.types import (
+    AcquireRequest,
     AgentBegun,
     AgentOrder,
     AgentRequest,
@@ -20,8 +21,13 @@ from undoubt.serve.sidecar.types import (
     BranchRequest,
     CommitRequest,
     Committed,
+    GuardedBranch,
+    GuardRequest,
     Health,
     Leading,
+    LockList,
+    LockReleased,
+    LockShown,
     NotKnownYet,
     ParticipantList,
     RepeatedTransaction,
@@ -180,6 +186,41 @@ OPERATIONS = (
         handlers.roll_back,
         "Undo everything.",
         {200: RolledBack},
+    ),
+    Operation(
+        "acquireLock",
+        "POST",
+        "/v1/locks",
+        locks.acquire,
+        "Take a lock for a transaction of yours; 409 LockHeld: it is not free.",
+        {201: LockShown},
+        takes=AcquireRequest,
+        waits=True,
+    ),
+    Operation(
+        "listLocks",
+        "GET",
+        "/v1/locks",
+        locks.list_locks,
+        "The locks that are held here for transactions that you may see.",
+        {200: LockList},
+    ),
+    Operation(
+        "releaseLock",
+        "DELETE",
+        "/v1/locks/{token}",
+        locks.release,
+        "Give a lock back before its transaction ends.",
+        {200: LockReleased},
+    ),
+    Operation(
+        "guardBranch",
+        "POST",
+        "/v1/locks/{token}/guard",
+        locks.guard,
+        "Begin a branch that the sidecar runs with the guard of a lock.",
+        {200: GuardedBranch},
+        takes=GuardRequest,
     ),
     Operation(
         "listParticipants",

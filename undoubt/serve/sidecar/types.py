@@ -191,6 +191,47 @@ class ParticipantList(msgspec.Struct, frozen=True):
     participants: tuple[ParticipantInfo, ...]
 
 
+LockMode = Literal["exclusive", "shared"]
+Token = Annotated[int, Meta(ge=1, description="Higher than those of all earlier holders of any lock.")]
+
+
+class AcquireRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The lock is given back when the transaction ends, at the latest."""
+
+    transaction: TransactionId
+    """One that you have begun here."""
+    name: Annotated[str, Meta(min_length=1, max_length=200)]
+    mode: LockMode = "exclusive"
+
+
+class LockShown(msgspec.Struct, frozen=True):
+    token: Token
+    name: str
+    mode: LockMode
+    transaction: TransactionId
+    held: bool
+    """Whether it is certain that no other holder has been granted the lock."""
+    guard: str
+    """The statement with which a branch that you run begins, so that its database refuses a stale holder."""
+
+
+class LockList(msgspec.Struct, frozen=True):
+    locks: tuple[LockShown, ...]
+
+
+class LockReleased(msgspec.Struct, frozen=True):
+    token: Token
+
+
+class GuardRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    participant: Name
+
+
+class GuardedBranch(msgspec.Struct, frozen=True):
+    token: Token
+    participant: Name
+
+
 class Check(msgspec.Struct, frozen=True):
     name: str
     ok: bool
