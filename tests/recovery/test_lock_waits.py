@@ -115,12 +115,12 @@ async def test_whoever_only_waits_is_no_deadlock(locks: Locks) -> None:
     assert await locks.victims() == []
 
 
-@pytest.mark.parametrize("holder", ["nobody's", "its own", "shared", "another lock", "gone"])
+@pytest.mark.parametrize("holder", ["nobody's", "own", "shared", "another lock", "gone"])
 async def test_what_is_no_deadlock(locks: Locks, holder: str) -> None:
     """A victim would be aborted for nothing."""
     one, two = locks.txids(2)
     shared = holder == "shared"
-    asked = await locks.ask({"nobody's": None, "its own": one}.get(holder, two), shared=shared)
+    asked = await locks.ask({"nobody's": None, "own": one}.get(holder, two), shared=shared)
     await locks.ask(one, "another" if holder == "another lock" else "job", shared=shared)
     locks.world.orders.waiting = [wait(two, one)]
     if holder == "gone":

@@ -287,6 +287,11 @@ async def execute(sidecar: Sidecar, request: JudgedRequest) -> Answer:
         connection = await sidecar.book.connection(entry, name)
         try:
             return answer(await statements.run(connection, name, wanted.sql, values, sidecar.settings))
+        except statements.StatementFailed as failed:
+            # The database says only that somebody cancelled it.
+            if await entry.transaction.find_out(failed.__cause__) is not None:
+                entry.check_active()
+            raise
         except statements.UnreadableAnswer as error:
             entry.transaction.doom(statements.without_frames(error))
             entry.check_active()
