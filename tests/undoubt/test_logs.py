@@ -35,7 +35,8 @@ class Lines(logging.Handler):
 
 
 @pytest.fixture
-def lines() -> Iterator[list[dict[str, Any]]]:
+def lines(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, Any]]]:
+    monkeypatch.setattr(log, "disabled", False)  # some frameworks of other tests disable what is there
     handler = Lines()
     handler.setFormatter(JsonFormatter())
     log.addHandler(handler)
