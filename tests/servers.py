@@ -161,3 +161,12 @@ async def prepared(dsn: str) -> list[str]:
         return [row["gid"] for row in rows]
     finally:
         await connection.close()
+
+
+async def execute(dsn: str, sql: str) -> None:
+    """Run ``sql`` on a connection of its own."""
+    connection = await asyncpg.connect(dsn)
+    try:
+        await connection.execute(sql)
+    finally:
+        await connection.close()

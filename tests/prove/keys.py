@@ -26,6 +26,7 @@ from tests.prove.control import control
 from tests.prove.ledgers import LEDGERS, SqliteLedgers
 from tests.prove.processes import Child, within
 from tests.prove.trap import NEVER, Trap
+from tests.servers import execute
 from undoubt.embedded import EmbeddedServer
 
 PROCESSES = 2
@@ -50,7 +51,7 @@ async def main(options: argparse.Namespace) -> tuple[dict[str, Any], bool]:
         for name in NAMES:
             server = await stack.enter_async_context(EmbeddedServer())
             dsns[name] = await server.create_database("shop")
-            await _execute(dsns[name], SCHEMA)
+            await execute(dsns[name], SCHEMA)
         ledgers: SqliteLedgers = LEDGERS[options.ledger](folder)
         await ledgers.build(stack)
         settings = json.dumps(
@@ -192,14 +193,6 @@ async def _recovered(settings: str) -> list[str]:
     recovery = await Child.start("tests.prove.recovery_process", settings, never, "600", "600")
     await recovery.ended()
     return [*map(str, recovery.heard.last.get("left", ["recovery died"]))]
-
-
-async def _execute(dsn: str, sql: str) -> None:
-    connection = await asyncpg.connect(dsn)
-    try:
-        await connection.execute(sql)
-    finally:
-        await connection.close()
 
 
 async def _made(dsn: str) -> list[tuple[str, str]]:

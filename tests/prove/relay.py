@@ -34,6 +34,7 @@ from tests.prove.ledgers import LEDGERS, SqliteLedgers
 from tests.prove.processes import ROOT, Child, within
 from tests.prove.relay_producer import PARTS
 from tests.prove.trap import NEVER, Trap
+from tests.servers import execute
 from undoubt.embedded import EmbeddedServer
 from undoubt.participants.postgres import schema
 from undoubt.participants.settings import ParticipantSettings
@@ -85,7 +86,7 @@ async def _opened(stack: AsyncExitStack, folder: Path, ledger: str) -> Shop:
         server = await stack.enter_async_context(EmbeddedServer())
         dsns[name] = await server.create_database("shop")
         await schema.migrate(name, ParticipantSettings(dsn=dsns[name]))
-        await _execute(dsns[name], TABLE)
+        await execute(dsns[name], TABLE)
     ledgers: SqliteLedgers = LEDGERS[ledger](folder)
     await ledgers.build(stack)
     settings = {
@@ -253,14 +254,6 @@ def _overtaken(truth: list[tuple[str, int]], came: list[tuple[str, int]]) -> int
             count += place[message] < highest
             highest = max(highest, place[message])
     return count
-
-
-async def _execute(dsn: str, sql: str) -> None:
-    connection = await asyncpg.connect(dsn)
-    try:
-        await connection.execute(sql)
-    finally:
-        await connection.close()
 
 
 async def _placed(dsn: str) -> list[tuple[str, str]]:

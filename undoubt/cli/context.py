@@ -137,6 +137,16 @@ def ask_about_lost(context: Context, *, yes: bool) -> None:
 pass_context = click.make_pass_decorator(Context, ensure=True)
 
 
+json_log = click.option(
+    "--log-format",
+    type=click.Choice(["text", "json"]),
+    default="json",
+    show_default=True,
+    help="What it writes on stderr while it runs: lines of text, or of JSON.",
+)
+"""The option of services whose log is read by machines unless told otherwise."""
+
+
 def common(command: F) -> F:
     """The flags that every command takes."""
     for option in (

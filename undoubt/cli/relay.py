@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from undoubt import logs, wiring
-from undoubt.cli.context import NO_LEDGER, Context, common, pass_context
+from undoubt.cli.context import NO_LEDGER, Context, common, json_log, pass_context
 from undoubt.cli.durations import Duration
 from undoubt.cli.exits import CommandError, Exit
 
@@ -45,13 +45,7 @@ if TYPE_CHECKING:
     help="When a delivery counts as failed.",
 )
 @click.option("--once", is_flag=True, help="Deliver what is there, each message once, then end.")
-@click.option(
-    "--log-format",
-    type=click.Choice(["text", "json"]),
-    default="json",
-    show_default=True,
-    help="What it writes on stderr while it runs: lines of text, or of JSON.",
-)
+@json_log
 @common
 @pass_context
 def relay(

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import click
 
 from undoubt import logs
-from undoubt.cli.context import Context, common, pass_context
+from undoubt.cli.context import Context, common, json_log, pass_context
 from undoubt.participants.errors import UsageError
 from undoubt.serve.loop import fastest_loop
 
@@ -22,13 +22,7 @@ log = logging.getLogger(__name__)
 @click.option(
     "--new-token", metavar="NAME", help="Draw a token for a client of that name, print it, and end."
 )
-@click.option(
-    "--log-format",
-    type=click.Choice(["text", "json"]),
-    default="json",
-    show_default=True,
-    help="What it writes on stderr while it runs: lines of text, or of JSON.",
-)
+@json_log
 @common
 @pass_context
 def sidecar(context: Context, new_token: str | None, log_format: str) -> None:
