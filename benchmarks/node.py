@@ -65,8 +65,10 @@ class Nodes:
         addresses = {number: f"127.0.0.1:{7400 + number}" for number in NODES}
         hard_state, snapshot = beginning(CLUSTER, addresses)
         self.replicas = {}
+        self._machines = []
         for number in NODES:
             replicated = NodeStateMachine(Machine(CLUSTER), {})
+            self._machines.append(replicated.machine)
             replicated.restore(snapshot.image)
             self.replicas[number] = Replica(
                 Stored(DiskIdentity(CLUSTER, number, "disk"), hard_state, snapshot, ()),
@@ -92,6 +94,11 @@ class Nodes:
             for replica in self.replicas.values():
                 if replica.leads:
                     return replica
+            await asyncio.sleep(TICK_S)
+
+    async def have(self, session: Session) -> None:
+        """Return once every node has applied it; until then an acceptor refuses the votes of its branches."""
+        while not all(session.id in machine.state.sessions for machine in self._machines):
             await asyncio.sleep(TICK_S)
 
     async def stop(self) -> None:
@@ -157,6 +164,7 @@ async def run(count: int, rounds: int) -> None:
     session = await propose(leader, OpenSession("0" * 16, "benchmark", 10**9, acceptors=NODES))
     if not isinstance(session, Session):
         raise TypeError(session)
+    await nodes.have(session)
     work = Work(nodes, leader, session)
     found: dict[str, list[float]] = {}
     for first in range(1, 3 * count * rounds, 3 * count):

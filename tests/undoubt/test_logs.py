@@ -36,7 +36,8 @@ class Lines(logging.Handler):
 
 @pytest.fixture
 def lines(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, Any]]]:
-    monkeypatch.setattr(log, "disabled", False)  # some frameworks of other tests disable what is there
+    log.setLevel(logging.DEBUG)  # whatever the root logger's is
+    monkeypatch.setattr(log, "disabled", False)
     handler = Lines()
     handler.setFormatter(JsonFormatter())
     log.addHandler(handler)
@@ -80,6 +81,7 @@ def test_whose_transaction_it_is_about(
     """Broken if a line can be found by its text alone."""
     log.warning("something happened: %s", about)
     log.warning("something happened: %(what)s", {"what": about})
+    assert len(lines) == 2
     for line in lines:
         assert {name: line[name] for name in ("transaction", "gid", "participant") if name in line} == fields
 

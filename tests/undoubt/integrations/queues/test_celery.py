@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import uuid
 from collections.abc import Iterator
 from typing import Any
@@ -22,7 +23,15 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # kombu's
 
 
 @pytest.fixture
-def app(shop: Shop, redis_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Celery]:
+def root_level() -> Iterator[None]:
+    """A worker sets the level of the root logger, and leaves it so."""
+    before = logging.root.level
+    yield
+    logging.root.setLevel(before)
+
+
+@pytest.fixture
+def app(root_level: None, shop: Shop, redis_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Celery]:
     """With a worker of Celery's own, in a thread, and a real broker."""
     monkeypatch.setattr("undoubt.coordinator.transaction.VOTING_GRACE_S", 0.0)
     app = Celery("shop", broker=redis_url, backend="cache+memory://")
