@@ -36,6 +36,8 @@ LOOK_S = 0.3
 POSTGRES = "postgresql+psycopg"
 LEDGER = "ledger"
 """The name of the wire to a ledger that is a database."""
+TRIES_MAX = 3
+"""How often a case is run until its message comes."""
 ATTEMPTS_MAX = 3
 """How often the next transaction is tried while the machine is too slow for its timeouts."""
 PASSES_STRUCK = 2
@@ -78,7 +80,7 @@ class Verdicts:
 
     runs: int = 0
     missed: int = 0
-    """Runs in which the message that was to be struck did not come: they are none of ``runs``."""
+    """Cases whose message did not come in any of the tries: they are none of ``runs``."""
     wrong: int = 0
     hung: int = 0
     """Of the wrong ones."""
@@ -121,6 +123,7 @@ class Trial:
         self._black_out_at: TwoPhaseStep | None = None
         self._black = asyncio.Event()
         self._numbers = 0
+        self._struck = False
         self._said = ""
         """The error that was told last."""
         self._ended: list[tuple[Transfer, str]] = []
@@ -150,8 +153,14 @@ class Trial:
         return await self._run(None)
 
     async def run(self, case: Case) -> None:
-        """Strike, use the same coordinator again, recover, judge."""
-        await self._run(case)
+        """Strike, use the same coordinator again, recover, judge. If the message did not come, as another one
+        was faster this time, it is tried again; the case is missed if it never comes."""
+        for _ in range(TRIES_MAX):
+            await self._run(case)
+            if self._struck:
+                return
+        self._verdicts.missed += 1
+        log.info("missed: %s: %s", self._scene, case)
 
     async def audit(self) -> None:
         """After the last run: all is as it was judged, nothing is prepared, no money was made or lost."""
@@ -257,6 +266,7 @@ class Trial:
         await self._until_quiet(case)
         heard = [(name, place, label) for name, wire in self._wires.items() for place, label in wire.heard]
         struck = case is None or self._wires[case.target].struck
+        self._struck = struck
         if struck and self._numbers % 2:
             await self._until_given_up(problems)
         second, told_second = await self._use_again(problems)
@@ -308,9 +318,6 @@ class Trial:
         verdicts = self._verdicts
         if case is not None:
             verdicts.runs += struck
-            verdicts.missed += not struck
-            if not struck:
-                log.info("missed: %s: %s", self._scene, case)
             verdicts.told[told] = verdicts.told.get(told, 0) + struck
         if problems:
             what = str(case or "no fault") if struck else f"not struck: {case}"
