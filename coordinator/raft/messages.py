@@ -193,10 +193,12 @@ class AppendReply(Header, frozen=True, array_like=True, tag=6):
 
 class Heartbeat(Header, frozen=True, array_like=True, tag=7):
     """A leader's heartbeat. ``commit`` never exceeds the index that the receiver has acknowledged. ``round``
-    confirms reads."""
+    confirms reads. ``fed``: the followers that get new entries at once, while the others get them later;
+    empty if every follower gets them at once."""
 
     commit: Natural
     round: Natural = 0
+    fed: frozenset[Natural] = frozenset()
 
 
 class HeartbeatReply(Header, frozen=True, array_like=True, tag=8):

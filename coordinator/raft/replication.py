@@ -91,6 +91,7 @@ def on_heartbeat(state: RaftState, message: Heartbeat) -> None:
             f" {state.log.last_index}"
         )
     state.commit_to(message.commit)
+    state.gets_entries_late = bool(message.fed) and state.node not in message.fed
     state.send(HeartbeatReply(message.sender, state.node, state.term, message.round, state.fit))
 
 
@@ -129,14 +130,16 @@ def flush(state: RaftState) -> None:
     """Send to each peer what may be sent; everything since the last ``Ready`` is sent together. A lazy leader
     sends to the followers that a quorum needs, and to the others only together with a heartbeat, or in a
     hurry."""
-    everybody = state.heartbeat_due or state.hurried or not _chosen(state)
+    chosen = _chosen(state)
+    everybody = state.heartbeat_due or state.hurried or not chosen
     state.hurried = False
     if state.heartbeat_due:
         state.heartbeat_due = False
         state.heartbeat_elapsed = 0
         for node, progress in state.peers():
             commit = min(progress.match, state.log.commit)
-            state.send(Heartbeat(node, state.node, state.term, commit, state.reads.round))
+            fed = state.fed if chosen else frozenset()
+            state.send(Heartbeat(node, state.node, state.term, commit, state.reads.round, fed))
     for node, progress in state.peers():
         if everybody or node in state.fed or progress.pace is not Pace.REPLICATE or progress.nudge:
             _feed(state, node, progress)

@@ -262,6 +262,9 @@ class RaftState:
         self.leader = 0
         self.votes: dict[int, bool] = {}
         self.election_elapsed = 0
+        self.gets_entries_late = False
+        """Whether the present leader sends new entries to other followers first, as its last heartbeat said.
+        """
         self.heartbeat_elapsed = 0
         self.timeout_ticks = 0
         self.heartbeat_due = False
@@ -331,10 +334,11 @@ class RaftState:
 
         A node whose disk is full leaves the other voters the time of several elections. After that it stands
         nevertheless: it may be the only node that has all committed entries, and without a leader no read is
-        answered.
+        answered. A node that gets new entries later than others leaves these the time of one election: its
+        log probably lacks acknowledged entries, and then it gets no votes.
         """
-        extra = FULL_DISK_ELECTIONS * self.settings.election_ticks if self.disk_full else 0
-        return self.timeout_ticks + extra
+        elections = (FULL_DISK_ELECTIONS if self.disk_full else 0) + (1 if self.gets_entries_late else 0)
+        return self.timeout_ticks + elections * self.settings.election_ticks
 
     def draw_timeout(self) -> None:
         base = self.settings.election_ticks
@@ -373,6 +377,7 @@ class RaftState:
         self.leader = leader
         self.votes = {}
         self.election_elapsed = 0
+        self.gets_entries_late = False
         self.draw_timeout()
 
     def become_follower(self, term: int, leader: int) -> None:

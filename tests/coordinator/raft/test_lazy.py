@@ -1,5 +1,6 @@
 """A lazy leader: entries go at once to as many followers as a quorum needs, and to the others a heartbeat
-later, or in a hurry. Safety does not depend on it: what counts is what a quorum has stored."""
+later, or in a hurry; the others stand for election later. Safety does not depend on it: what counts is what a
+quorum has stored."""
 
 from __future__ import annotations
 
@@ -17,6 +18,8 @@ from undoubt.coordinator.raft import (
     Heartbeat,
     HeartbeatReply,
     Message,
+    PreVote,
+    PreVoteReply,
 )
 
 LAZY = msgspec.structs.replace(SETTINGS, lazy=True)
@@ -171,3 +174,66 @@ def test_a_node_that_does_not_lead_does_not_hurry() -> None:
     bench.raft.hurry(1)
     assert not bench.flow()
     assert not bench.raft.holds_back
+
+
+def named(messages: list[Message]) -> set[frozenset[int]]:
+    """The followers that the heartbeats among ``messages`` name."""
+    return {each.fed for each in only(Heartbeat, messages)}
+
+
+def test_a_heartbeat_names_the_followers_that_get_entries_at_once() -> None:
+    """Broken if the followers do not learn which of them is behind, or if one counts as behind although every
+    follower gets every entry."""
+    bench = leading((1, 2, 3, 4, 5))
+    chosen = frozenset(fed(propose(bench)))
+    assert len(chosen) == 2
+    assert named(bench.ticks(1)) == {chosen}
+    bench.raft.propose_config(ConfigChange((Change(ChangeKind.REMOVE, 5),), ConfigTransition.JOINT_EXPLICIT))
+    bench.flow()
+    assert bench.raft.configuration.joint
+    assert named(bench.ticks(1)) == {frozenset()}
+    bench = Bench()  # of a cluster that is not lazy
+    bench.lead()
+    assert named(bench.ticks(1)) == {frozenset()}
+
+
+def waits(bench: Bench) -> int:
+    """After how many ticks of silence the node asks for pre-votes."""
+    for count in range(1, 5 * SETTINGS.election_ticks):
+        if only(PreVote, bench.ticks(1)):
+            return count
+    raise AssertionError("it never stands")
+
+
+def silence_after(*names: frozenset[int], voters: tuple[int, ...] = (1, 2, 3)) -> int:
+    """How long node 1 waits after heartbeats of node 2 that name those followers, in this order."""
+    bench = Bench(voters, settings=LAZY)
+    for fed_now in names:
+        bench.step(Heartbeat(1, 2, 1, 1, 0, fed_now))
+    return waits(bench)
+
+
+def test_who_gets_entries_later_stands_one_timeout_later() -> None:
+    """Broken if the follower that lacks acknowledged entries stands first, and is refused, while the one that
+    has them waits."""
+    usual = silence_after(frozenset())
+    assert silence_after(frozenset({1})) == usual
+    assert silence_after(frozenset({3})) == usual + SETTINGS.election_ticks
+    assert silence_after(frozenset({3}), frozenset({1})) == usual, "the last heartbeat counts"
+    assert silence_after(frozenset({3}), frozenset()) == usual
+    assert silence_after(frozenset({1}), frozenset({3})) == usual + SETTINGS.election_ticks
+
+
+def test_the_extra_timeout_is_waited_for_once() -> None:
+    """Broken if a node that stood without success waits for others again, or if it waits because of what a
+    former leader said: without the fed follower nobody would lead for longer than necessary."""
+    bench = Bench(settings=LAZY)
+    bench.step(Heartbeat(1, 2, 1, 1, 0, frozenset({3})))
+    waits(bench)
+    for other in (2, 3):
+        bench.step(PreVoteReply(1, other, 1, False))
+    assert waits(bench) < 2 * SETTINGS.election_ticks
+    bench = Bench(settings=LAZY)
+    bench.step(Heartbeat(1, 2, 1, 1, 0, frozenset({3})))
+    bench.step(Append(1, 3, 2, 1, 1, (), 1))  # another leader, which has said nothing yet
+    assert waits(bench) < 2 * SETTINGS.election_ticks
