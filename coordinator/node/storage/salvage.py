@@ -42,6 +42,8 @@ def read_log(folder: Path, owner: str) -> tuple[RecoveredLog, str]:
         if last is not None and header.before != last:
             why = f"{name} does not follow the records before it"
             break
+        if number != numbers[-1]:
+            data = data[: _end_in(folder, number + 1)]
         read = record.read(data, HEADER_BYTES, header.before, header.salt)
         payloads += read.payloads
         segments += [number] * len(read.payloads)
@@ -51,6 +53,14 @@ def read_log(folder: Path, owner: str) -> tuple[RecoveredLog, str]:
             why = f"{name} is damaged at byte {read.end}"
     log = RecoveredLog(payloads, segments, numbers[0] if numbers else 0)
     return log, why or _lacks(folder, owner, chains)
+
+
+def _end_in(folder: Path, following: int) -> int | None:
+    """Where the records of a segment end, as the segment after it says; None if that is not readable."""
+    try:
+        return SegmentHeader.decoded(path_of(folder, following).read_bytes()).previous_end
+    except NotASegment:
+        return None
 
 
 def _lacks(folder: Path, owner: str, chains: dict[int, bytes]) -> str:

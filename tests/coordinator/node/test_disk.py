@@ -22,7 +22,7 @@ from undoubt.coordinator.ledger.disk import StoreBroken, StoreFull
 from undoubt.coordinator.node.settings import NodeSettings
 from undoubt.coordinator.node.storage import segment
 from undoubt.coordinator.node.storage.contract import Disk, DiskWrite, Finished, Snapshot
-from undoubt.coordinator.node.storage.node_storage import RESERVE_NAME, NodeStorage, create
+from undoubt.coordinator.node.storage.node_storage import RESERVE_NAME, NodeStorage, create, salvaged
 from undoubt.coordinator.node.storage.reserve import RESERVE_BYTES
 from undoubt.coordinator.node.storage.segment_log import ANCHOR_NAME, SEGMENT_BYTES
 from undoubt.coordinator.raft import Entry, HardState, SnapshotMeta
@@ -328,6 +328,27 @@ def failing_syncs(cluster: Cluster, number: int, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(os, "fdatasync", fail)
     return asked
+
+
+async def test_a_record_whose_sync_found_no_room_is_not_read(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Broken if a node takes its disk for damaged because a refused record is whole: on a filesystem that
+    never overwrites in place, the sync says that there is no room, and the record stays readable."""
+    storage = await opened(folder, segment_bytes=2048)
+    await storage.write([DiskWrite(entries=entries(2, 2))])
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fdatasync", refusing(errno.ENOSPC))
+        storage._reserve.give_up = lambda: False  # type: ignore[method-assign]
+        with pytest.raises(StoreFull):
+            await storage.write([DiskWrite(entries=entries(3, 2))])
+    await storage.write([DiskWrite(entries=entries(3, 5))])
+    assert storage.files.log.segment > storage.files.log.first_segment
+    await storage.close()
+    kept = (*entries(2, 2), *entries(3, 5))
+    assert (await found(folder)).entries == kept
+    stored, why = salvaged(folder)
+    assert (stored.entries, why) == (kept, "")
 
 
 async def test_the_storage_is_opened_anew_after_a_failed_sync(
