@@ -47,6 +47,7 @@ from undoubt.participants.errors import ParticipantError, UndoubtError, UsageErr
 from undoubt.participants.ids import Gid, SessionKey, TxId
 from undoubt.participants.ids import Protocol as GidProtocol
 from undoubt.participants.invariant import InvariantViolation
+from undoubt.participants.plural import plural
 from undoubt.participants.registry import Registry
 
 log = logging.getLogger(__name__)
@@ -70,9 +71,9 @@ class ParticipantInUse(UsageError):
 
     def __init__(self, name: str, gids: list[str]) -> None:
         shown = ", ".join(gids[:5]) + (f" and {len(gids) - 5} more" if len(gids) > 5 else "")
+        count = plural(len(gids), "unresolved branch", "unresolved branches")
         super().__init__(
-            f"participant {name!r} has {len(gids)} unresolved branches: {shown}."
-            " Let recovery resolve them first (undoubt recover)"
+            f"participant {name!r} has {count}: {shown}. Let recovery resolve them first (undoubt recover)"
         )
         self.gids = gids
 

@@ -30,6 +30,7 @@ The modules, in the order in which a branch passes them:
 :mod:`.libpq`                 checks which ports and database names libpq accepts.
 :mod:`.sql`                   holds a room's named statements, and quotes SQL strings and identifiers.
 :mod:`.redact`                removes passwords from connection strings.
+:mod:`.plural`                writes a count and its noun.
 :mod:`.invariant`             raises ``InvariantViolation`` if a condition does not hold, also under ``python
                               -O``, and looks up transitions in tables of states.
 :mod:`.errors`                defines the errors of participants, and the root of all errors.

@@ -13,6 +13,7 @@ import enum
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from undoubt.participants.plural import plural
 from undoubt.participants.sql import identifier, literal, names
 
 
@@ -263,7 +264,7 @@ def mends(schema: Schema, faults: Sequence[Fault], owners: Sequence[str], settin
 
 def refusal(schema: Schema, faults: Sequence[Fault]) -> str:
     """The message of an error: the first of ``faults``, and the number of the others."""
-    more = f", and {len(faults) - 1} more reasons" if len(faults) > 1 else ""
+    more = f", and {plural(len(faults) - 1, 'more reason')}" if len(faults) > 1 else ""
     return (
         f"schema {schema.name} is not trusted: {faults[0].what}{more}; its code would run with undoubt's"
         " rights"

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from undoubt.participants.contract import Participant, PreparedBranch
 from undoubt.participants.errors import ParticipantError
 from undoubt.participants.ids import Gid
+from undoubt.participants.plural import plural
 from undoubt.participants.registry import Registry
 from undoubt.recovery.scan import of_lost_ledger
 
@@ -47,7 +48,8 @@ class LeftoverBranches:
         """One sentence for an operator."""
         names = ", ".join(sorted({name for name, _ in self.branches}))
         ledgers = " and ".join(self.ledgers)
-        return f"{len(self.branches)} branches of ledger {ledgers} are prepared in {names}"
+        count = plural(len(self.branches), "branch is", "branches are")
+        return f"{count} prepared in {names} for ledger {ledgers}"
 
 
 async def branches_left(participants: Registry) -> LeftoverBranches:

@@ -14,6 +14,7 @@ from undoubt.coordinator.paxos.messages import ABORTED, REST, BranchInstance, Kn
 from undoubt.coordinator.paxos.synod import FIRST, Acceptance, Accepted, Ballot
 from undoubt.coordinator.quorum import Joint
 from undoubt.participants.ids import TxId
+from undoubt.participants.plural import plural
 
 
 class AcceptorRecord(msgspec.Struct, frozen=True, array_like=True):
@@ -74,7 +75,8 @@ def check_bundle(request: Phase2a) -> None:
             f"{request.txid}: branches {_names(request.branches)} are not in order of number"
         )
     if len(request.values) != len(numbers):
-        raise PeerMisbehaved(f"{request.txid}: {len(request.values)} values for {len(numbers)} branches")
+        branches = plural(len(numbers), "branch", "branches")
+        raise PeerMisbehaved(f"{request.txid}: {plural(len(request.values), 'value')} for {branches}")
     if numbers and all(value is None for value in request.values):
         raise PeerMisbehaved(f"{request.txid}: a bundle without a value")
     if not numbers and request.ballot == FIRST:

@@ -12,7 +12,7 @@ from undoubt.coordinator.protocols.second_phase import (
     commit_readers_alone,
     roll_back,
 )
-from undoubt.coordinator.protocols.steps import TwoPhaseStep
+from undoubt.coordinator.protocols.steps import AbortStep, TwoPhaseStep
 from undoubt.coordinator.uncancellable import all_within
 from undoubt.participants.contract import (
     Branch,
@@ -34,8 +34,13 @@ async def prepare(context: CommitContext, branch: Branch) -> PrepareResult:
     """Send PREPARE, and return the vote."""
     await context.reach(TwoPhaseStep.BEFORE_PREPARE, branch.gid)
     result = await branch.prepare()
+    if result.vote is not Vote.PREPARED:
+        await context.reach(_VOTES[result.vote], branch.gid)
     await context.reach(TwoPhaseStep.AFTER_PREPARE, branch.gid)
     return result
+
+
+_VOTES = {Vote.ABORT: AbortStep.VOTED_ABORT, Vote.READ_ONLY: AbortStep.VOTED_READ_ONLY}
 
 
 async def withdraw_nothing(_: CommitContext) -> Collection[Gid]:

@@ -21,7 +21,7 @@ from undoubt.coordinator.protocols.context import (
     record_heuristic,
     repeat_until_answered,
 )
-from undoubt.coordinator.protocols.steps import TwoPhaseStep
+from undoubt.coordinator.protocols.steps import AbortStep, TwoPhaseStep
 from undoubt.coordinator.uncancellable import Uncancellable, all_of, uncancellable
 from undoubt.participants.backoff import pauses
 from undoubt.participants.contract import HEURISTICS, Branch, CommitNotSent, Decision, Settled
@@ -263,7 +263,7 @@ async def roll_back(
     asked = [branch for branch in branches if branch.gid in tally.asked]
     context.pending = {branch.gid: branch for branch in branches if branch.gid in leave}
     branches = [branch for branch in branches if branch.gid not in leave]
-    results = await all_of(_while_busy(branch.rollback) for branch in branches)
+    results = await all_of(_roll_back_branch(context, branch) for branch in branches)
     for branch, result in zip(branches, results, strict=True):
         uncertain = isinstance(result, BaseException) or result is Settled.BUSY
         if (uncertain and (branch.gid in tally.asked or recorded)) or (
@@ -287,6 +287,13 @@ async def roll_back(
     if context.heuristics:
         raise heuristic_outcome(context, kinds, Decision.ABORT) from cause
     raise TransactionAborted(context.txid, cause, tally.votes) from cause
+
+
+async def _roll_back_branch(context: CommitContext, branch: Branch) -> Settled:
+    await context.reach(AbortStep.BEFORE_ABORT, branch.gid)
+    settled = await _while_busy(branch.rollback)
+    await context.reach(AbortStep.AFTER_ABORT, branch.gid)
+    return settled
 
 
 def _find_out(context: CommitContext) -> Uncancellable[BaseException]:

@@ -45,6 +45,16 @@ class PaxosStep(enum.StrEnum):
     AFTER_VOTE = "after_vote"
 
 
+class AbortStep(enum.StrEnum):
+    """What a transaction passes, with any protocol, if a branch does not prepare or it is rolled back. The
+    console draws these steps; they are not in :data:`STEPS`, which a transaction that commits passes too."""
+
+    VOTED_ABORT = "voted_abort"
+    VOTED_READ_ONLY = "voted_read_only"
+    BEFORE_ABORT = "before_abort"
+    AFTER_ABORT = "after_abort"
+
+
 class TerminationStep(enum.StrEnum):
     """The steps of one round of termination; each is passed once for every branch that is asked."""
 

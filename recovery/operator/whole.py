@@ -27,6 +27,7 @@ from undoubt.coordinator.ledger.contract import (
 from undoubt.participants.contract import Decision, Settled, XactStatus
 from undoubt.participants.errors import ParticipantError, UndoubtError
 from undoubt.participants.ids import Gid, TxId
+from undoubt.participants.plural import plural
 from undoubt.participants.registry import Registry
 from undoubt.recovery.errors import Conflict, NotAllSeen, NotPrepared
 from undoubt.recovery.operator.resolve import Operator
@@ -278,7 +279,8 @@ class Resolver:
             results = await self._end(txid, direction, heuristic=heuristic, contradict=contradict, note=note)
             failed = [said for _, said in results if said != "done"]
             if failed:
-                came_of.result = f"{len(failed)} of {len(results)} branches not: {failed[0]}"
+                count = plural(len(results), "branch", "branches")
+                came_of.result = f"{len(failed)} of {count} not: {failed[0]}"
             elif not results:
                 came_of.result = "nothing: no branch of it is prepared"
             return results
@@ -357,7 +359,7 @@ class Resolver:
 
 
 def _branches(found: list[BranchNow]) -> str:
-    return "1 of its branches is" if len(found) == 1 else f"{len(found)} of its branches are"
+    return plural(len(found), "of its branches is", "of its branches are")
 
 
 def check(whole: Whole, direction: Decision, *, heuristic: bool, contradict: bool) -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import ast
 import io
+import itertools
 import re
 import tokenize
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 from tests.house.tree import ROOMS, ROOT, modules, texts
 
@@ -49,6 +52,44 @@ def test_invariants_survive_optimisation() -> None:
         if isinstance(node, ast.Assert)
     ]
     assert found == []
+
+
+COUNTED = re.compile(
+    r" (?:[a-z]+ )?(?:branches|decisions|entries|locks|messages|nodes|participants|problems|sessions|transactions"
+    r"|voters)\b"
+)
+
+
+def test_one_is_not_told_as_many() -> None:
+    """Broken if a message can say "1 branches": ``undoubt.participants.plural.plural`` writes a count."""
+    found = [
+        f"{path.relative_to(ROOT)}:{text.lineno}"
+        for path in modules(*ROOMS)
+        for text in ast.walk(ast.parse(path.read_text()))
+        if isinstance(text, ast.JoinedStr) and _tells_many(text)
+    ]
+    assert found == []
+
+
+def _tells_many(text: ast.JoinedStr) -> bool:
+    """Whether the length of something, or a count, stands before a noun in the plural."""
+    return any(
+        isinstance(value, ast.FormattedValue)
+        and isinstance(after, ast.Constant)
+        and re.search(r"\blen\(|\bcount\b", ast.unparse(value.value)) is not None
+        and COUNTED.match(str(after.value)) is not None
+        for value, after in itertools.pairwise(text.values)
+    )
+
+
+@pytest.mark.parametrize(
+    ("code", "seen"),
+    [('f"{len(a)} branches"', True), ('f"{count} open sessions"', True), ('f"{name} branches"', False)],
+)
+def test_a_count_before_a_noun_is_seen(code: str, seen: bool) -> None:
+    """Broken if the test above finds nothing."""
+    [text] = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.JoinedStr)]
+    assert _tells_many(text) is seen
 
 
 def test_every_catch_all_gives_its_reason() -> None:

@@ -72,7 +72,7 @@ async def test_connect_makes_a_ledger_where_nothing_was_left(
 async def test_connect_makes_none_where_branches_were_left(tmp_path: Path, databases: dict[str, str]) -> None:
     """Broken if a ledger that was lost with its folder is made anew, and nobody is told."""
     found = await left(databases)
-    with pytest.raises(LedgerMissing, match=rf"1 branches of ledger {LOST} are prepared in orders.*--adopt"):
+    with pytest.raises(LedgerMissing, match=rf"1 branch is prepared in orders for ledger {LOST}.*--adopt"):
         async with undoubt.connect(source(tmp_path, databases)):
             pytest.fail("it was made")
     assert not (tmp_path / "ledger.db").exists()

@@ -66,7 +66,7 @@ async def test_the_newest_disk_that_is_left_is_gone_on_from(tmp_path: Path) -> N
     asked = await restore(files[1], "--force", str(old.place(3)))
     assert asked.status == 2
     assert f"its log ends at entry {last}" in asked.err
-    assert "1 of 3 voters' disks were given" in asked.err
+    assert "1 of 3 voters' disks are given" in asked.err
     assert "on no remaining disk, are lost" in asked.err
     both = await restore(files[1], "--force", str(old.place(behind)), str(old.place(3)))
     assert f"The newest disk is {old.place(3)}, of node 3" in both.err

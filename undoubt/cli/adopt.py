@@ -28,6 +28,7 @@ from undoubt.coordinator.ledger.urls import SQLITE, backend_of, sqlite_file
 from undoubt.participants.contract import Decision
 from undoubt.participants.errors import UndoubtError
 from undoubt.participants.ids import TxId
+from undoubt.participants.plural import plural
 from undoubt.recovery.operator.adopt import Adoption, LostBranch, LostBranches, LostTransaction
 from undoubt.recovery.report import ReportedBranch
 from undoubt.serve.secrets import read_secret
@@ -136,9 +137,8 @@ async def _adopt(context: Context, wishes: Wishes, secret: bytes) -> None:
                     Exit.NOT_FOUND, f"nothing was done, because each act has to be recorded: {ledger}"
                 )
         elif todo and not wishes.dry_run:
-            context.confirm(
-                f"End these {len(todo)} of {len(seen.transactions)} transactions as shown?", yes=wishes.yes
-            )
+            count = plural(len(seen.transactions), "transaction")
+            context.confirm(f"End {len(todo)} of {count} as shown?", yes=wishes.yes)
             lines, refused = await _carry_out(ledger, adoption, seen, todo, wishes)
         if todo and wishes.dry_run:
             lines = [_would(one.txid, seen, word) for one, word in todo]
@@ -255,13 +255,15 @@ def _end(
     if refused is not None:
         raise CommandError(status_of(refused) or Exit.FAILURE, str(refused))
     if failed := [line for line in lines if line.result == "failed"]:
-        raise CommandError(Exit.FAILURE, f"{len(failed)} branches could not be ended: {failed[0].why}")
+        count = plural(len(failed), "branch", "branches")
+        raise CommandError(Exit.FAILURE, f"{count} could not be ended: {failed[0].why}")
     ended = {line.gid for line in lines if line.result == "done"}
     left = [one for one in seen.transactions if any(str(branch.gid) not in ended for branch in one.prepared)]
     if left and not dry_run:
+        count = plural(len(left), "transaction is", "transactions are")
         raise CommandError(
             Exit.IN_DOUBT,
-            f"{len(left)} transactions are left to you: find out how each has ended in other databases, then"
+            f"{count} left to you: find out how each has ended in other databases, then"
             " name it with --commit or --rollback",
         )
 

@@ -14,6 +14,7 @@ from undoubt.cli.context import Context, ask_about_lost, common, note_option, pa
 from undoubt.cli.exits import CommandError, Exit
 from undoubt.cli.members import OPERATIONS
 from undoubt.participants.ids import check_ledger_id
+from undoubt.participants.plural import plural
 
 if TYPE_CHECKING:
     from undoubt.coordinator.ledger.cluster.status import ClusterStatus
@@ -120,7 +121,8 @@ def _page(context: Context, found: ClusterStatus) -> None:
         if node.disk_stalled:
             notes.append("its disk does not finish a write")
         if (days := (node.certificate_until - time.time()) / 86_400) < SOON_DAYS and node.certificate_until:
-            notes.append(f"its certificate ends in {max(days, 0.0):.0f} days")
+            left = plural(int(max(days, 0.0)), "day")
+            notes.append(f"its certificate ends in {left}")
         if node.node in found.held_up_by:
             notes.append("a newer version is not agreed on until it is upgraded")
         version = str(node.agreed_version)

@@ -8,6 +8,7 @@ from typing import Any
 
 from undoubt.cli.durations import show_duration
 from undoubt.cli.output import Output
+from undoubt.participants.plural import plural
 
 WIDTH = 96
 
@@ -94,7 +95,7 @@ def _blocks_lines(blocks: dict[str, Any]) -> list[str]:
 def _vacuum_line(vacuum: dict[str, Any]) -> str:
     held = show_duration(vacuum["held_back_s"])
     xid, xids = vacuum["xid"], vacuum["held_back_xids"]
-    count = "" if xids is None else f" and {xids:,} transactions"
+    count = "" if xids is None else f" and {plural(xids, 'transaction')}"
     since = "" if xid is None else f" dead since transaction id {xid} began"
     return f"held back for {held}{count} at least: no row version{since} can be removed in this database"
 

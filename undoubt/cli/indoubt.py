@@ -30,6 +30,7 @@ from undoubt.coordinator.errors import LedgerError, LedgerMisconfigured, LedgerM
 from undoubt.coordinator.ledger.contract import Heuristic
 from undoubt.participants.contract import Decision
 from undoubt.participants.ids import Foreign, Gid, TxId
+from undoubt.participants.plural import plural
 from undoubt.recovery.operator.explain import explain as explain_branch
 from undoubt.recovery.operator.explain import mending, sibling_line
 from undoubt.recovery.operator.explain_heuristic import explain_heuristic
@@ -284,7 +285,7 @@ def check(context: Context, older_than: float) -> None:
     if late or open_ones:
         raise CommandError(
             Exit.IN_DOUBT,
-            f"{len(late)} in doubt, {len(open_ones)} heuristic outcomes open: undoubt indoubt list",
+            f"{len(late)} in doubt, {plural(len(open_ones), 'heuristic outcome')} open: undoubt indoubt list",
         )
     _end_unless_all_answered(seen)
     context.output.note("nothing is in doubt")

@@ -17,6 +17,7 @@ from undoubt.cli.context import (
     yes_option,
 )
 from undoubt.cli.exits import CommandError, Exit
+from undoubt.participants.plural import plural
 
 
 @click.group()
@@ -136,7 +137,7 @@ def check(context: Context) -> None:
         for problem in problems:
             context.output.line(problem)
     if problems:
-        raise CommandError(Exit.FAILURE, f"the ledger has {len(problems)} problems")
+        raise CommandError(Exit.FAILURE, f"the ledger has {plural(len(problems), 'problem')}")
     context.output.note("the ledger is healthy")
 
 

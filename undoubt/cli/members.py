@@ -15,6 +15,7 @@ from undoubt.cli.context import Context, common, note_option, pass_context, yes_
 from undoubt.cli.durations import Duration
 from undoubt.cli.exits import CommandError, Exit
 from undoubt.coordinator.errors import LedgerError
+from undoubt.participants.plural import plural
 
 if TYPE_CHECKING:
     from undoubt.coordinator.ledger.cluster.messages import NodeStatus
@@ -239,9 +240,10 @@ def _force(context: Context, folders: tuple[Path, ...], ticket: str, note: str, 
         )
         for doubt in left.doubts:
             context.output.note(f"a disk can be read only in part: {doubt}. The rest may be lost")
+        voters = plural(left.voters, "voter's disk is", "voters' disks are")
         context.confirm(
             f"The newest disk is {left.folder}, of node {left.node}: its log ends at entry {left.index} of"
-            f" term {left.term}. {left.disks} of {left.voters} voters' disks were given. {lost}. Have all"
+            f" term {left.term}. {left.disks} of {voters} given. {lost}. Have all"
             " nodes of the former cluster stopped for good?",
             yes=yes,
         )
@@ -314,7 +316,8 @@ async def _snapshots(settings: LedgerSettings, node: int, note: str) -> list[dic
     async with acting(admin.Acts(settings), new_act("cluster snapshot", subject, note), needed=False) as came:
         taken = list(await asyncio.gather(*map(one, wanted)))
         if failed := [each for each in taken if each["error"]]:
-            came.result = f"{len(failed)} of {len(taken)} nodes have stored none: {failed[0]['error']}"
+            count = plural(len(taken), "node")
+            came.result = f"not stored at {len(failed)} of {count}: {failed[0]['error']}"
     return taken
 
 

@@ -16,6 +16,7 @@ from undoubt.cli.context import NO_LEDGER, Context, common, note_option, opened,
 from undoubt.cli.exits import CommandError, Exit
 from undoubt.coordinator.errors import LedgerError
 from undoubt.coordinator.ledger.acting import acting, new_act
+from undoubt.participants.plural import plural
 from undoubt.recovery.report import Report, ReportedBranch
 from undoubt.recovery.service import RecoveryService
 from undoubt.recovery.without_ledger import WithoutLedger
@@ -111,7 +112,8 @@ def _show(context: Context, report: Report, *, without_ledger: bool = False) -> 
             " undoubt indoubt list",
         )
     if failed := [line for line in report.lines if line.result == "failed"]:
-        raise CommandError(Exit.FAILURE, f"{len(failed)} branches could not be resolved: {failed[0].why}")
+        count = plural(len(failed), "branch", "branches")
+        raise CommandError(Exit.FAILURE, f"{count} could not be resolved: {failed[0].why}")
 
 
 async def _once(context: Context, dry_run: bool, note: str) -> Report:

@@ -14,6 +14,7 @@ from undoubt import logs, wiring
 from undoubt.cli.context import NO_LEDGER, Context, common, json_log, pass_context
 from undoubt.cli.durations import Duration
 from undoubt.cli.exits import CommandError, Exit
+from undoubt.participants.plural import plural
 
 if TYPE_CHECKING:
     from undoubt.participants.postgres import PostgresParticipant
@@ -81,7 +82,8 @@ def relay(
     else:
         context.output.note(f"delivered: {ran.delivered}, failed: {ran.failed}")
     if once and ran.failed:
-        raise CommandError(Exit.FAILURE, f"{ran.failed} messages were not delivered")
+        count = plural(ran.failed, "message was", "messages were")
+        raise CommandError(Exit.FAILURE, f"{count} not delivered")
 
 
 def _quiet() -> None:

@@ -13,6 +13,7 @@ from undoubt.cli.names import TxIdParam
 from undoubt.cli.output import Output, printable
 from undoubt.participants.contract import Decision
 from undoubt.participants.ids import Gid, TxId
+from undoubt.participants.plural import plural
 from undoubt.recovery.errors import Conflict, NotAllSeen
 from undoubt.recovery.operator.survey import ROLE_GONE
 from undoubt.recovery.operator.whole import BranchNow, Resolver, Whole, check, impostor_line, look
@@ -107,8 +108,7 @@ def _let_it_terminate(context: Context, txid: TxId, note: str, *, yes: bool) -> 
 def _ask(context: Context, found: Whole, chosen: Decision, *, yes: bool) -> None:
     for line in warnings(found, chosen):
         context.output.note(line)
-    count = len(found.prepared)
-    branches = "1 branch" if count == 1 else f"{count} branches"
+    branches = plural(len(found.prepared), "branch", "branches")
     context.confirm(f"{_word(chosen)} {branches} of {found.txid}?", yes=yes)
 
 
@@ -242,7 +242,8 @@ def _report(context: Context, found: Whole, chosen: Decision, results: list[tupl
         for one, said in results:
             context.output.line(f"{word if said == 'done' else said}: {one.gid}")
     if failed := [said for _, said in results if said != "done"]:
-        raise CommandError(Exit.CONFLICT, f"{len(failed)} of {len(results)} branches: {failed[0]}")
+        count = plural(len(results), "branch", "branches")
+        raise CommandError(Exit.CONFLICT, f"{len(failed)} of {count}: {failed[0]}")
     if ended := found.splits(chosen):
         raise Conflict(f"branch {ended[0].number} in {ended[0].participant} has ended the other way")
     end_unless_all_seen(found)

@@ -15,6 +15,7 @@ from undoubt.demo.stage import SESSION_TTL_S, Stage
 from undoubt.demo.worker import TASKS
 from undoubt.demo.workers import Reported, WorkerFailed, working
 from undoubt.embedded import ServerFailed
+from undoubt.participants.plural import plural
 from undoubt.participants.registry import Registry
 from undoubt.recovery.operator.explain import explain
 from undoubt.recovery.operator.survey import Survey, survey
@@ -160,7 +161,8 @@ class Story:
         resolved = self.proof.resolved
         resolved.committed = sum(action == "commit" for _, action in done)
         resolved.rolled_back = sum(action == "rollback" for _, action in done)
-        self._show.say(f"{resolved.committed} branches committed, {resolved.rolled_back} rolled back")
+        count = plural(resolved.committed, "branch", "branches")
+        self._show.say(f"{count} committed, {resolved.rolled_back} rolled back")
 
     async def _audit(self) -> None:
         self._show.chapter("The proof, read from the databases themselves")

@@ -12,6 +12,7 @@ from undoubt.coordinator.ledger.cluster.status import ClusterStatus, Seen, surve
 from undoubt.coordinator.settings import LedgerSettings
 from undoubt.coordinator.wire import SCHEME, named_right, tls_of
 from undoubt.participants.findings import Finding, Severity
+from undoubt.participants.plural import plural
 
 RAFT = "raft://"
 
@@ -42,7 +43,8 @@ def _answering(found: ClusterStatus) -> Finding:
     answering = {seen.status.node for seen in found.nodes if seen.status is not None}
     voters = set(leader.voters)
     spare = len(voters & answering) - (len(voters) // 2 + 1)
-    what = f"node {leader.node} leads; of {len(voters)} voters {len(voters & answering)} answer"
+    answers = plural(len(voters & answering), "answers", "answer")
+    what = f"node {leader.node} leads; of {plural(len(voters), 'voter')} {answers}"
     if voters <= answering:
         return Finding(None, "ledger_nodes", Severity.OK, f"{what}, and {spare} may fail")
     silent = "; ".join(_words(seen) for seen in found.nodes if seen.status is None)

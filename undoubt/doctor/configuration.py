@@ -62,7 +62,8 @@ def _secrets(settings: Settings) -> Iterator[Finding]:
 
 
 def _retention(seconds: float) -> Finding:
-    what = f"closed sessions are kept for {seconds / DAY_S:g} days"
+    days = seconds / DAY_S
+    what = f"closed sessions are kept for {days:g} {'day' if days == 1 else 'days'}"
     if seconds < RETENTION_MIN_S:
         why = (
             "a database that is restored to a moment before that, or that was down for longer, has branches"

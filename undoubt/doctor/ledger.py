@@ -25,6 +25,7 @@ from undoubt.coordinator.ledger.sqlite import anchored
 from undoubt.coordinator.ledger.sqlite.lock import holder
 from undoubt.coordinator.settings import LedgerSettings
 from undoubt.participants.findings import Finding, Severity
+from undoubt.participants.plural import plural
 
 SQLITE = "sqlite:///"
 POSTGRES = "postgresql+psycopg://"
@@ -198,16 +199,18 @@ def _unfinished(
     for a report."""
     waiting = Counter(branch.participant for record in records for branch in record.branches)
     for name in sorted(waiting.keys() - settings.participants.keys()):
+        count = plural(waiting[name], "decision has", "decisions have")
         yield Finding(
             None,
             "unfinished",
             Severity.PROBLEM,
-            f"{waiting[name]} decisions have a branch in participant {name!r}, which is not configured here",
+            f"{count} a branch in participant {name!r}, which is not configured here",
             "they stay unfinished until that database is configured, under this or another name",
             f'[participants.{name}]\ndsn = "postgresql://app@host/{name}"',
         )
     old = [record for record in records if time.time() - record.decided_at >= older_than_s]
-    what = f"{len(records)} decisions are not yet known to be applied everywhere, {len(old)} of them are old"
+    count = plural(len(records), "decision is", "decisions are")
+    what = f"{count} not yet known to be applied everywhere; old: {len(old)}"
     if not old:
         yield Finding(None, "unfinished", Severity.OK, what)
         return
@@ -228,7 +231,7 @@ def _heuristics(count: int) -> Finding:
         None,
         "heuristics",
         Severity.PROBLEM,
-        f"{count} branches ended otherwise than decided, or may have",
+        f"{plural(count, 'branch', 'branches')} ended otherwise than decided, or may have",
         "the data of their databases may contradict each other: `explain` says what to repair, `forget`"
         " records that it is repaired",
         "undoubt indoubt list",

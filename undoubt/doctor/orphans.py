@@ -8,6 +8,7 @@ from undoubt.cli.durations import show_duration
 from undoubt.participants.contract import Participant
 from undoubt.participants.findings import Finding, Severity
 from undoubt.participants.ids import Gid
+from undoubt.participants.plural import plural
 from undoubt.recovery.lost import LeftoverBranches
 from undoubt.recovery.operator.burden import Burden, burden, waits_of
 from undoubt.recovery.operator.explain import mending
@@ -45,7 +46,7 @@ def look_at_left(left: LeftoverBranches) -> list[Finding]:
             name,
             CHECK,
             Severity.PROBLEM,
-            f"{count} branches are prepared for ledger {' and '.join(ledgers)}",
+            f"{plural(count, 'branch is', 'branches are')} prepared for ledger {' and '.join(ledgers)}",
             "they hold their locks until that ledger is available again. If it is lost, adopt them",
             f"undoubt recover --adopt {ledgers[0]}",
         )
@@ -94,7 +95,8 @@ def _cost(weighs: Burden) -> str:
         waiting = "waiting for it: " + ", ".join(f"{one.waiter} (backend {one.pid})" for one in weighs.blocks)
     else:
         waiting = "no session waits for it now"
-    xids = "" if weighs.held_back_xids is None else f" and {weighs.held_back_xids:,} transactions"
+    held = weighs.held_back_xids
+    xids = "" if held is None else f" and {plural(held, 'transaction')}"
     return f"{waiting}; vacuum held back for {show_duration(weighs.held_back_s)}{xids}"
 
 

@@ -139,7 +139,8 @@ async def test_decisions_that_wait(tmp_path: Path) -> None:
     )
     found = [one for one in await look_at_ledger(ledger, read, 300.0) if one.check == "unfinished"]
     assert [one.severity for one in found] == [Severity.PROBLEM, Severity.OK]
-    assert "'stock'" in found[0].what
+    assert found[0].what == "1 decision has a branch in participant 'stock', which is not configured here"
+    assert found[1].what == "1 decision is not yet known to be applied everywhere; old: 0"
     found = [one for one in await look_at_ledger(ledger, read, 0.0) if one.check == "unfinished"]
     assert found[1].fix == "undoubt recover --once"
 
@@ -150,6 +151,7 @@ async def test_heuristic_outcomes_are_open(tmp_path: Path) -> None:
     await ledger.record_heuristic(Heuristic(gid, Settled.HEURISTIC_HAZARD, Decision.COMMIT, 0.0))
     found = by_check(await look_at_ledger(ledger, settings(tmp_path, ""), 300.0))["heuristics"]
     assert (found.severity, found.fix) == (Severity.PROBLEM, "undoubt indoubt list")
+    assert found.what == "1 branch ended otherwise than decided, or may have"
     await ledger.forget_heuristic(gid)
     found = by_check(await look_at_ledger(ledger, settings(tmp_path, ""), 300.0))["heuristics"]
     assert found.severity is Severity.OK

@@ -35,7 +35,7 @@ async def test_once(shop: Shop) -> None:
     status, _, err = await ran(*refused, cwd=shop.folder)
     assert status == 1
     assert "not today" in err
-    assert "1 messages were not delivered" in err
+    assert "1 message was not delivered" in err
     status, out, _ = await ran(*RELAY, "--once", "-o", "json", cwd=shop.folder)
     assert (status, out.split()) == (0, ["{", '"delivered":', "2,", '"failed":', "0", "}"])
     assert (shop.folder / "got").read_text() == f"k 1 {ids[0]}\nk 2 {ids[1]}\n"

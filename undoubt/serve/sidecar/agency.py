@@ -33,6 +33,7 @@ from undoubt.coordinator.errors import LedgerUnavailable
 from undoubt.participants.contract import Branch, PrepareUnanswered, Vote
 from undoubt.participants.errors import BranchFailed, ParticipantError
 from undoubt.participants.ids import Gid
+from undoubt.participants.plural import plural
 from undoubt.participants.postgres import PostgresParticipant
 from undoubt.participants.postgres.psycopg.connection import AsyncBranchConnection
 from undoubt.serve.sidecar import statements
@@ -175,7 +176,8 @@ class Agency:
             if self._draining:
                 raise busy("Draining", "this sidecar is about to end: use another one", status=503)
             if len(self._begun) >= self._settings.transactions_max:
-                raise busy("TooManyTransactions", f"{len(self._begun)} branches run for other sidecars")
+                count = plural(len(self._begun), "branch runs", "branches run")
+                raise busy("TooManyTransactions", f"{count} for other sidecars")
             task = self._begun[key] = asyncio.create_task(self._begin(key, shown, owner, participant))
             task.add_done_callback(_seen)
         await asyncio.wait([task])

@@ -26,6 +26,7 @@ from undoubt.participants.contract import Branch
 from undoubt.participants.errors import UndoubtError
 from undoubt.participants.ids import NO_KEY, Gid, SessionKey, TxId
 from undoubt.participants.ids import Protocol as GidProtocol
+from undoubt.participants.plural import plural
 from undoubt.participants.postgres import PostgresParticipant
 from undoubt.participants.postgres.announced import AnnouncedBranch
 from undoubt.participants.postgres.psycopg.connection import AsyncBranchConnection
@@ -258,7 +259,8 @@ class Book:
             raise busy("Draining", "this sidecar is about to end: use another one", status=503)
         if not may_take(self._held[owner], self.open, self._settings.transactions_max):
             raise busy(
-                "TooManyTransactions", f"{self.open} transactions are open, {self._held[owner]} of them yours"
+                "TooManyTransactions",
+                f"{plural(self.open, 'transaction is', 'transactions are')} open; yours: {self._held[owner]}",
             )
         chosen = self.coordinator.settings.timeout_s if timeout_s is None else timeout_s
         chosen = min(chosen, self._settings.timeout_max_s)
