@@ -3,8 +3,8 @@
 Each state is made for real (a database is killed, nodes stop, a branch waits for another one, roles and
 programs plant scripts in names), then looked at in four windows: light and dark, 360 and 1440 pixels wide;
 some also in two of 3840 pixels. In each, axe-core has to find nothing, the browser's console has to stay
-without errors, the policy has to be kept, and no planted script may run. Photographs go to
-``--photos FOLDER``."""
+without errors, the policy has to be kept, no planted script may run, and no text may be cut. Photographs
+go to ``--photos FOLDER``."""
 
 from __future__ import annotations
 
@@ -47,8 +47,9 @@ async def main(options: argparse.Namespace) -> tuple[dict[str, Any], bool]:
         "console_errors": len(found.errors),
         "csp_violations": len(found.policy),
         "scripts_run": len(found.ran),
+        "clipped": len(found.clipped),
         "missing": found.missing,
-        "failures": [*found.axe, *found.errors, *found.policy, *found.ran][:20],
+        "failures": [*found.axe, *found.errors, *found.policy, *found.ran, *found.clipped][:20],
     }
     holds = not result["failures"] and not found.missing and (bool(options.only) or len(found.states) >= 24)
     if not options.no_control:
@@ -62,7 +63,8 @@ async def main(options: argparse.Namespace) -> tuple[dict[str, Any], bool]:
 
 @dataclass
 class Found:
-    """``missing``: texts that a state should have shown."""
+    """``clipped``: texts that cannot be read as a whole. ``missing``: texts that a state should have
+    shown."""
 
     states: list[str] = field(default_factory=list)
     photographs: int = 0
@@ -70,6 +72,7 @@ class Found:
     errors: list[str] = field(default_factory=list)
     policy: list[str] = field(default_factory=list)
     ran: list[str] = field(default_factory=list)
+    clipped: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
 
 
@@ -116,6 +119,7 @@ async def _look(seen: Opened, window: str, found: Found, photos: Path | None) ->
     found.errors += [f"{window}: {each}" for each in seen.errors]
     found.policy += [f"{window}: {each}" for each in await seen.refused()]
     found.ran += [f"{window}: {each}" for each in await seen.planted()]
+    found.clipped += [f"{window}: {each}" for each in await seen.clipped()]
     wide = await seen.page.evaluate("document.documentElement.scrollWidth > innerWidth")
     if wide:
         found.missing.append(f"{window}: it scrolls sideways")

@@ -7,5 +7,5 @@
 ====================  ========================================================================================
 
 ``test_parts.py`` tests the pieces alone, ``test_stream.py`` what the addresses say and refuse,
-``test_page.py`` the page.
+``test_page.py`` the page, ``test_in_sight.py`` that what the page draws can be read and is true.
 """

@@ -53,6 +53,46 @@ window.alert = (text) => window.__ran.push(String(text));
 """
 
 
+CLIPPED = """
+(() => {
+  const found = [];
+  const tell = (why, node) => found.push(`${why}: ${node.textContent.trim().slice(0, 80)}`);
+  const hides = (overflow) => overflow === 'hidden' || overflow === 'clip';
+  for (const node of document.querySelectorAll('#app *')) {
+    if (node.closest('.unseen, svg') || !node.getClientRects().length) continue;
+    const style = getComputedStyle(node);
+    const wide = node.scrollWidth > node.clientWidth + 1, tall = node.scrollHeight > node.clientHeight + 1;
+    if ((wide && hides(style.overflowX)) || (tall && hides(style.overflowY))) tell('cut', node);
+    if (wide && node.classList.contains('scroll')) tell('beside what is in sight', node);
+  }
+  const walker = document.createTreeWalker(document.getElementById('app'), NodeFilter.SHOW_TEXT);
+  const range = document.createRange();
+  for (let text = walker.nextNode(); text; text = walker.nextNode()) {
+    let box = text.parentElement;
+    if (box.closest('.unseen, svg, option')) continue;
+    while (getComputedStyle(box).display.startsWith('inline')) box = box.parentElement;
+    range.selectNodeContents(text);
+    const edge = box.getBoundingClientRect();
+    const beside = (part) => part.width && (part.right > edge.right + 2 || part.left < edge.left - 2);
+    if ([...range.getClientRects()].some(beside)) tell('beside its box', text);
+  }
+  for (const picture of document.querySelectorAll('figure svg')) {
+    const edge = picture.getBoundingClientRect();
+    const seen = [];
+    for (const text of picture.querySelectorAll('text')) {
+      const box = text.getBoundingClientRect();
+      if (box.left < edge.left - 2 || box.right > edge.right + 2) tell('beside its picture', text);
+      if (seen.some((other) => box.left < other.right - 2 && other.left < box.right - 2
+        && box.top < other.bottom - 4 && other.top < box.bottom - 4)) tell('over another text', text);
+      seen.push(box);
+    }
+  }
+  return found;
+})()
+"""
+"""The texts that cannot be read as a whole: cut by a box, beside a box or a picture, or over each other."""
+
+
 @dataclass
 class Opened:
     """One page. ``errors``: what it wrote as an error to its console."""
@@ -86,6 +126,9 @@ class Opened:
         """Violations of the policy."""
         return list(await self.page.evaluate("window.__refused"))
 
+    async def clipped(self) -> list[str]:
+        return list(await self.page.evaluate(CLIPPED))
+
     async def violations(self) -> list[str]:
         """What axe-core finds."""
         found = await Axe().run(self.page, options={"runOnly": {"type": "tag", "values": RULES}})
@@ -118,4 +161,4 @@ async def opened(
 
 async def photograph(page: Page, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    await page.screenshot(path=path, animations="disabled")
+    await page.screenshot(path=path, animations="disabled", full_page=True)

@@ -5,14 +5,12 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import AsyncIterator
 
 import pytest
-import pytest_asyncio
 from playwright.async_api import Browser, expect
 
-from tests.undoubt.console.browser import Opened, chromium, opened
-from tests.undoubt.console.rig import Rig, rig
+from tests.undoubt.console.browser import Opened, opened
+from tests.undoubt.console.rig import Rig
 from tests.undoubt.sidecar.stage import token
 from undoubt.coordinator.ledger.acting import new_act
 from undoubt.coordinator.ledger.contract import Heuristic, record_of
@@ -22,18 +20,6 @@ from undoubt.participants.ids import Foreign
 from undoubt.serve.console.page import page as the_page
 
 PLACES = ("overview", "transactions", "sessions", "locks", "heuristics", "impostors", "audit")
-
-
-@pytest_asyncio.fixture
-async def one() -> AsyncIterator[Rig]:
-    async with rig() as made:
-        yield made
-
-
-@pytest_asyncio.fixture
-async def browser() -> AsyncIterator[Browser]:
-    async with chromium() as made:
-        yield made
 
 
 async def clean(seen: Opened) -> None:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import AsyncIterator
 from typing import NoReturn
 
 import pytest
-import pytest_asyncio
 
 from tests.undoubt.console.reading import STREAM, client, reading
 from tests.undoubt.console.rig import Rig, rig
@@ -20,13 +18,6 @@ from undoubt.participants.errors import ParticipantUnavailable
 from undoubt.participants.ids import Foreign, SessionKey
 from undoubt.serve.console import app as console_app
 from undoubt.serve.console.settings import ConsoleSettings
-
-
-@pytest_asyncio.fixture
-async def one() -> AsyncIterator[Rig]:
-    async with rig() as made:
-        yield made
-
 
 # Who may.
 

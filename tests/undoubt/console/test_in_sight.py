@@ -1,0 +1,196 @@
+"""What the page draws can be read as a whole, says when it was true, and shows only what happened."""
+
+from __future__ import annotations
+
+import re
+import time
+
+import pytest
+from playwright.async_api import Browser, expect
+
+from tests.undoubt.console.browser import Opened, opened
+from tests.undoubt.console.rig import Rig
+from tests.undoubt.sidecar.stage import token
+from undoubt.coordinator.ledger.acting import new_act
+from undoubt.coordinator.ledger.contract import Heuristic
+from undoubt.coordinator.ledger.locks import LockRequest
+from undoubt.coordinator.protocols.steps import AbortStep, TwoPhaseStep
+from undoubt.participants.contract import Decision, PreparedBranch, Settled
+from undoubt.participants.ids import Foreign
+
+LONG = "the statement was cancelled because the row is held by another transaction, " * 4
+FAR = 12_345_678
+"""Transactions of a coordinator that has run for long have long ids."""
+
+
+def put(one: Rig, seq: int, reason: str = "") -> str:
+    """A transaction of this process that was rolled back; its id."""
+    id_, at = str(one.session.txid(seq)), time.time() - 200_000 + seq % 1000
+    one.console.feed.rows.put_own(
+        {
+            "id": id_, "state": "aborted", "outcome": "aborted", "recorded": False, "finished": True,
+            "protocol": "2pc", "participants": ["orders", "payments"], "at": at, "coordinator": "test",
+            "reason": reason,
+        }
+    )  # fmt: skip
+    return id_
+
+
+LISTS = ("transactions", "sessions", "locks", "heuristics", "impostors", "audit")
+
+
+async def long_lists(one: Rig) -> None:
+    """More rows than a window has in every list, with long names."""
+    session, at = one.session, time.time()
+    for number in range(1, 81):
+        put(one, FAR + number, LONG if number % 7 == 0 else "")
+        await one.ledger.open_session(f"shop {number} {LONG if number % 9 == 0 else ''}"[:200], 3600.0)
+        await one.ledger.record_act(new_act("tx resolve --rollback", str(session.txid(FAR + number)), LONG))
+        name = f"settlement {number} {'of the night ' * 10}"
+        await one.ledger.lock(LockRequest(name, session.id, session.nonce, number), wait=False)
+        gid = one.gids(FAR + 1_000 + number)[0]
+        found = Heuristic(gid, Settled.HEURISTIC_ROLLBACK, Decision.COMMIT, at, LONG)
+        await one.ledger.record_heuristic(found)
+        foreign = Foreign(f"of-another-program-{number}-" + "x" * 120)
+        one.participants["orders"].foreign.append(PreparedBranch(foreign, "someone", "orders", at, 1.0))
+
+
+async def settle(seen: Opened) -> None:
+    """Wait until the page has drawn what it knows."""
+    await seen.page.evaluate("() => new Promise((done) => requestAnimationFrame(() => setTimeout(done)))")
+
+
+@pytest.mark.parametrize("width", [360, 1440, 3840])
+async def test_no_text_is_cut(one: Rig, browser: Browser, width: int) -> None:
+    """Broken if an id, a reason or a name of a list cannot be read as a whole, however long the list is."""
+    await long_lists(one)
+    async with opened(browser, one.base, width=width) as seen:
+        await seen.sign_in(token("watcher"))
+        for place in LISTS:
+            await seen.go(place)
+            box = seen.page.locator(f"#rows-{place}")
+            await expect(box).to_have_attribute("aria-rowcount", re.compile("8[0-9]"))
+            for share in (0, 0.5, 1):
+                await box.evaluate("(box, share) => { box.scrollTop = box.scrollHeight * share }", share)
+                await settle(seen)
+                assert await seen.clipped() == [], (place, share)
+        assert await seen.page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+async def test_an_id_is_one_line_on_a_wide_screen(one: Rig, browser: Browser) -> None:
+    """Broken if a long transaction id is broken into lines where the window has room for it."""
+    for number in range(80):
+        put(one, FAR + number)
+    async with opened(browser, one.base) as seen:
+        await seen.sign_in(token("watcher"))
+        await seen.go("transactions")
+        link = seen.page.locator("#rows-transactions a").first
+        await expect(link).to_contain_text(str(FAR + 79))
+        assert await link.evaluate("(link) => link.getClientRects().length") == 1
+
+
+async def test_rows_of_any_height_stay_where_they_are_read(one: Rig, browser: Browser) -> None:
+    """Broken if a list of tall and low rows jumps while it is scrolled, or while rows come."""
+    for number in range(300):
+        put(one, FAR + number, LONG if number % 3 == 0 else "")
+    async with opened(browser, one.base) as seen:
+        await seen.sign_in(token("watcher"))
+        await seen.go("transactions")
+        box = seen.page.locator("#rows-transactions")
+        await expect(box).to_have_attribute("aria-rowcount", "301")
+        await box.evaluate("(box) => { box.scrollTop = box.scrollHeight / 2 }")
+        upper = await upper_row(seen)
+        for number in range(300, 320):
+            put(one, FAR + number, LONG)
+        await expect(box).to_have_attribute("aria-rowcount", "321")
+        assert await upper_row(seen) == upper
+        # Upwards: rows that come into sight are measured, and that moves nothing that is read.
+        for _ in range(40):
+            id_, top = await upper_row(seen)
+            await box.evaluate("(box) => { box.scrollTop -= 30 }")
+            await settle(seen)
+            row = box.locator(f"[data-key='{id_}']")
+            now = await row.evaluate("(row) => row.getBoundingClientRect().top")
+            assert abs(now - top - 30) < 2
+        await box.evaluate("(box) => { box.scrollTop = box.scrollHeight }")
+        await expect(box).to_contain_text(f".{FAR}")
+
+
+UPPER = """
+() => {
+  const box = document.getElementById('rows-transactions');
+  const edge = box.firstChild.getBoundingClientRect().bottom + 1;
+  const rows = [...box.querySelectorAll('[data-key]')];
+  const row = rows.find((one) => one.getBoundingClientRect().bottom > edge);
+  return [row.dataset.key, Math.round(row.getBoundingClientRect().top)];
+}
+"""
+
+
+async def upper_row(seen: Opened) -> tuple[str, int]:
+    """The row at the upper edge of the list, beneath the titles, and where it is."""
+    await settle(seen)
+    id_, top = await seen.page.evaluate(UPPER)
+    return id_, top
+
+
+BEATS = """
+(paces) => {
+  // Beats, one each second, of a server that reads a part at the paces given: so many seconds, so often.
+  take(`event: hello\\ndata: ${JSON.stringify(known.hello)}`);
+  let now = known.beat.now;
+  return paces.flatMap(([pace, times]) => Array.from({ length: times }, () => {
+    const at = now;
+    return Array.from({ length: pace }, () => {
+      const parts = { transactions: { at, interval_s: 0.25, error: '' } };
+      take(`event: beat\\ndata: ${JSON.stringify({ now, parts })}`);
+      now += 1;
+      return staleness('transactions') ? 'x' : '.';
+    }).join('');
+  }));
+}
+"""
+
+
+async def test_the_mark_of_a_slow_source_stays(one: Rig, browser: Browser) -> None:
+    """Broken if "as of" comes and goes with each reading of a ledger that is slow, or stays once it is
+    fast."""
+    async with opened(browser, one.base) as seen:
+        await seen.sign_in(token("watcher"))
+        assert await seen.page.evaluate(BEATS, [[1, 4]]) == ["."] * 4
+        assert await seen.page.evaluate(BEATS, [[5, 3]]) == ["....."] * 3
+        told = await seen.page.evaluate(BEATS, [[8, 3], [1, 3]])
+        assert told == ["......xx", "xxxxxxxx", "xxxxxxxx", "x", ".", "."]
+
+
+async def test_a_branch_that_did_not_prepare_waits_for_nothing(one: Rig, browser: Browser) -> None:
+    """Broken if a branch whose PREPARE failed is drawn as one that has voted and waits."""
+    id_ = put(one, 1, "no more credit")
+    first, second = one.gids(1)
+    traces = one.console.traces
+    traces.note(id_, "begin")
+    for gid in (first, second):
+        traces.note(id_, "branch", gid.branch, gid.participant)
+    traces.note(id_, "commit")
+    for gid in (first, second):
+        traces.observe(TwoPhaseStep.BEFORE_PREPARE, str(gid))
+    traces.observe(AbortStep.VOTED_ABORT, str(second))
+    for gid in (second, first):
+        traces.observe(TwoPhaseStep.AFTER_PREPARE, str(gid))
+    for step in (AbortStep.BEFORE_ABORT, AbortStep.AFTER_ABORT):
+        for gid in (first, second):
+            traces.observe(step, str(gid))
+    traces.note(id_, "end")
+    async with opened(browser, one.base) as seen:
+        await seen.sign_in(token("watcher"))
+        await seen.go(f"tx/{id_}")
+        picture = seen.page.get_by_role("img", name="The transaction in time")
+        told = await picture.get_attribute("aria-label") or ""
+        assert "2 payments: PREPARE failed: voted ABORT, nothing is prepared" in told
+        assert "2 payments: voted PREPARED" not in told
+        assert "1 orders: voted PREPARED, until it is rolled back" in told
+        assert "1 orders: ROLLBACK PREPARED" in told
+        await expect(picture.locator(".refused")).to_have_count(1)
+        await expect(picture.locator(".s-wait")).to_have_count(1)
+        await seen.page.get_by_text("moments, with the waits between").click()
+        await expect(seen.page.locator("main")).to_contain_text("voted ABORT: PREPARE failed")
