@@ -70,6 +70,10 @@ async def test_one_no_aborts_all(stages: Any, position: int) -> None:
     assert raised.value.votes[f"{position + 1}:{NAMES[position]}"] is Vote.ABORT
     assert stage.fates() == {XactStatus.ABORTED}
     assert await stage.coordinator.outcome(stage.txid) is RecordedDecision.NOT_RECORDED
+    # What an observer is told: who has refused, and that all were rolled back.
+    assert [event for event in stage.events if "voted" in event] == [f"voted_abort {NAMES[position]}"]
+    for name in NAMES:
+        assert stage.events.index(f"before_abort {name}") < stage.events.index(f"after_abort {name}")
 
 
 async def test_one_writer_commits_in_one_phase(stages: Any) -> None:

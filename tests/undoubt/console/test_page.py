@@ -9,7 +9,7 @@ import time
 import pytest
 from playwright.async_api import Browser, expect
 
-from tests.undoubt.console.browser import Opened, opened
+from tests.undoubt.console.browser import WAIT_MS, Opened, opened
 from tests.undoubt.console.rig import Rig
 from tests.undoubt.sidecar.stage import token
 from undoubt.coordinator.ledger.acting import new_act
@@ -142,7 +142,7 @@ async def test_a_part_that_is_not_read_any_more_is_marked(one: Rig, browser: Bro
         await expect(seen.page.locator("[data-stale]")).to_have_count(0)
         hang = asyncio.Event()
         one.participants["payments"].in_doubt = hang.wait  # type: ignore[method-assign, assignment]
-        await expect(seen.page.locator("[data-stale*=payments]").first).to_be_visible()
+        await expect(seen.page.locator("[data-stale*=payments]").first).to_be_visible(timeout=WAIT_MS)
         await expect(seen.page.locator("#live")).to_have_text("live")
 
 

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import psycopg
 import pytest
 import pytest_asyncio
 
@@ -70,6 +71,26 @@ async def test_an_abort_without_a_record_is_shown_with_its_reason(stage: Stage) 
         await seen.until(lambda: work.id in seen.rows)
         assert seen.rows[work.id]["outcome"] == "aborted"
         assert seen.rows[work.id]["reason"] != ""
+
+
+async def test_what_did_not_prepare_is_told_as_that(stage: Stage) -> None:
+    """Broken if the picture of an aborted transaction cannot tell which branch refused, and which was rolled
+    back after its vote."""
+    with psycopg.connect(stage.databases["orders"], autocommit=True) as connection:
+        connection.execute("create table bill (id int unique deferrable initially deferred)")
+        connection.execute("insert into bill values (1)")
+        connection.execute("grant all on bill to public")
+    work = stage.tcp().begin()
+    work.run("insert into bill values (1)")
+    branch = work.announce("payments")
+    prepare(stage.databases["payments"], branch, "update account set balance = balance where id = 3")
+    assert work.commit().status_code == 409
+    async with client(base(stage)) as http:
+        one = (await http.get("/v1/console/transaction", params={"id": work.id})).json()
+    passed = {(each["step"], each["branch"]) for each in one["moments"]}
+    assert ("voted_abort", 1) in passed
+    assert ("voted_abort", 2) not in passed
+    assert {("after_prepare", 2), ("before_abort", 2), ("after_abort", 2)} <= passed
 
 
 async def test_the_page_is_beside_the_api(stage: Stage) -> None:
