@@ -70,6 +70,10 @@ async def test_a_transaction_runs_through_it() -> None:
                 assert answer.status_code == 200, answer.text
             ended = await client.post(f"{path}/commit")
             assert ended.json()["outcome"] == "committed"
+            page = await client.get(one.told["console"])
+            assert page.headers["content-type"].startswith("text/html")
+            me = await client.get("/v1/console/me")
+            assert me.json()["operates"], "the token that it prints opens its console, and may act there"
         shown = await asyncio.to_thread(
             undoubt, "tx", "show", begun["id"], "--config", one.told["config"], "-o", "json"
         )

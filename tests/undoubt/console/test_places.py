@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import ssl
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import httpx
 import psycopg
 import pytest
 import pytest_asyncio
@@ -15,7 +18,8 @@ from tests.undoubt.cli.harness import undoubt
 from tests.undoubt.console.reading import client, reading
 from tests.undoubt.console.rig import tokens
 from tests.undoubt.sidecar.conftest import shops
-from tests.undoubt.sidecar.stage import Stage, prepare, staged
+from tests.undoubt.sidecar.stage import Stage, prepare, staged, token
+from tests.undoubt.sidecar.test_tls import Authority
 from undoubt.config import Settings, load
 from undoubt.coordinator.ledger import open_ledger
 from undoubt.serve import bootstrap
@@ -111,21 +115,30 @@ async def test_an_open_page_does_not_hold_up_the_end(shops: dict[str, str], tmp_
         assert own.process.wait(30) == 0
 
 
-@pytest_asyncio.fixture
-async def one_node(shops: dict[str, str], tmp_path: Path) -> AsyncIterator[tuple[Settings, str]]:
+@contextlib.asynccontextmanager
+async def running_node(
+    shops: dict[str, str], folder: Path, **more: object
+) -> AsyncIterator[tuple[Settings, int]]:
+    """One node with a console; the value has the port of that."""
     port, console = free_ports(2)
     settings = load(
         {
             "ledger": {"url": f"raft://127.0.0.1:{port}"},
-            "node": {"number": 1, "data": str(tmp_path / "node"), "console": True},
-            "console": {"listen": f"127.0.0.1:{console}", "tokens": tokens()},
+            "node": {"number": 1, "data": str(folder / "node"), "console": True},
+            "console": {"listen": f"127.0.0.1:{console}", "tokens": tokens(), **more},
             "participants": {name: {"dsn": dsn} for name, dsn in shops.items()},
         }
     )
     bootstrap.init(settings)
     async with node(settings):
         await _serves("127.0.0.1", console)
-        yield settings, f"http://127.0.0.1:{console}"
+        yield settings, console
+
+
+@pytest_asyncio.fixture
+async def one_node(shops: dict[str, str], tmp_path: Path) -> AsyncIterator[tuple[Settings, str]]:
+    async with running_node(shops, tmp_path) as (settings, port):
+        yield settings, f"http://127.0.0.1:{port}"
 
 
 async def _serves(host: str, port: int) -> None:
@@ -159,3 +172,21 @@ async def test_a_node_serves_it_at_a_port_of_its_own(one_node: tuple[Settings, s
         assert not seen.parts["running"]["kept"]
     async with client(where, None) as http:
         assert (await http.get("/v1/transactions")).status_code == 404
+
+
+async def test_a_node_serves_it_by_tls(shops: dict[str, str], tmp_path: Path) -> None:
+    """Broken if a console that other machines reach is served without the certificate of its settings."""
+    ours = Authority(tmp_path, "ours")
+    cert, key = ours.issue("node")
+    headers = {"Authorization": f"Bearer {token('watcher')}"}
+    more = {"tls_cert": cert, "tls_key": key, "hosts": ["localhost"]}
+    async with running_node(shops, tmp_path, **more) as (_, port):
+        secure = ssl.create_default_context(cafile=str(ours.path))
+        async with httpx.AsyncClient(verify=secure, base_url=f"https://localhost:{port}") as http:
+            assert (await http.get("/")).headers["content-type"].startswith("text/html")
+            assert (await http.get("/v1/console/me")).status_code == 401
+            told = await http.get("/v1/console/me", headers=headers)
+            assert told.json() == {"client": "watcher", "roles": ["observe"], "operates": False}
+        async with httpx.AsyncClient(base_url=f"http://localhost:{port}") as http:
+            with pytest.raises(httpx.TransportError):
+                await http.get("/")
