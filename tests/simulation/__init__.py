@@ -17,7 +17,8 @@ From the bottom up:
   :mod:`.strangers`: who prepares transactions under names that the ledger never gave them.
 - :mod:`.recorded`, :mod:`.judge`: what everybody was told, and what must hold of it at every step; beside
   them :mod:`tests.linearizability`, and :mod:`.promises` and :mod:`.rows`, which know what the acceptors of
-  Paxos Commit and the rows of three-phase commit have fixed before anybody else does.
+  Paxos Commit and the rows of three-phase commit have fixed before anybody else does. :mod:`.holders` knows
+  who was granted which lock.
 - :mod:`.leaders`: who has to hand over, because of a full disk.
 - :mod:`.world`, :mod:`.runner`: one run; many. :mod:`.reached`: how much of the shipped code they reach.
 

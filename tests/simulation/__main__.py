@@ -22,6 +22,7 @@ def main() -> int:
     parser.add_argument("--nodes", type=int, default=None, help="that keep the ledger, 0: a file; else drawn")
     parser.add_argument("--protocol", default=None, help="of every transaction; else drawn")
     parser.add_argument("--keyed", action="store_true", help="transactions have keys, and one protocol")
+    parser.add_argument("--locks", action="store_true", help="applications hold locks of the ledger too")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--stop", action="store_true", help="stop at the first seed that fails")
     parser.add_argument("--verbose", action="store_true", help="every statement of every database")

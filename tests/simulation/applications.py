@@ -16,7 +16,13 @@ from tests.simulation.judge import Violation
 from tests.simulation.participant import SimulatedParticipant
 from tests.simulation.recorded import RecordedLedger
 from undoubt.coordinator.coordinator import Coordinator
-from undoubt.coordinator.errors import HeuristicOutcome, LedgerError, OutcomeUnknown, TransactionAborted
+from undoubt.coordinator.errors import (
+    HeuristicOutcome,
+    LedgerError,
+    LockTimeout,
+    OutcomeUnknown,
+    TransactionAborted,
+)
 from undoubt.coordinator.settings import CoordinatorSettings
 from undoubt.coordinator.transaction import Transaction
 from undoubt.participants.errors import UndoubtError, UsageError
@@ -154,6 +160,9 @@ class Application:
         if self.world.keyed:
             await self.keyed(coordinator)
             return
+        if self.world.locks and self.random.random() < 0.7:
+            await self.locked(coordinator)
+            return
         seen: list[Transaction] = []
 
         async def body(tx: Transaction) -> None:
@@ -166,6 +175,29 @@ class Application:
             else:
                 async with self.transaction(coordinator) as tx:
                     await body(tx)
+
+    async def locked(self, coordinator: Coordinator) -> None:
+        """Wait for a lock that others want too, and hold it for a while; the judge hears of the grant, and of
+        each moment at which it is certain."""
+        random, holders = self.random, self.world.holders
+        name, shared = f"job-{random.randrange(2)}", random.random() < 0.3
+        lock = coordinator.lock(name, timeout=random.choice([None, 0.0, 0.3, 5.0]), shared=shared)
+        floor = holders.highest
+        try:
+            if random.random() < 0.2:
+                if not await lock.try_acquire():
+                    return
+            else:
+                await lock.acquire()
+        except (LockTimeout, LedgerError):
+            return
+        self.world.trace(self.name, f"holds {lock}")
+        holders.granted(name, lock.token, shared=shared, floor=floor)
+        for _ in range(random.choice([1, 4, 60])):
+            if lock.held:
+                holders.certain(name, lock.token)
+            await asyncio.sleep(random.expovariate(4.0))
+        await lock.release()
 
     def transaction(self, coordinator: Coordinator) -> Transaction:
         return coordinator.transaction(

@@ -44,6 +44,7 @@ def simulate(
         nodes=asked.nodes,
         protocol=asked.protocol,
         keyed=asked.keyed,
+        locks=asked.locks,
     )
     logging.basicConfig(level=logging.WARNING, handlers=[Traced(world)], force=True)
     ending = Ending.PASSED
@@ -115,6 +116,7 @@ def _more(asked: argparse.Namespace) -> str:
     given = {"--nodes": asked.nodes, "--protocol": asked.protocol}
     told = " ".join(f"{name} {value}" for name, value in given.items() if value is not None)
     told = f"{told} --keyed".strip() if asked.keyed else told
+    told = f"{told} --locks".strip() if asked.locks else told
     return f' ARGS="{told}"' if told else ""
 
 

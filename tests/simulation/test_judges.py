@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 
 import pytest
 
+from tests.simulation.holders import Holders
 from tests.simulation.judge import Violation
 from tests.simulation.promises import Promises
 from tests.simulation.rows import Rows
@@ -123,6 +125,59 @@ def test_acceptors_that_do_right_are_not_accused() -> None:
     judge.stored(3, record(PREPARED, LATER))
     judge.acts(str(TXID), "a branch ends", "commit")
     assert judge.outcomes == {str(TXID): "commit"}
+
+
+def a_later_holder(judge: Holders) -> None:
+    judge.granted("job", 1, shared=False, floor=0)
+    judge.certain("job", 1)
+    judge.granted("job", 2, shared=False, floor=0)
+    judge.certain("job", 1)
+
+
+def a_later_shared_holder(judge: Holders) -> None:
+    judge.granted("job", 1, shared=False, floor=0)
+    judge.granted("job", 2, shared=True, floor=0)
+    judge.certain("job", 1)
+
+
+def a_later_exclusive_holder(judge: Holders) -> None:
+    judge.granted("job", 1, shared=True, floor=0)
+    judge.granted("job", 2, shared=False, floor=0)
+    judge.certain("job", 1)
+
+
+def a_token_twice(judge: Holders) -> None:
+    judge.granted("job", 1, shared=False, floor=0)
+    judge.granted("another", 1, shared=False, floor=0)
+
+
+def a_token_that_falls(judge: Holders) -> None:
+    judge.granted("job", 7, shared=False, floor=0)
+    judge.granted("another", 6, shared=False, floor=judge.highest)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [a_later_holder, a_later_shared_holder, a_later_exclusive_holder, a_token_twice, a_token_that_falls],
+    ids=lambda wrong: wrong.__name__,
+)
+def test_holders_that_should_not_be_are_seen(wrong: object) -> None:
+    """Broken if a ledger may grant so unseen."""
+    assert callable(wrong)
+    with pytest.raises(Violation):
+        wrong(Holders(Counter()))
+
+
+def test_holders_that_share_are_not_accused() -> None:
+    """Nor those of two locks, nor two that were asked for at one time and are told in another order."""
+    judge = Holders(Counter())
+    judge.granted("job", 3, shared=True, floor=0)
+    judge.granted("job", 2, shared=True, floor=0)
+    judge.granted("another", 4, shared=False, floor=judge.highest)
+    for token in (2, 3):
+        judge.certain("job", token)
+    judge.certain("another", 4)
+    assert judge.highest == 4
 
 
 def enlisted() -> Rows:

@@ -25,6 +25,7 @@ from tests.simulation.database import SLOWEST_PREPARE_S, Disk, Server, State
 from tests.simulation.drive import Drive
 from tests.simulation.faults import Nemesis
 from tests.simulation.files import FileMachine
+from tests.simulation.holders import Holders
 from tests.simulation.judge import Judge, Violation
 from tests.simulation.leaders import StaleLeaders
 from tests.simulation.members import MembersProcess
@@ -67,10 +68,12 @@ class World:
         nodes: int | None = None,
         protocol: str | None = None,
         keyed: bool = False,
+        locks: bool = False,
     ) -> None:
         """``nodes`` keep the ledger, 0: a file; ``protocol`` is every transaction's; drawn if they are None.
-        ``keyed``: transactions have keys. Raises ``ValueError`` for Paxos Commit on a file."""
-        self.verbose, self.keyed = verbose, keyed
+        ``keyed``: transactions have keys; ``locks``: applications hold locks too. Raises ``ValueError`` for
+        Paxos Commit on a file."""
+        self.verbose, self.keyed, self.locks = verbose, keyed, locks
         self.seed, self.random = seed, scheduler.random
         self.scheduler = scheduler
         self.told = told
@@ -79,6 +82,7 @@ class World:
         self.machine.drive.on_broken = self.killed_soon
         self.machine.install()
         self.judge = Judge(Rows(), Promises())
+        self.holders = Holders(self.judge.counts)
         self.history = History(lambda: scheduler.now)
         self.counts: Counter[str] = Counter()
         self.ledgers: list[tuple[Process, SqliteLedger]] = []
