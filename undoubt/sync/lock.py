@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable, Coroutine
 from types import TracebackType
+from typing import Any, TypeVar, cast
 
 from undoubt.coordinator.locks import Lock as EngineLock
+from undoubt.participants.errors import UndoubtError
 from undoubt.sync.portal import Portal
+
+T = TypeVar("T")
 
 
 class Lock:
@@ -15,6 +21,10 @@ class Lock:
     def __init__(self, portal: Portal, engine: EngineLock) -> None:
         self._portal = portal
         self._engine = engine
+        self._turn = asyncio.Lock()
+        """In the loop: held while the lock is asked for, or given back after an interruption."""
+        self._asking: set[asyncio.Task[Any]] = set()
+        """The calls in the loop that ask for the lock, or are about to."""
 
     @property
     def name(self) -> str:
@@ -37,13 +47,24 @@ class Lock:
 
     def acquire(self) -> Lock:
         """Wait for the lock. Raises ``LockTimeout``, and what :meth:`undoubt.coordinator.locks.Lock.acquire`
-        raises."""
-        self._portal.call(self._engine.acquire)
+        raises. If the handler of a signal raises meanwhile (``KeyboardInterrupt``, a time limit), the wait
+        ends, and a lock that was granted is given back."""
+        self._take(self._engine.acquire)
         return self
 
     def try_acquire(self) -> bool:
-        """Take the lock if it is free now; returns whether it was."""
-        return self._portal.call(self._engine.try_acquire)
+        """Take the lock if it is free now; returns whether it was. Raises as :meth:`acquire` does."""
+        return self._take(self._engine.try_acquire)
+
+    def _take(self, function: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        try:
+            taken: T = self._portal.call(self._ask, function)
+        except UndoubtError:
+            raise
+        except BaseException:  # an interruption: the call goes on in the loop, and no caller would release
+            self._portal.post(self._give_up)
+            raise
+        return taken
 
     def release(self) -> None:
         """Give the lock back. Does nothing if it is not acquired."""
@@ -63,6 +84,21 @@ class Lock:
         self._portal.call(self._engine.__aexit__, kind, error, trace)
 
     # In the loop.
+
+    async def _ask(self, function: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        task = cast("asyncio.Task[Any]", asyncio.current_task())
+        self._asking.add(task)
+        try:
+            async with self._turn:
+                return await function()
+        finally:
+            self._asking.discard(task)
+
+    async def _give_up(self) -> None:
+        for task in self._asking:
+            task.cancel()
+        async with self._turn:
+            await self._engine.release()
 
     async def _held(self) -> bool:
         return self._engine.held

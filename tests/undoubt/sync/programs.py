@@ -17,9 +17,12 @@ from undoubt.participants.scripted import ScriptedParticipant
 
 
 def connected(
-    folder: str, *participants: ScriptedParticipant, observe: object = None
+    folder: str, *participants: ScriptedParticipant, observe: object = None, session_ttl_s: float = 10.0
 ) -> undoubt.sync.Coordinator:
-    settings = {"ledger": {"url": f"sqlite:///{folder}/ledger.db"}}
+    settings = {
+        "ledger": {"url": f"sqlite:///{folder}/ledger.db"},
+        "coordinator": {"session_ttl_s": session_ttl_s},
+    }
     coordinator = undoubt.sync.connect(settings, observe=observe, recover=False)  # type: ignore[arg-type]
     for participant in participants:
         coordinator.add_participant(participant)
@@ -99,5 +102,14 @@ def forks_in_a_branch(folder: str) -> None:
         print("parent", coordinator.outcome(tx.id))
 
 
+def holds(folder: str) -> None:
+    """Holds a lock until it is killed."""
+    with connected(folder, session_ttl_s=5.0) as coordinator, coordinator.lock("job") as lock:
+        print(lock.token, flush=True)
+        sys.stdin.read()
+
+
+PROGRAMS = {"exits": exits, "forks": forks, "forks_in_a_branch": forks_in_a_branch, "holds": holds}
+
 if __name__ == "__main__":
-    {"exits": exits, "forks": forks, "forks_in_a_branch": forks_in_a_branch}[sys.argv[1]](sys.argv[2])
+    PROGRAMS[sys.argv[1]](sys.argv[2])
