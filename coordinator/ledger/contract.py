@@ -297,6 +297,8 @@ class TransactionInfo(msgspec.Struct, frozen=True):
     """Whether the transaction is undecided and all its branches have voted PREPARED (three-phase commit)."""
     cause: str = ""
     """Why ABORT was recorded, as text for operators; empty if no reason was given."""
+    key: str = ""
+    """The idempotency key with which the transaction has committed, as long as the key is kept."""
 
     @property
     def protocol(self) -> GidProtocol | None:

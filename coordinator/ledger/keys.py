@@ -63,10 +63,17 @@ class Keys:
     claimed: dict[str, TxId] = field(default_factory=dict)
     kept: dict[str, KeptKey] = field(default_factory=dict)
     _by_txid: dict[TxId, str] = field(default_factory=dict)
+    """The claimed keys."""
+    _committed: dict[TxId, str] = field(default_factory=dict)
+    """The kept keys."""
 
     def key_of(self, txid: TxId) -> str | None:
         """The key that is claimed for ``txid``."""
         return self._by_txid.get(txid)
+
+    def kept_of(self, txid: TxId) -> str | None:
+        """The key with which ``txid`` has committed."""
+        return self._committed.get(txid)
 
     def claim(self, key: str, txid: TxId) -> None:
         self.claimed[key] = txid
@@ -78,6 +85,7 @@ class Keys:
         if key is not None:
             self.free(txid)
             self.kept[key] = KeptKey(key, txid, result, now_ms)
+            self._committed[txid] = key
 
     def free(self, txid: TxId) -> None:
         """``txid`` is aborted: another transaction can claim its key."""
@@ -97,7 +105,7 @@ class Keys:
             oldest = next(iter(self.kept.values()))
             if oldest.kept_ms > before_ms:
                 return
-            del self.kept[oldest.key]
+            del self.kept[oldest.key], self._committed[oldest.txid]
 
     def stored(self) -> StoredKeys:
         return StoredKeys(sorted(self.claimed.items()), list(self.kept.values()))
@@ -108,6 +116,7 @@ class Keys:
             dict(stored.claimed),
             {kept.key: kept for kept in stored.kept},
             {txid: key for key, txid in stored.claimed},
+            {kept.txid: kept.key for kept in stored.kept},
         )
 
 

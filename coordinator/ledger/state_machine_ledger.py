@@ -464,6 +464,7 @@ class StateMachineLedger(KeyedLedger, MachineLocks):
             txid not in self.machine.state.unfinished,
             tuple(heuristics),
             cause="" if record is None else record.cause,
+            key=self.machine.state.keys.kept_of(txid) or "",
         )
 
     def _undecided_info(self, record: PrecommitRecord) -> TransactionInfo:

@@ -52,7 +52,7 @@ def protocol_name(protocol: Protocol | None) -> str | None:
 
 def transaction(info: TransactionInfo, ledger_id: str) -> dict[str, Any]:
     """One transaction as ``tx list`` and ``tx show`` print it; ``protocol`` is null where it is no longer
-    known."""
+    known, ``key`` where there is none."""
     branches = []
     if info.protocol is not None:
         branches = [branch(one, one.gid(ledger_id, info.protocol, info.txid)) for one in info.branches]
@@ -63,6 +63,7 @@ def transaction(info: TransactionInfo, ledger_id: str) -> dict[str, Any]:
         "finished": info.finished,
         "protocol": protocol_name(info.protocol),
         "coordinator": info.coordinator,
+        "key": info.key or None,
         "decided_at": iso(info.decided_at),
         "age_s": age(info.decided_at),
         "branches": branches,

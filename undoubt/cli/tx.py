@@ -158,6 +158,7 @@ def _page(out: Output, info: TransactionInfo, ledger_id: str) -> None:
         ("decided", f"{document['decided_at']} ({_ago(info.decided_at)})" if info.decided_at else "-"),
         ("protocol", document["protocol"] or "-"),
         ("coordinator", info.coordinator or "-"),
+        *([("key", info.key)] if info.key else []),
     ]
     for name, value in facts:
         out.line(f"  {name:<12} {value}")

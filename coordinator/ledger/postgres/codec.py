@@ -57,9 +57,9 @@ def heuristic(  # noqa: PLR0917
 
 def transaction_info(row: tuple[Any, ...], heuristics: list[Heuristic]) -> TransactionInfo:
     """A transaction from a row of the statement ``transactions``: a decision, then state and floor of its
-    session (None if the session was dropped), then whether the transaction is finished."""
+    session (None if the session was dropped), whether the transaction is finished, and its key."""
     record = decision_record(*row[:9])
-    state, floor, finished = row[9:]
+    state, floor, finished, key = row[9:]
     return TransactionInfo(
         record.txid,
         RecordedDecision(str(record.decision)),
@@ -71,6 +71,7 @@ def transaction_info(row: tuple[Any, ...], heuristics: list[Heuristic]) -> Trans
         finished,
         tuple(known for known in heuristics if known.gid.txid == record.txid),
         cause=record.cause,
+        key=key or "",
     )
 
 

@@ -695,13 +695,15 @@ one as (
        and d.nonce operator(pg_catalog.=) %(nonce)s::pg_catalog.text
 )
 select h.same, d.session, d.nonce, d.seq, d.protocol, d.decision, d.branches, d.decided_at, d.coordinator, d.cause,
-       s.state, s.floor, u.seq is null as finished
+       s.state, s.floor, u.seq is null as finished, k.key
   from here h
   left join (select * from chosen union all select * from one) d on true
   left join undoubt_ledger.session s on s.id operator(pg_catalog.=) d.session
        and s.state operator(pg_catalog.<>) 'dropped'
   left join undoubt_ledger.unfinished u on u.session operator(pg_catalog.=) d.session
        and u.seq operator(pg_catalog.=) d.seq
+  left join undoubt_ledger.key k on k.session operator(pg_catalog.=) d.session
+       and k.seq operator(pg_catalog.=) d.seq and k.committed
  order by d.decided_at desc, d.session desc, d.seq desc
 
 -- name: heuristics_of

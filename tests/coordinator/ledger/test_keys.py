@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import msgspec
 import pytest
@@ -87,9 +88,30 @@ async def test_a_committed_key_returns_its_transaction_and_result(
     assert await one.ledger.key_holder("k") == kept
     assert await one.ledger.key_holder("another") is None
     await one.ledger.finish([one.txid(1)])
+    assert await key_shown(one.ledger, one.txid(1)) == "k"
     if backend.durable:
         await backend.reopen()
     assert await backend.ledger.key_holder("k") == kept
+    assert await key_shown(backend.ledger, one.txid(1)) == "k"
+
+
+async def key_shown(ledger: Any, txid: TxId) -> str:
+    """What ``undoubt tx show`` tells operators."""
+    info = await ledger.transaction(txid)
+    assert info is not None
+    return str(info.key)
+
+
+async def test_a_key_is_shown_of_the_transaction_that_has_committed_with_it(one: Client) -> None:
+    """An operator who has the key of a request finds the wrong transaction."""
+    await one.claim(1, "k")
+    assert await one.free(1, "k") is ABORT
+    await one.claim(2, "k")
+    assert await one.commit(2, "k", b"") is COMMIT
+    assert await key_shown(one.ledger, one.txid(1)) == ""
+    assert await key_shown(one.ledger, one.txid(2)) == "k"
+    [newest, *_] = await one.ledger.transactions(limit=10)
+    assert (newest.txid, newest.key) == (one.txid(2), "k")
 
 
 async def test_only_one_of_concurrent_claims_has_the_key(ledger: Signing) -> None:

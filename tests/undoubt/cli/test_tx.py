@@ -38,7 +38,7 @@ def test_show_takes_a_transaction_or_any_of_its_gids(stage: Stage) -> None:
     assert shown == stage.json("tx", "show", str(other)) | {"age_s": shown["age_s"]}
     assert set(shown) == {
         "txid", "decision", "verdict", "finished", "protocol", "coordinator", "decided_at", "age_s",
-        "branches", "heuristics",
+        "branches", "heuristics", "key",
     }  # fmt: skip
     assert (shown["decision"], shown["protocol"], shown["finished"]) == ("commit", "2pc", False)
     assert [one["gid"] for one in shown["branches"]] == [str(gid), str(other)]
@@ -46,6 +46,16 @@ def test_show_takes_a_transaction_or_any_of_its_gids(stage: Stage) -> None:
     page = stage.run("tx", "show", str(gid.txid)).out
     assert "committed, not yet applied everywhere" in page
     assert str(other) in page
+
+
+def test_show_tells_the_key(stage: Stage) -> None:
+    """An operator asks for a transaction because a client has repeated its key."""
+    gid, _ = stage.prepare(1, Decision.COMMIT)
+    assert stage.json("tx", "show", str(gid.txid))["key"] is None
+    info = stage.ledger.decisions[gid.txid]
+    stage.ledger.decisions[gid.txid] = msgspec.structs.replace(info, key="order 42")
+    assert stage.json("tx", "show", str(gid.txid))["key"] == "order 42"
+    assert "key          order 42" in stage.run("tx", "show", str(gid.txid)).out
 
 
 def test_show_tells_of_heuristics(stage: Stage) -> None:
