@@ -38,7 +38,7 @@ SCHEMA = """
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--waits", type=int, default=1000, help="at least so many")
     parser.add_argument("--seconds", type=float, default=20.0, help="at least so long")
-    parser.add_argument("--ledger", choices=["postgresql", "sqlite"], default="sqlite")
+    parser.add_argument("--ledger", choices=sorted(LEDGERS), default="sqlite")
     parser.add_argument("--processes", type=int, default=3)
     parser.add_argument("--tasks", type=int, default=6, help="of each process")
     parser.add_argument("--no-control", action="store_true")
@@ -60,6 +60,7 @@ async def main(options: argparse.Namespace) -> tuple[dict[str, Any], bool]:
             "recovery": {"deadlock_interval_s": LOOK_S},
             "participants": {name: {"dsn": dsn} for name, dsn in dsns.items()},
         }
+        await ledgers.watched(stack, settings)
         result = await _run(json.dumps(settings), options)
     enough = result["lock_waits"] >= options.waits and result["by_ledger_locks"] > 0
     holds = enough and not result["victims"] and not result["failed"] and result["committed"] > 0

@@ -53,7 +53,7 @@ Resource = list[Any]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cycles", type=int, default=30)
-    parser.add_argument("--ledger", choices=["postgresql", "sqlite"], default="sqlite")
+    parser.add_argument("--ledger", choices=sorted(LEDGERS), default="sqlite")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--timeout", type=float, default=30.0, help="of each transaction, in seconds")
@@ -79,6 +79,7 @@ async def main(options: argparse.Namespace) -> tuple[dict[str, Any], bool]:
         }
         circles = Circles(connections, Random(options.seed))  # noqa: S311 - a seed replays it
         stack.push_async_callback(circles.close)
+        await ledgers.watched(stack, settings)
         await circles.run(json.dumps(settings), options)
         result = await circles.result(options)
     holds = _holds(result, options)

@@ -24,8 +24,7 @@ import asyncpg
 from tests.prove.bank import NAMES
 from tests.prove.control import control
 from tests.prove.ledgers import LEDGERS, SqliteLedgers
-from tests.prove.processes import Child, within
-from tests.prove.trap import NEVER, Trap
+from tests.prove.processes import Child, recovered, within
 from tests.servers import execute
 from undoubt.embedded import EmbeddedServer
 
@@ -65,7 +64,7 @@ async def main(options: argparse.Namespace) -> tuple[dict[str, Any], bool]:
         shop = Shop(settings)
         stack.push_async_callback(shop.close)
         await shop.run(options)
-        left = await _recovered(settings)
+        left = await recovered(settings)
         made = {name: await _made(dsn) for name, dsn in dsns.items()}
     result = shop.result(made, left)
     holds = _holds(result, options)
@@ -185,14 +184,6 @@ class Shop:
             "unanswered": len(self.failures),
             "left": len(left),
         }
-
-
-async def _recovered(settings: str) -> list[str]:
-    """What recovery leaves in doubt: nothing, once the sessions of the killed processes have expired."""
-    never = Trap(NEVER, "-", 0, 1).encode()
-    recovery = await Child.start("tests.prove.recovery_process", settings, never, "600", "600")
-    await recovery.ended()
-    return [*map(str, recovery.heard.last.get("left", ["recovery died"]))]
 
 
 async def _made(dsn: str) -> list[tuple[str, str]]:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 from tests.prove.nodes import Nodes
-from tests.prove.processes import within
+from tests.prove.processes import ROOT, within
 from undoubt.coordinator.ledger import maintenance
 from undoubt.coordinator.settings import LedgerSettings
 from undoubt.embedded import EmbeddedServer
@@ -34,6 +38,10 @@ class SqliteLedgers:
         """Return once no decision is on its way into the ledger: whether recovery has to look once more, at
         what came there late."""
         return False
+
+    async def watched(self, stack: AsyncExitStack, settings: Mapping[str, Any]) -> None:
+        """Have recovery, with its detector of deadlocks, run beside the coordinators with these settings. It
+        runs in the process that owns or leads the ledger, if that is a coordinator's."""
 
     async def fresh(self, name: str) -> dict[str, object]:
         """The settings of a new ledger."""
@@ -95,6 +103,28 @@ class RaftLedgers(SqliteLedgers):
         await self.nodes.start(*(self.nodes.addresses.keys() - self.nodes.running.keys()))
         await self.nodes.leading()
         return {"url": f"raft://{self.nodes.url}", "request_timeout_s": 30.0}
+
+    async def watched(self, stack: AsyncExitStack, settings: Mapping[str, Any]) -> None:
+        """The proof's nodes know no databases."""
+        ledger = settings["ledger"]
+        lines = [f'[ledger]\nurl = "{ledger["url"]}"\nrequest_timeout_s = {ledger["request_timeout_s"]}']
+        lines += ["[recovery]", *(f"{key} = {value}" for key, value in settings.get("recovery", {}).items())]
+        lines += [
+            f'[participants.{name}]\ndsn = "{of["dsn"]}"' for name, of in settings["participants"].items()
+        ]
+        config = self.folder / "recover.toml"
+        config.write_text("\n".join(lines))
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "undoubt", "recover", "--config", str(config),
+            cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
+        )  # fmt: skip
+
+        async def ended() -> None:
+            process.kill()
+            await process.wait()
+
+        stack.push_async_callback(ended)
 
 
 LEDGERS: dict[str, type[SqliteLedgers]] = {

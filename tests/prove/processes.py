@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests.prove.trap import NEVER, Trap
 from undoubt.embedded.places import DEAD, state
 
 TIMEOUT_S = 90.0
@@ -140,3 +141,12 @@ class Child:
             self._process.kill()
             await self._process.wait()
             return 999
+
+
+async def recovered(settings: str) -> list[str]:
+    """What recovery leaves in doubt: nothing, once the sessions of killed processes have expired.
+    ``settings`` as JSON."""
+    never = Trap(NEVER, "-", 0, 1).encode()
+    recovery = await Child.start("tests.prove.recovery_process", settings, never, "600", "600")
+    await recovery.ended()
+    return [*map(str, recovery.heard.last.get("left", ["recovery died"]))]

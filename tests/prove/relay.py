@@ -31,9 +31,8 @@ from tests.ports import free_ports
 from tests.prove.bank import NAMES
 from tests.prove.control import control
 from tests.prove.ledgers import LEDGERS, SqliteLedgers
-from tests.prove.processes import ROOT, Child, within
+from tests.prove.processes import ROOT, recovered, within
 from tests.prove.relay_producer import PARTS
-from tests.prove.trap import NEVER, Trap
 from tests.servers import execute
 from undoubt.embedded import EmbeddedServer
 from undoubt.participants.postgres import schema
@@ -173,10 +172,7 @@ class Shop:
                 process.stdin.close()
         async with within("the end of the producers"):
             await asyncio.gather(*self.readers)
-        never = Trap(NEVER, "-", 0, 1).encode()
-        recovery = await Child.start("tests.prove.recovery_process", self.settings, never, "600", "600")
-        await recovery.ended()
-        left = [*map(str, recovery.heard.last.get("left", ["recovery died"]))]
+        left = await recovered(self.settings)
         try:
             async with asyncio.timeout(EMPTIED_S):
                 while await _waiting(self.dsns["orders"]):
