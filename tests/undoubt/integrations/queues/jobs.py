@@ -28,6 +28,21 @@ def place(what: str, number: int, log: str) -> int:
     return job()
 
 
+opened: undoubt.sync.Coordinator | None = None
+"""That of a worker that does not fork."""
+
+
+def hasty(number: int, log: str) -> int:
+    @transactional(coordinator=opened, timeout=1.0)
+    def job(tx: undoubt.sync.Transaction) -> int:
+        with Path(log).open("a") as file:
+            file.write(f"{number}\n")
+        act_in_thread(tx, "order", number)
+        return number
+
+    return job()
+
+
 def dies_after_its_commit(number: int, log: str) -> int:
     """The first run is killed before RQ can store its success."""
     first = not Path(log).exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 from collections.abc import Iterator
@@ -9,10 +10,11 @@ from pathlib import Path
 
 import pytest
 import redis
-from rq import Queue, Retry, Worker
+from rq import Queue, Retry, SimpleWorker, Worker
 from rq.job import Job
 
 import undoubt.sync
+from tests.undoubt.integrations.queues import jobs
 from tests.undoubt.integrations.queues.jobs import SETTINGS, dies_after_its_commit, place
 from tests.undoubt.integrations.web.client import act_in_thread
 from tests.undoubt.integrations.web.shop import Shop
@@ -30,9 +32,15 @@ def queue(shop: Shop, redis_url: str, tmp_path: Path, monkeypatch: pytest.Monkey
 
 def work(queue: Queue) -> None:
     """By RQ's worker, which forks for each job."""
+    with kept_handlers():
+        Worker([queue], connection=queue.connection).work(burst=True)
+
+
+@contextlib.contextmanager
+def kept_handlers() -> Iterator[None]:
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        Worker([queue], connection=queue.connection).work(burst=True)
+        yield
     finally:
         for number, handler in handlers.items():  # the worker keeps them for itself
             signal.signal(number, handler)
@@ -70,6 +78,43 @@ def test_a_job_whose_worker_dies_after_the_commit_is_done_once(
     assert (done.is_finished, done.return_value()) == (True, 1)
     assert log.read_text() == "1\n"
     assert shop.ids() == ([1], [1])
+
+
+def test_a_job_of_unknown_outcome_is_done_once(
+    queue: Queue, shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It fails with ``OutcomeUnknown``, then with ``KeyInUse``; a later run has the result of
+    the one that has committed, and does nothing."""
+    monkeypatch.setattr("undoubt.coordinator.transaction.VOTING_GRACE_S", 0.0)
+    log = tmp_path / "log"
+
+    def ran(job: Job) -> Job:
+        SimpleWorker([queue], connection=queue.connection).work(burst=True)
+        return Job.fetch(job.id, connection=queue.connection)
+
+    with kept_handlers(), undoubt.sync.connect(shop.settings, observe=shop.observe, recover=False) as opened:
+        monkeypatch.setattr(jobs, "opened", opened)
+        shop.hold_at = "before_decide"
+        job = ran(queue.enqueue(jobs.hasty, 1, str(log)))
+        assert job.is_failed
+        assert "OutcomeUnknown" in told(job)
+        job.requeue()
+        job = ran(job)
+        assert "KeyInUse" in told(job)
+        shop.go_on.set()
+        shop.wait_for(lambda: shop.ids() == ([1], [1]))
+        job.requeue()
+        job = ran(job)
+        assert (job.is_finished, job.return_value()) == (True, 1)
+    assert log.read_text() == "1\n"
+    assert shop.ids() == ([1], [1])
+
+
+def told(job: Job) -> str:
+    """The error with which its last run has failed."""
+    result = job.latest_result()
+    assert result is not None
+    return str(result.exc_string)
 
 
 def test_outside_of_a_worker_it_is_a_transaction(shop: Shop) -> None:
