@@ -61,7 +61,11 @@ async def publish(
     Raises ``ParticipantRefused`` if the database has no outbox (``undoubt participants migrate``), and the
     errors of ``branch`` and of a statement in it.
     """
-    publication = checked(name, payload, topic=topic, key=key, headers=headers)
+    return await put(transaction, name, checked(name, payload, topic=topic, key=key, headers=headers))
+
+
+async def put(transaction: Transaction, name: str, publication: Publication) -> str:
+    """Put a checked message into the outbox of participant ``name``, as :func:`publish` does."""
     connection = await transaction.branch(name)
     branch = next(each for each in transaction._branches.values() if each.connection is connection)
     if not isinstance(branch, PublishingBranch):

@@ -15,6 +15,7 @@ NAME_BYTES_MAX = 200
 """Of a topic, and of a key."""
 PAYLOAD_BYTES_MAX = 2**20
 HEADERS_BYTES_MAX = 8_192
+BACKLOG_MAX = 100_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,15 @@ class Message:
         return Lane(self.topic, self.key, self.id if self.key is None else None)
 
 
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """The messages that an outbox holds. ``oldest_s``: how long ago the oldest one was published, by the
+    clock of the database; 0 if there is none. At most ``BACKLOG_MAX`` messages are counted."""
+
+    messages: int
+    oldest_s: float
+
+
 @runtime_checkable
 class PublishingBranch(Protocol):
     """A branch whose database has an outbox."""
@@ -81,6 +91,10 @@ class OutboxReader(Protocol):
         """The messages of ``topics`` in the order of their ids, at most ``limit``, except those of the lanes
         ``without``. If a message of a key is returned, all earlier ones of the key are too, unless they were
         removed."""
+        ...
+
+    async def backlog(self, topics: Iterable[str]) -> Backlog:
+        """What it holds of ``topics``, or of all topics if ``topics`` is empty, claimed or not."""
         ...
 
     async def remove(self, dedupe_ids: Sequence[str]) -> None:

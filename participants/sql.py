@@ -12,6 +12,7 @@ from importlib import resources
 from undoubt.participants.invariant import invariant
 
 _HEAD = re.compile(r"^-- name: (\w+)$", re.MULTILINE)
+_PLACE = re.compile(r"\{(\w+)\}")
 
 
 class Queries(dict[str, str]):
@@ -34,14 +35,20 @@ class Queries(dict[str, str]):
         """The statement called ``name``."""
         return self[name]
 
-    def fill(self, name: str, **literals: str) -> str:
-        """The statement called ``name`` with its ``{names}`` replaced by quoted ``literals``."""
+    def fill(self, name: str, **literals: str | None) -> str:
+        """The statement called ``name`` with its ``{names}`` replaced by quoted ``literals``, and by ``null``
+        for None. In one pass: a value that contains the name of another place stays as it is."""
         text = self[name]
-        for key, value in literals.items():
-            place = f"{{{key}}}"
-            invariant(place in text, f"query {name} has no place for {key}")
-            text = text.replace(place, literal(value))
-        return text
+        for key in literals:
+            invariant(f"{{{key}}}" in text, f"query {name} has no place for {key}")
+
+        def filled(place: re.Match[str]) -> str:
+            if place[1] not in literals:
+                return place[0]
+            value = literals[place[1]]
+            return "null" if value is None else literal(value)
+
+        return _PLACE.sub(filled, text)
 
 
 def literal(text: str) -> str:

@@ -2,7 +2,9 @@
 
 Needs the extra ``metrics`` (prometheus_client). The coordinator and recovery call the methods of
 :class:`Metrics` (:mod:`undoubt.coordinator.meter`, :mod:`undoubt.recovery.meter`); :class:`TimedLedger`
-times a ledger's calls. A transaction id is never a label: each id would add a time series for ever
+times a ledger's calls. A relay calls those of :class:`OutboxMetrics` (:mod:`undoubt.relay.meter`).
+
+A transaction id is never a label: each id would add a time series for ever
 (https://prometheus.io/docs/practices/naming/#labels).
 """
 
@@ -19,6 +21,7 @@ from undoubt.coordinator.ledger.contract import Ledger
 from undoubt.coordinator.settings import PROTOCOL_NAMES
 from undoubt.participants.contract import Settled
 from undoubt.participants.ids import Gid, Protocol
+from undoubt.participants.outbox import Backlog
 from undoubt.recovery.plan import BranchStanding
 from undoubt.recovery.worker import Passed
 
@@ -63,6 +66,7 @@ class Metrics:
         to = REGISTRY if registry is None else registry
         self._of_transactions(to)
         self._of_recovery(to)
+        self._of_relays(to)
         to.register(_Restarts())
 
     def _of_transactions(self, to: CollectorRegistry) -> None:
@@ -143,6 +147,49 @@ class Metrics:
             "undoubt_deadlocks", "Deadlocks across databases that were ended.", registry=to
         )
 
+    def _of_relays(self, to: CollectorRegistry) -> None:
+        self._deliveries = Counter(
+            "undoubt_relay_deliveries",
+            "Deliveries of messages of the outbox, acknowledged or failed.",
+            ["participant", "topic", "result"],
+            registry=to,
+        )
+        self._delivery_seconds = Histogram(
+            "undoubt_relay_delivery_seconds",
+            "Time until a delivery was acknowledged.",
+            ["participant", "topic"],
+            buckets=SECONDS,
+            registry=to,
+        )
+        self._outbox_messages = Gauge(
+            "undoubt_relay_outbox_messages",
+            "Messages in the outbox that a relay delivers.",
+            ["participant"],
+            registry=to,
+        )
+        self._outbox_oldest = Gauge(
+            "undoubt_relay_outbox_oldest_age_seconds",
+            "Age of the oldest message in the outbox, 0 if there is none.",
+            ["participant"],
+            registry=to,
+        )
+        self._blocked = Gauge(
+            "undoubt_relay_blocked_keys",
+            "Keys, and messages without a key, whose last delivery has failed.",
+            ["participant"],
+            registry=to,
+        )
+        self._outbox_failures = Counter(
+            "undoubt_relay_outbox_failures",
+            "Calls that the database of the outbox did not answer, or refused.",
+            ["participant"],
+            registry=to,
+        )
+
+    def relay(self, participant: str) -> OutboxMetrics:
+        """The metrics of a relay of that participant, for ``undoubt.relay.Relay(…, metrics=…)``."""
+        return OutboxMetrics(self, participant)
+
     # coordinator.meter.Meter
 
     def phase(self, protocol: Protocol, phase: str, seconds: float) -> None:
@@ -191,6 +238,29 @@ class Metrics:
         self._ledger.labels(request).observe(seconds)
         if failed:
             self._ledger_failures.labels(request).inc()
+
+
+class OutboxMetrics:
+    """The metrics of one relay: :class:`undoubt.relay.meter.RelayMeter`."""
+
+    def __init__(self, metrics: Metrics, participant: str) -> None:
+        self._of = metrics
+        self._participant = participant
+
+    def delivered(self, topic: str, seconds: float) -> None:
+        self._of._deliveries.labels(self._participant, topic, "acknowledged").inc()
+        self._of._delivery_seconds.labels(self._participant, topic).observe(seconds)
+
+    def failed(self, topic: str) -> None:
+        self._of._deliveries.labels(self._participant, topic, "failed").inc()
+
+    def outbox(self, backlog: Backlog, *, blocked: int) -> None:
+        self._of._outbox_messages.labels(self._participant).set(backlog.messages)
+        self._of._outbox_oldest.labels(self._participant).set_function(_aging(backlog.oldest_s))
+        self._of._blocked.labels(self._participant).set(blocked)
+
+    def outbox_failed(self) -> None:
+        self._of._outbox_failures.labels(self._participant).inc()
 
 
 class _Restarts:

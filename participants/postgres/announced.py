@@ -34,10 +34,12 @@ from undoubt.participants.errors import (
 from undoubt.participants.foreign_ground import ALONE_WRITING
 from undoubt.participants.ids import Gid, SessionKey
 from undoubt.participants.invariant import InvariantViolation
+from undoubt.participants.outbox import Publication, dedupe_id
 from undoubt.participants.postgres.admin_pool import Management, refuse_standby
 from undoubt.participants.postgres.guard import commit_guard, confirmation
 from undoubt.participants.postgres.history import columns, place_in
 from undoubt.participants.postgres.in_doubt import widen
+from undoubt.participants.postgres.outbox import publish_statement
 from undoubt.participants.postgres.roles import owned
 from undoubt.participants.postgres.session import NoAnswer, NotSent, Row, ServerError, ServerParameters
 from undoubt.participants.postgres.session_setup import branch_name, local_statements, marker, timeouts_ms
@@ -93,6 +95,8 @@ class AnnouncedBranch:
         self._name = name
         self._evidence: Evidence | None = None
         self._over: Settled | None = None
+        self._published = 0
+        """How many messages have a statement."""
 
     @property
     def gid(self) -> Gid:
@@ -108,6 +112,13 @@ class AnnouncedBranch:
     @property
     def surely_writes(self) -> bool:
         return True
+
+    def publication(self, message: Publication) -> tuple[str, str]:
+        """The dedupe id of ``message``, and the statement by which the program that runs the branch puts it
+        into the outbox, once."""
+        self._published += 1
+        published = dedupe_id(self._gid, self._published)
+        return published, publish_statement(message, published, marker(self._gid))
 
     def break_off(self, why: Callable[[], Exception]) -> None:
         """Does nothing: the session belongs to another program, and ends by the timeouts that ``begin`` has

@@ -11,7 +11,7 @@ import json
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 from undoubt.participants.errors import ParticipantRefused
-from undoubt.participants.outbox import Lane, Message, Publication
+from undoubt.participants.outbox import BACKLOG_MAX, Backlog, Lane, Message, Publication
 from undoubt.participants.postgres.belief import NO_SCHEMA, believe, same_schema
 from undoubt.participants.postgres.session import NoAnswer, NotSent, Row, ServerError, ServerSession
 from undoubt.participants.postgres.sql import fill, query
@@ -23,15 +23,15 @@ _NO_TABLE = frozenset({NO_SCHEMA, "42P01"})
 
 def publish_statement(publication: Publication, dedupe_id: str, marked: str) -> str:
     """The statement that writes a message in the transaction with marker ``marked``."""
-    key = "null" if publication.key is None else literal(publication.key)
     return fill(
         "publish",
         marker=marked,
         dedupe_id=dedupe_id,
         topic=publication.topic,
+        key=publication.key,
         payload=f"\\x{publication.payload.hex()}",
         headers=json.dumps(dict(publication.headers)),
-    ).replace("{key}", f"{key}::pg_catalog.text")
+    )
 
 
 class PostgresOutbox:
@@ -87,6 +87,11 @@ class PostgresOutbox:
             )
             for row in rows
         ]
+
+    async def backlog(self, topics: Iterable[str]) -> Backlog:
+        async with self._turn:
+            [row] = await self._rows(query("outbox_backlog"), list(topics), BACKLOG_MAX)
+        return Backlog(row["messages"], max(row["oldest_s"], 0.0))
 
     async def remove(self, dedupe_ids: Sequence[str]) -> None:
         listed = ", ".join(map(literal, dedupe_ids))

@@ -234,7 +234,7 @@ select undoubt.guard_lock({ledger}::pg_catalog.text, {lock}::pg_catalog.text, {t
 -- Fails with 22P02 and the text "undoubt marker" outside the transaction of the branch: the message would be visible
 -- although the branch may abort. The text of the error cannot be computed before the marker has been compared.
 select case when pg_catalog.current_setting('undoubt.tx', true) operator(pg_catalog.=) {marker}
-            then undoubt.publish({dedupe_id}::pg_catalog.text, {topic}::pg_catalog.text, {key},
+            then undoubt.publish({dedupe_id}::pg_catalog.text, {topic}::pg_catalog.text, {key}::pg_catalog.text,
                                  {payload}::pg_catalog.bytea, {headers}::pg_catalog.text)
             else ('undoubt marker ' operator(pg_catalog.||)
                      coalesce(pg_catalog.current_setting('undoubt.tx', true), ''))::pg_catalog.int8 end
@@ -614,6 +614,16 @@ select o.id, o.dedupe_id, o.topic, o.key, o.payload, o.headers::pg_catalog.text 
                                           pg_catalog.unnest($3::pg_catalog.text[])) as w(topic, key)
                     where w.topic operator(pg_catalog.=) o.topic and w.key operator(pg_catalog.=) o.key)
  order by o.id limit $5::pg_catalog.int8
+
+-- name: outbox_backlog
+-- $1 topics, of all topics if it is empty, $2 the most rows that are counted.
+select pg_catalog.count(*) as messages,
+       coalesce(extract(epoch from pg_catalog.clock_timestamp()
+                                   operator(pg_catalog.-) pg_catalog.min(o.published_at)), 0)::pg_catalog.float8 as oldest_s
+  from (select published_at from undoubt.undoubt_outbox
+         where pg_catalog.cardinality($1::pg_catalog.text[]) operator(pg_catalog.=) 0
+            or topic operator(pg_catalog.=) any ($1::pg_catalog.text[])
+         order by id limit $2::pg_catalog.int8) as o
 
 -- name: outbox_remove
 -- By what is never used again: after a failover that lost messages, ids are.

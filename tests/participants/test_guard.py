@@ -21,7 +21,7 @@ async def begun(participant: PostgresParticipant) -> Branch:
     return await participant.begin(new_gid(), timeout_s=30.0)
 
 
-async def guard(branch: Branch, token: int, name: str = "it's a job", ledger: str = LEDGER) -> None:
+async def guard(branch: Branch, token: int, name: str = "it's a {token} job", ledger: str = LEDGER) -> None:
     assert isinstance(branch, GuardingBranch)
     await branch.guard_lock(ledger, name, token)
 

@@ -24,7 +24,8 @@ from undoubt.participants.postgres import PostgresParticipant, schema
 from undoubt.participants.settings import ParticipantSettings
 
 KINDS = ("asyncpg", "psycopg", "psycopg-sync")
-ANYTHING = 'it\'s a \\ "lamp" \u2603'
+ANYTHING = 'it\'s a \\ "lamp" \u2603 {topic} {key} {payload} {headers}'
+"""Also with the names of the places of the statement: a value in one of them would become SQL."""
 
 
 async def begun(participant: PostgresParticipant) -> Branch:

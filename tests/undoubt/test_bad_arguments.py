@@ -319,3 +319,15 @@ def test_sessions_of_sqlalchemy(
     given = {"coordinator": threads.coordinator, "participants": {engine: "alpha"}}
     with refused(parameter):
         session(**(given | {parameter: value}))
+
+
+@pytest.mark.parametrize(("call", "parameter", "value"), matrix(Session.undoubt_publish))
+def test_what_a_session_publishes(
+    threads: SyncStage, call: Callable[..., Any], parameter: str, value: object
+) -> None:
+    """Broken if the session begins a transaction for it."""
+    participants = {sa.create_engine("postgresql+psycopg://"): "alpha"}
+    with Session(coordinator=threads.coordinator, participants=participants) as session:
+        with refused(parameter):
+            call(session, **({"name": "alpha", "payload": b"x"} | {parameter: value}))
+        assert not session.in_transaction()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import signal
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 import click
@@ -14,11 +15,14 @@ from undoubt import logs, wiring
 from undoubt.cli.context import NO_LEDGER, Context, common, json_log, pass_context
 from undoubt.cli.durations import Duration
 from undoubt.cli.exits import CommandError, Exit
+from undoubt.coordinator.wire.address import Address
+from undoubt.participants.errors import UsageError
 from undoubt.participants.plural import plural
 
 if TYPE_CHECKING:
     from undoubt.participants.postgres import PostgresParticipant
     from undoubt.relay import Relay
+    from undoubt.relay.meter import RelayMeter
 
 
 @click.command()
@@ -45,6 +49,12 @@ if TYPE_CHECKING:
     metavar="DURATION",
     help="When a delivery counts as failed.",
 )
+@click.option(
+    "--metrics",
+    "metrics_at",
+    metavar="HOST:PORT",
+    help="Serve metrics for Prometheus there, without a token.",
+)
 @click.option("--once", is_flag=True, help="Deliver what is there, each message once, then end.")
 @json_log
 @common
@@ -58,6 +68,7 @@ def relay(
     topics: tuple[str, ...],
     concurrency: int,
     timeout: float,
+    metrics_at: str | None,
     once: bool,
     log_format: str,
 ) -> None:
@@ -75,8 +86,11 @@ def relay(
       undoubt relay --participant orders --to kafka://127.0.0.1:9092
     """
     logs.to_stderr(json_lines=log_format == "json", level=logging.DEBUG if context.debug else logging.INFO)
-    options = {"topics": topics, "concurrency": concurrency, "timeout": timeout}
-    ran = context.run(_run(context, participant, to, options, once=once))
+    options: dict[str, Any] = {"topics": topics, "concurrency": concurrency, "timeout": timeout}
+    with contextlib.ExitStack() as stack:
+        if metrics_at is not None:
+            options["metrics"] = stack.enter_context(_metrics(metrics_at, participant))
+        ran = context.run(_run(context, participant, to, options, once=once))
     if context.output.json:
         context.output.document({"delivered": ran.delivered, "failed": ran.failed})
     else:
@@ -84,6 +98,33 @@ def relay(
     if once and ran.failed:
         count = plural(ran.failed, "message was", "messages were")
         raise CommandError(Exit.FAILURE, f"{count} not delivered")
+
+
+@contextlib.contextmanager
+def _metrics(where: str, participant: str) -> Iterator[RelayMeter]:
+    """The metrics of a relay of ``participant``, which are served at ``where`` meanwhile."""
+    try:
+        from prometheus_client import CollectorRegistry, start_http_server  # noqa: PLC0415 - of an extra
+
+        from undoubt.metrics import Metrics  # noqa: PLC0415 - of an extra
+    except ImportError as error:
+        raise UsageError("--metrics needs: pip install 'undoubt[metrics]'") from error
+    try:
+        address = Address.parse(where)
+    except ValueError as error:
+        raise UsageError(f"--metrics: {error}") from error
+    registry = CollectorRegistry()
+    meter = Metrics(registry).relay(participant)
+    try:
+        server, thread = start_http_server(address.port, address.host, registry=registry)
+    except OSError as error:
+        raise CommandError(Exit.FAILURE, f"cannot listen on {address}: {error}") from error
+    try:
+        yield meter
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
 
 
 def _quiet() -> None:

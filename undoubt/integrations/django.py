@@ -15,26 +15,31 @@ The ORM works on Django's own connections, which become branches for the time of
 savepoints (Django's ``atomic`` inside), ``transaction.on_commit`` and persistent connections are unchanged.
 ``on_commit`` functions are called after the commit of all databases. In a test of Django's ``TestCase``,
 which rolls everything back, the block is a savepoint in each database, like every other ``atomic``;
-``TransactionTestCase`` commits."""
+``TransactionTestCase`` commits.
+
+``publish`` puts a message into the outbox of one of the databases, inside the block."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ContextDecorator, ExitStack
 from types import TracebackType
 from typing import Any
 
 from undoubt.coordinator.errors import CoordinatorClosed, OutcomeUnknown, TransactionAborted
+from undoubt.coordinator.publishing import checked, put
 from undoubt.coordinator.transaction import Transaction
 from undoubt.integrations import answers
 from undoubt.integrations.extras import needs
 from undoubt.integrations.per_process import PerProcess
 from undoubt.integrations.sqlalchemy.psycopg_driver import PsycopgAdopted
 from undoubt.integrations.sqlalchemy.taken import Taken, settle
+from undoubt.participants import bounds
 from undoubt.participants.contract import Branch
-from undoubt.participants.errors import UndoubtError, UsageError
+from undoubt.participants.errors import ParticipantError, UndoubtError, UsageError
 from undoubt.participants.ids import NO_KEY, Gid, SessionKey
+from undoubt.participants.outbox import Publication
 from undoubt.participants.postgres import PostgresParticipant
 from undoubt.sync import Coordinator
 from undoubt.sync.transaction import may_come_from_a_branch
@@ -44,7 +49,7 @@ with needs("django"):
     from django.db import connections, transaction
     from django.http import HttpRequest, HttpResponse
 
-__all__ = ["TellOutcome", "atomic", "coordinator"]
+__all__ = ["TellOutcome", "atomic", "coordinator", "publish"]
 
 _processes: dict[int, tuple[dict[str, Any], PerProcess]] = {}
 """By the identity of the settings, which are kept, so that it stays theirs."""
@@ -55,6 +60,8 @@ class _Local(threading.local):
     """The block in which this thread works."""
 
     unit: _Unit | None = None
+    savepoints: int = 0
+    """How many blocks of a ``TestCase`` are entered, which are savepoints."""
 
 
 _here = _Local()
@@ -69,6 +76,32 @@ def coordinator() -> Coordinator:
             _processes[id(options)] = (options, PerProcess(options.get("source"), options.get("coordinator")))
         _, process = _processes[id(options)]
     return process.get()
+
+
+def publish(
+    using: str,
+    payload: object,
+    *,
+    topic: str | None = None,
+    key: str | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> str:
+    """Put a message into the outbox of database ``using``, which is one of those of the ``atomic`` block in
+    which this is called; returns its dedupe id. See :func:`undoubt.coordinator.publishing.publish`; the topic
+    is the name of the participant by default. A savepoint that is rolled back takes its messages with it.
+
+    In a ``TestCase``, whose blocks never commit, the arguments are checked, nothing is stored, and the answer
+    is empty. Raises ``UsageError`` outside an ``atomic`` block."""
+    bounds.text("using", using)
+    names: dict[str, str] = getattr(settings, "UNDOUBT", {}).get("participants", {})
+    name = names.get(using, using)
+    message = checked(name, payload, topic=topic, key=key, headers=headers)
+    if _here.unit is not None:
+        _here.unit.check([using])
+        return _here.unit.publish(name, message)
+    if not _here.savepoints:
+        raise UsageError("publish has to be called inside a block of undoubt's atomic(using=[…])")
+    return ""
 
 
 class atomic(ContextDecorator):  # noqa: N801 - the name of what it stands for
@@ -106,6 +139,7 @@ class atomic(ContextDecorator):  # noqa: N801 - the name of what it stands for
             )
         if outer is not None or opened:
             self._entered.append(_savepoints(self._using))
+            _here.savepoints += outer is None
         else:
             unit = _Unit(coordinator(), self._using, self._options)
             unit.begin()
@@ -121,6 +155,7 @@ class atomic(ContextDecorator):  # noqa: N801 - the name of what it stands for
             _here.unit = None
             entered.end(error)
         else:
+            _here.savepoints -= _here.unit is None
             entered.__exit__(kind, error, trace)
 
 
@@ -166,6 +201,16 @@ class _Unit:
             self._portal.call(self._begin)
         except BaseException as error:
             self._leave(error)
+            raise
+
+    def publish(self, name: str, message: Publication) -> str:
+        """Raises the errors of ``Transaction.publish``."""
+        try:
+            return self._portal.call(put, self._transaction, name, message)
+        except ParticipantError as error:
+            cause = self._portal.call(self._transaction.find_out, error)
+            if cause is not None:
+                raise TransactionAborted(self._transaction.id, cause) from error
             raise
 
     def end(self, error: BaseException | None) -> None:

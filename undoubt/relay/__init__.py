@@ -10,6 +10,7 @@ The modules, in the order in which a message passes them:
 
 ===================  =========================================================================================
 :mod:`.relay`        reads messages, delivers those of each key one after another, and removes them.
+:mod:`.meter`        declares what counts the deliveries.
 :mod:`.sink`         declares a sink.
 :mod:`.naming`       finds the sink that a command line names.
 :mod:`.webhook`      delivers by HTTP.

@@ -17,6 +17,7 @@ from undoubt.participants import bounds
 from undoubt.participants.backoff import limit_s
 from undoubt.participants.errors import ParticipantError, ParticipantUnavailable
 from undoubt.participants.outbox import NAME_BYTES_MAX, Lane, Message, OutboxReader
+from undoubt.relay.meter import RelayMeter
 from undoubt.relay.sink import Sink
 
 log = logging.getLogger(__name__)
@@ -28,6 +29,8 @@ BATCH = 100
 RETRY_S, RETRY_S_MAX = 0.2, 60.0
 """The first and the longest rest of a lane whose message was not acknowledged."""
 RECONNECT_S_MAX = 10.0
+LOOK_S = 10.0
+"""How often the backlog is measured, which reads the whole outbox."""
 
 
 @dataclass(slots=True)
@@ -42,7 +45,8 @@ class Relay:
     """Delivers the messages of ``outbox`` to ``sink``; both are closed at the end of :meth:`run`.
 
     ``topics``: only these; by default all that no other relay has claimed. ``concurrency``: how many lanes
-    are delivered at once. ``timeout``: after how many seconds a delivery counts as failed."""
+    are delivered at once. ``timeout``: after how many seconds a delivery counts as failed. ``metrics``:
+    ``undoubt.metrics.Metrics().relay(name)``."""
 
     def __init__(
         self,
@@ -52,9 +56,15 @@ class Relay:
         topics: Iterable[str] = (),
         concurrency: int = 16,
         timeout: float = 30.0,
+        metrics: RelayMeter | None = None,
     ) -> None:
         bounds.having("outbox", outbox, "an outbox", "claim", "read", "remove")
         bounds.having("sink", sink, "a sink", "deliver", "close")
+        if metrics is not None:
+            bounds.having("metrics", metrics, "metrics of a relay", "delivered", "failed", "outbox")
+        self._meter = metrics
+        self._look_at = 0.0
+        """When the backlog is measured next, on the event loop's clock."""
         self._outbox = outbox
         self._sink = sink
         self._topics = bounds.texts("topics", tuple(topics), most=NAME_BYTES_MAX)
@@ -94,6 +104,8 @@ class Relay:
                     if once or not (worked or isinstance(error, ParticipantUnavailable)):
                         raise
                     log.warning("the outbox does not answer: %s", error)
+                    if self._meter is not None:
+                        self._meter.outbox_failed()
                     await self._halt()  # another relay may have claimed the topics meanwhile
                     await self._outbox.close()
                     await self._pause(limit_s(POLL_S, RECONNECT_S_MAX, losses) * (0.5 + random.random()))  # noqa: S311 - no secret
@@ -110,6 +122,7 @@ class Relay:
             read = await self._read(once=once)
         for lane, messages in _by_lane(read).items():
             self._lanes[lane] = asyncio.create_task(self._deliver(lane, messages), name="undoubt-lane")
+        await self._look()
         if once and not self._lanes and not self._acknowledged:
             return True
         await self._pause(POLL_S)
@@ -121,7 +134,18 @@ class Relay:
         resting = [lane for lane, rest in self._resting.items() if once or rest.until > now]
         if not topics:
             return ()
-        return await self._outbox.read(topics, without=[*self._lanes, *resting], limit=BATCH)
+        read = await self._outbox.read(topics, without=[*self._lanes, *resting], limit=BATCH)
+        if len(read) < BATCH:  # all that there is: a lane of which nothing was read has nothing any more
+            known = {*self._lanes, *resting, *(message.lane for message in read)}
+            self._resting = {lane: rest for lane, rest in self._resting.items() if lane in known}
+        return read
+
+    async def _look(self) -> None:
+        """Measure the backlog, now and then."""
+        now = asyncio.get_running_loop().time()
+        if self._meter is not None and now >= self._look_at:
+            self._meter.outbox(await self._outbox.backlog(self._topics), blocked=len(self._resting))
+            self._look_at = now + LOOK_S
 
     async def _deliver(self, lane: Lane, messages: Sequence[Message]) -> None:
         try:
@@ -129,6 +153,7 @@ class Relay:
                 async with self._slots:
                     if self._stopped or self._halted:
                         return
+                    began = asyncio.get_running_loop().time()
                     try:
                         async with asyncio.timeout(self._timeout_s):
                             await self._sink.deliver(message)
@@ -136,6 +161,8 @@ class Relay:
                         self._rest(lane, message, error)
                         return
                 self.delivered += 1
+                if self._meter is not None:
+                    self._meter.delivered(message.topic, asyncio.get_running_loop().time() - began)
                 self._resting.pop(lane, None)
                 self._acknowledged.append(message.dedupe_id)
                 self._wake.set()
@@ -144,6 +171,8 @@ class Relay:
 
     def _rest(self, lane: Lane, message: Message, error: Exception) -> None:
         self.failed += 1
+        if self._meter is not None:
+            self._meter.failed(message.topic)
         rest = self._resting.setdefault(lane, _Rest(0, 0.0))
         pause_s = limit_s(RETRY_S, RETRY_S_MAX, rest.attempts) * (0.5 + random.random())  # noqa: S311 - no secret
         rest.attempts += 1

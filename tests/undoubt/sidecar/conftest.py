@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 
 import psycopg
 import pytest
@@ -91,11 +91,15 @@ def pair(
         "orders": made(postgres, "sidecar_pair_orders"),
         "payments": made(other_postgres, "sidecar_pair_payments"),
     }
+    with paired(databases, ledger, tmp_path_factory) as both:
+        yield both
+
+
+@contextmanager
+def paired(databases: dict[str, str], ledger: str, folders: pytest.TempPathFactory) -> Iterator[Pair]:
     with ExitStack() as stack:
         a, b = (
-            stack.enter_context(
-                staged(tmp_path_factory.mktemp(name), databases, ledger, more, reachable=True)
-            )
+            stack.enter_context(staged(folders.mktemp(name), databases, ledger, more, reachable=True))
             for name, more in (("a", ""), ("b", OF_B))
         )
         yield Pair(a, b)

@@ -117,6 +117,30 @@ def test_a_statement_that_fails_at_the_agent_aborts(pair: Pair) -> None:
     assert "payments" in aborted(pair, work, account)["participant"]
 
 
+def test_a_deadlock_is_told_at_the_agent(pair: Pair) -> None:
+    """Broken if the caller reads that its statement was refused, and does not run the transaction again."""
+    account = pair.account()
+    (elder, elder_joined), (victim, victim_joined) = pair.begin(), pair.begin()
+    given(elder_joined, account)
+    victim.run(TAKE.format(account))
+    answers: list[httpx.Response] = []
+    waiting = threading.Thread(target=lambda: answers.append(elder.sql(TAKE.format(account))))
+    waiting.start()
+    eventually(pair.databases["orders"], "select count(*) from pg_locks where not granted", 1)
+    told = victim_joined.sql(GIVE.format(account), participant="payments")
+    assert (told.status_code, told.json()["name"]) == (409, "TransactionAborted"), told.text
+    assert told.json()["outcome"] == "aborted"
+    assert "deadlock across orders, payments" in told.json()["reason"]
+    again = victim_joined.sql("select 1", participant="payments")
+    assert (again.status_code, "deadlock across" in again.json()["detail"]) == (409, True)
+    ended = victim.commit()
+    assert (ended.status_code, ended.json()["outcome"]) == (409, "aborted")
+    waiting.join()
+    assert answers[0].status_code == 200
+    assert elder.commit().status_code == 200
+    assert pair.balances(account) == [90, 110]
+
+
 def test_an_answer_that_is_too_large_aborts_at_the_agent(pair: Pair) -> None:
     account = pair.account()
     work, joined = both(pair, account)

@@ -14,6 +14,7 @@ from sqlalchemy.orm.session import SessionTransaction
 
 from undoubt.coordinator.coordinator import Coordinator
 from undoubt.coordinator.key_use import check_key
+from undoubt.coordinator.publishing import checked
 from undoubt.coordinator.settings import PROTOCOLS
 from undoubt.coordinator.transaction import Transaction
 from undoubt.integrations.sqlalchemy.enlisted_connection import checked_in, failed
@@ -22,6 +23,7 @@ from undoubt.integrations.sqlalchemy.unit_of_work import Unit
 from undoubt.participants import bounds
 from undoubt.participants.errors import UsageError
 from undoubt.participants.ids import TxId
+from undoubt.participants.invariant import InvariantViolation
 from undoubt.sync import Coordinator as SyncCoordinator
 
 Engines = Mapping[sa.Engine, str] | Mapping[sa_asyncio.AsyncEngine, str]
@@ -124,6 +126,32 @@ class Session(orm.Session):
         transaction = self._undoubt_transaction
         return transaction is not None and transaction.may_have_committed
 
+    def undoubt_publish(
+        self,
+        name: str,
+        payload: object,
+        *,
+        topic: str | None = None,
+        key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> str:
+        """Put a message into the outbox of participant ``name``, in the transaction of the session: see
+        :func:`undoubt.coordinator.publishing.publish`. A savepoint that is rolled back takes its messages
+        with it."""
+        message = checked(name, payload, topic=topic, key=key, headers=headers)
+        unit, root = self._undoubt_unit, self.get_transaction()
+        if unit is None or root is None or not (unit.belongs_to(root) and unit.has(name)):
+            self.connection(bind_arguments={"bind": self._undoubt_engine(name)})
+        if self._undoubt_unit is None:
+            raise InvariantViolation("a connection of the session is in no unit of work")
+        return self._undoubt_unit.publish(name, message)
+
+    def _undoubt_engine(self, name: str) -> sa.Engine:
+        for engine, of in self._undoubt_participants.items():
+            if of == name:
+                return engine
+        raise UsageError(f"no engine of the session leads to participant {name!r}: name it in participants=…")
+
     @property
     def _undoubt_transaction(self) -> Transaction | None:
         return None if self._undoubt_unit is None else self._undoubt_unit.transaction
@@ -201,6 +229,22 @@ class AsyncSession(sa_asyncio.AsyncSession):
     def undoubt_may_have_committed(self) -> bool:
         """As that of :class:`Session`."""
         return self._undoubt_session.undoubt_may_have_committed
+
+    async def undoubt_publish(
+        self,
+        name: str,
+        payload: object,
+        *,
+        topic: str | None = None,
+        key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> str:
+        """As that of :class:`Session`."""
+        return await self.run_sync(
+            lambda _: self._undoubt_session.undoubt_publish(
+                name, payload, topic=topic, key=key, headers=headers
+            )
+        )
 
     @property
     def _undoubt_session(self) -> Session:

@@ -11,11 +11,13 @@ import sqlalchemy as sa
 from sqlalchemy.orm.session import SessionTransaction, SessionTransactionState
 
 from undoubt.coordinator.errors import CoordinatorClosed, OutcomeUnknown, TransactionAborted
+from undoubt.coordinator.publishing import put
 from undoubt.coordinator.transaction import Transaction
 from undoubt.integrations.sqlalchemy.enlisted_connection import EnlistedConnection, checked
 from undoubt.integrations.sqlalchemy.sync_bridge import Bridge
 from undoubt.integrations.sqlalchemy.taken import abort_later, settle
-from undoubt.participants.errors import UndoubtError, UsageError
+from undoubt.participants.errors import ParticipantError, UndoubtError, UsageError
+from undoubt.participants.outbox import Publication
 from undoubt.participants.postgres import PostgresParticipant
 
 if TYPE_CHECKING:
@@ -80,6 +82,22 @@ class Unit:
                 " AsyncSession that of undoubt.connect() and asynchronous engines;"
                 f" {engine!r} is of the other kind"
             )
+
+    def has(self, name: str) -> bool:
+        """Whether a connection of the unit is the branch in participant ``name``."""
+        return any(member.name == name for member in self._members)
+
+    def publish(self, name: str, message: Publication) -> str:
+        """Put ``message`` into the outbox of participant ``name``, in which the unit has a branch. Raises the
+        errors of ``Transaction.publish``."""
+        transaction = self._transaction
+        if transaction is None:
+            raise UsageError("the connection is no branch: its begin has failed")
+        try:
+            return self._bridge.call(put, transaction, name, message)
+        except ParticipantError as error:
+            self.failed(error)
+            raise
 
     def commit(self) -> None:
         """Commit all connections. Only the first call has an effect; when it returns, all are committed."""

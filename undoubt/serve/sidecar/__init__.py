@@ -38,6 +38,7 @@ The modules, in the order in which a request passes them:
 :mod:`.operations`      holds the table of operations: method, path, types, handler.
 :mod:`.handlers`        implements each operation in one function.
 :mod:`.locks`           implements the operations for locks, which are held for a client's transactions.
+:mod:`.messages`        implements the operation for messages, which are put into an outbox.
 :mod:`.book`            keeps the transactions that were begun here, with their outcomes.
 :mod:`.lookup`          reads the outcome of a transaction that is not in the book from the ledger.
 :mod:`.agency`          runs branches for the sidecars that began their transactions.

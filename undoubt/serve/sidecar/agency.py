@@ -17,22 +17,25 @@ recovery."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import enum
 import hashlib
 import hmac
 import logging
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
 
 from undoubt.coordinator.coordinator import Coordinator
-from undoubt.coordinator.errors import LedgerUnavailable
+from undoubt.coordinator.errors import LedgerUnavailable, TransactionAborted
+from undoubt.coordinator.protocols.causes import may_come_of_a_cancellation
 from undoubt.participants.contract import Branch, PrepareUnanswered, Vote
 from undoubt.participants.errors import BranchFailed, ParticipantError
 from undoubt.participants.ids import Gid
+from undoubt.participants.outbox import Publication, PublishingBranch
 from undoubt.participants.plural import plural
 from undoubt.participants.postgres import PostgresParticipant
 from undoubt.participants.postgres.psycopg.connection import AsyncBranchConnection
@@ -146,24 +149,53 @@ class Agency:
         parameters: Sequence[Parameter],
     ) -> Rows | None:
         """Run a statement in the branch of ``participant``, which the first one begins; None if the owner is
-        to run it. Raises :class:`OwnerAnswered`, :class:`RequestRefused`, what ``OtherSidecars.join`` and
-        ``Participant.begin`` raise, and what :func:`.statements.run` raises."""
+        to run it. Raises :class:`OwnerAnswered`, :class:`RequestRefused`, ``TransactionAborted``, what
+        ``OtherSidecars.join`` and ``Participant.begin`` raise, and what :func:`.statements.run` raises."""
         work = await self._work(shown, owner, participant)
         if work is None:
             return None
+        async with self._used(work) as connection:
+            try:
+                return await statements.run(connection, participant.name, sql, parameters, self._settings)
+            except statements.UnreadableAnswer as error:
+                await self._end(work, statements.without_frames(error))
+                raise work.refusal() from None
+
+    async def publish(
+        self, shown: SealedCapability, owner: str, participant: PostgresParticipant, message: Publication
+    ) -> str | None:
+        """Put a message into the outbox of ``participant``, in such a branch. Returns its dedupe id; None,
+        and raises, as :meth:`execute`."""
+        work = await self._work(shown, owner, participant)
+        if work is None:
+            return None
+        async with self._used(work):
+            if not isinstance(work.branch, PublishingBranch):
+                raise TypeError(type(work.branch))
+            return await work.branch.publish(message)
+
+    @contextlib.asynccontextmanager
+    async def _used(self, work: AgentWork) -> AsyncIterator[AsyncBranchConnection]:
+        """For one call, the connection of the branch. Raises ``TransactionAborted`` if the call fails because
+        another process has aborted the transaction: the database says only that it was cancelled."""
         async with work.statements:
             work.check_open()
             connection = work.branch.connection
             if not isinstance(connection, AsyncBranchConnection):
                 raise TypeError(type(connection))
             if not work.set_up:
-                await statements.begin(connection, participant.name)
+                await statements.begin(connection, work.gid.participant)
                 work.set_up = True
             try:
-                return await statements.run(connection, participant.name, sql, parameters, self._settings)
-            except statements.UnreadableAnswer as error:
-                await self._end(work, statements.without_frames(error))
-                raise work.refusal() from None
+                yield connection
+            except (statements.StatementFailed, ParticipantError) as error:
+                cause = None
+                if may_come_of_a_cancellation(error):
+                    cause = await self._coordinator.why_doomed(work.gid.txid)
+                if cause is None:
+                    raise
+                await self._end(work, cause)
+                raise TransactionAborted(work.gid.txid, cause) from error
 
     async def _work(
         self, shown: SealedCapability, owner: str, participant: PostgresParticipant

@@ -26,7 +26,7 @@ from undoubt.serve.sidecar.problems import MEDIA_TYPE, RequestRefused, busy, ref
 from undoubt.serve.sidecar.routes import Routes
 from undoubt.serve.sidecar.shares import may_take
 from undoubt.serve.sidecar.tokens import Client, Doorkeeper
-from undoubt.serve.sidecar.types import StatementRequest
+from undoubt.serve.sidecar.types import PublishRequest, StatementRequest
 
 NOBODY = Client("", frozenset(), frozenset())
 """The client of operations that need no authentication."""
@@ -53,6 +53,12 @@ class _Parameters(msgspec.Struct):
     """The parameters in the body of a statement, not decoded: a number keeps its digits."""
 
     params: tuple[msgspec.Raw, ...] = ()
+
+
+class _Payload(msgspec.Struct):
+    """The payload in the body of a message, not decoded; empty if there is none."""
+
+    payload: msgspec.Raw = msgspec.Raw()
 
 
 class Door:
@@ -195,6 +201,9 @@ class Door:
             decoded = _decoded(operation, http, body)
             if operation.takes is StatementRequest:
                 raw = msgspec.json.decode(body, type=_Parameters).params
+            elif operation.takes is PublishRequest:
+                payload = msgspec.json.decode(body, type=_Payload).payload
+                raw = (payload,) if bytes(payload) else ()
         elif body.strip() not in {b"", b"{}"}:
             raise RequestRefused(422, "UsageError", "this request takes no body")
         wait_s = 0.0

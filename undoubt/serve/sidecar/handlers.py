@@ -22,6 +22,7 @@ from undoubt.coordinator.transaction import CommitResult, Transaction
 from undoubt.participants.contract import Settled
 from undoubt.participants.ids import InvalidName, TxId
 from undoubt.participants.postgres import PostgresParticipant
+from undoubt.participants.postgres.announced import AnnouncedBranch
 from undoubt.serve.console.console import Console
 from undoubt.serve.sidecar import health, statements
 from undoubt.serve.sidecar.agency import NO_AGENT, Agency
@@ -75,8 +76,9 @@ class JudgedRequest:
     path: dict[str, str]
     query: dict[str, str]
     body: msgspec.Struct | None
-    params: tuple[msgspec.Raw, ...] = ()
-    """The parameters of a statement, not decoded."""
+    raw: tuple[msgspec.Raw, ...] = ()
+    """As the client has sent them: the parameters of a statement, or the payload of a message if it has
+    one."""
     wait_s: float = 0.0
     """The seconds in ``Prefer: wait``."""
     trace: str = ""
@@ -249,11 +251,8 @@ async def withdraw(sidecar: Sidecar, request: JudgedRequest) -> Answer:
     request.client.needs("transact")
     entry = sidecar.own(request)
     entry.check_active()
-    number = _number(request)
-    branch = entry.announced.get(number)
-    others = request.capability is not None and entry.joined.get(number) != request.client.name
-    if branch is None or others:
-        raise RequestRefused(404, "NoSuchBranch", f"you have announced no branch {request.path['n'][:20]!r}")
+    branch = announced_branch(request, entry, request.path["n"])
+    number = branch.gid.branch
     if await branch.has_session():
         raise RequestRefused(
             409,
@@ -271,16 +270,32 @@ async def withdraw(sidecar: Sidecar, request: JudgedRequest) -> Answer:
     return answer(Withdrawn(number, settled is Settled.APPLIED))
 
 
+def announced_branch(request: JudgedRequest, entry: OpenTransaction, written: str) -> AnnouncedBranch:
+    """The branch with the number ``written``, which the client has announced. Raises
+    :class:`RequestRefused`."""
+    number = _number(written)
+    branch = entry.announced.get(number)
+    others = request.capability is not None and entry.joined.get(number) != request.client.name
+    if branch is None or others:
+        raise RequestRefused(404, "NoSuchBranch", f"you have announced no branch {written[:20]!r}")
+    return branch
+
+
+def check_sql(sidecar: Sidecar, name: str) -> None:
+    """Raise :class:`RequestRefused` unless the sidecar runs statements in participant ``name``."""
+    if name not in sidecar.own_sql:
+        raise RequestRefused(
+            403, "NoSqlHere", f"participants.{name}.sidecar.sql is not set: run the branch yourself"
+        )
+
+
 async def execute(sidecar: Sidecar, request: JudgedRequest) -> Answer:
     request.client.needs("transact")
     entry = sidecar.own(request)
     entry.check_active()
     wanted = request.given(StatementRequest)
     name = sidecar.participant(request, wanted.participant).name
-    if name not in sidecar.own_sql:
-        raise RequestRefused(
-            403, "NoSqlHere", f"participants.{name}.sidecar.sql is not set: run the branch yourself"
-        )
+    check_sql(sidecar, name)
     values = parameters(request)
     async with entry.running.setdefault(name, asyncio.Lock()):
         entry.check_active()
@@ -300,7 +315,7 @@ async def execute(sidecar: Sidecar, request: JudgedRequest) -> Answer:
 
 def parameters(request: JudgedRequest) -> list[Parameter]:
     """Of a statement. Raises ``UsageError``."""
-    return [parameter(bytes(raw), f"params[{place}]") for place, raw in enumerate(request.params)]
+    return [parameter(bytes(raw), f"params[{place}]") for place, raw in enumerate(request.raw)]
 
 
 async def run_as_agent(sidecar: Sidecar, request: JudgedRequest) -> Answer:
@@ -324,21 +339,21 @@ async def run_as_agent(sidecar: Sidecar, request: JudgedRequest) -> Answer:
 
 async def prepare_for_owner(sidecar: Sidecar, request: JudgedRequest) -> Answer:
     request.client.needs("transact")
-    number = _number(request)
+    number = _number(request.path["n"])
     await sidecar.agents().prepare(request.path["id"], number, request.given(AgentOrder).secret)
     return answer(AgentVote(number, "prepared"))
 
 
 async def undo_for_owner(sidecar: Sidecar, request: JudgedRequest) -> Answer:
     request.client.needs("transact")
-    number = _number(request)
+    number = _number(request.path["n"])
     await sidecar.agents().undo(request.path["id"], number, request.given(AgentOrder).secret)
     return answer(AgentVote(number, "ended"))
 
 
-def _number(request: JudgedRequest) -> int:
-    """Of the branch in the path; 0, which none has, if it is none."""
-    return int(request.path["n"]) if request.path["n"].isdecimal() and len(request.path["n"]) < 5 else 0
+def _number(written: str) -> int:
+    """The number of a branch; 0, which none has, if it is none."""
+    return int(written) if written.isascii() and written.isdecimal() and len(written) < 5 else 0
 
 
 async def commit(sidecar: Sidecar, request: JudgedRequest) -> Answer:

@@ -23,6 +23,7 @@ from undoubt.serve.sidecar.agency import OwnerAnswered
 from undoubt.serve.sidecar.capability import SealedCapability, check_current, expired
 from undoubt.serve.sidecar.handlers import JudgedRequest, Sidecar, answer, check_participant, parameters
 from undoubt.serve.sidecar.idempotency import Answer, key_of
+from undoubt.serve.sidecar.messages import message_of
 from undoubt.serve.sidecar.operations import Operation
 from undoubt.serve.sidecar.peers import (
     FORWARDED,
@@ -33,7 +34,13 @@ from undoubt.serve.sidecar.peers import (
     unreachable,
 )
 from undoubt.serve.sidecar.problems import RequestRefused
-from undoubt.serve.sidecar.types import AgentRequest, BranchRequest, StatementRequest
+from undoubt.serve.sidecar.types import (
+    AgentRequest,
+    BranchRequest,
+    Published,
+    PublishRequest,
+    StatementRequest,
+)
 
 _PASSED_ON = ("content-type", "prefer", "traceparent", "tracestate")
 
@@ -80,7 +87,7 @@ async def work(
         return await operation.handle(sidecar, dataclasses.replace(request, capability=capability))
     _check_expiry(shown, reads=reads)
     request.client.needs("transact")
-    if isinstance(request.body, BranchRequest | StatementRequest):
+    if isinstance(request.body, BranchRequest | PublishRequest | StatementRequest):
         check_participant(request.client, capability, request.body.participant)
     if sent.forwarded or isinstance(request.body, AgentRequest):  # an agent speaks for itself
         raise RequestRefused(421, "WrongOwner", "this sidecar did not begin that transaction")
@@ -117,15 +124,21 @@ async def _joined(
 async def _as_agent(
     sidecar: Sidecar, request: JudgedRequest, shown: SealedCapability, owner: str
 ) -> Answer | None:
-    """A statement that this sidecar runs for the owner; None if the owner is to run it, or if it is none."""
+    """A statement or message of a branch that this sidecar runs for the owner; None if the owner runs the
+    branch, or if the request is another one."""
     wanted = request.body
-    if sidecar.agency is None or not sidecar.settings.url or not isinstance(wanted, StatementRequest):
+    if sidecar.agency is None or not sidecar.settings.url:
         return None
-    if wanted.participant not in sidecar.own_sql:
+    if not isinstance(wanted, PublishRequest | StatementRequest) or wanted.participant not in sidecar.own_sql:
         return None
     participant = sidecar.participant(request, wanted.participant)
-    rows = await sidecar.agency.execute(shown, owner, participant, wanted.sql, parameters(request))
-    return None if rows is None else answer(rows)
+    if isinstance(wanted, StatementRequest):
+        rows = await sidecar.agency.execute(shown, owner, participant, wanted.sql, parameters(request))
+        return None if rows is None else answer(rows)
+    if wanted.branch is not None:
+        return None
+    published = await sidecar.agency.publish(shown, owner, participant, message_of(request))
+    return None if published is None else answer(Published(published, participant.name), 201)
 
 
 async def work_elsewhere(

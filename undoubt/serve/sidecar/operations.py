@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from undoubt.serve.sidecar import handlers, locks
+from undoubt.serve.sidecar import handlers, locks, messages
 from undoubt.serve.sidecar.handlers import JudgedRequest, Sidecar
 from undoubt.serve.sidecar.idempotency import Answer
 from undoubt.serve.sidecar.types import (
@@ -30,6 +30,8 @@ from undoubt.serve.sidecar.types import (
     LockShown,
     NotKnownYet,
     ParticipantList,
+    Published,
+    PublishRequest,
     RepeatedTransaction,
     RolledBack,
     Rows,
@@ -135,6 +137,17 @@ OPERATIONS = (
         "Run a statement in a branch that the sidecar runs.",
         {200: Rows},
         takes=StatementRequest,
+        joins=True,
+        adds=True,
+    ),
+    Operation(
+        "publish",
+        "POST",
+        f"{_TRANSACTION}/messages",
+        messages.publish,
+        "Put a message into the outbox of a branch.",
+        {201: Published},
+        takes=PublishRequest,
         joins=True,
         adds=True,
     ),

@@ -49,6 +49,23 @@ class StatementRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """null, true, numbers, strings, lists (arrays), or {"type": …, "value": …}."""
 
 
+class PublishRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A message, which is in the outbox of the participant exactly if the transaction has committed."""
+
+    participant: Name
+    payload: Any = None
+    """JSON, which is sent as it is here; a string is sent as text."""
+    payload_base64: str | None = None
+    """Instead of ``payload``: bytes."""
+    topic: Annotated[str, Meta(min_length=1, max_length=200)] | None = None
+    """The default is the participant's name."""
+    key: Annotated[str, Meta(min_length=1, max_length=200)] | None = None
+    """Messages of one topic and key are delivered in the order in which their transactions commit."""
+    headers: dict[str, str] | None = None
+    branch: Annotated[int, Meta(ge=1, le=9999)] | None = None
+    """The number of a branch that you have announced: the answer has a statement, which you run in it."""
+
+
 class AgentRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Of another sidecar, which will run a branch of this transaction."""
 
@@ -124,6 +141,14 @@ class Rows(msgspec.Struct, frozen=True):
     rows: list[list[Any]]
     tag: str
     """The command tag of PostgreSQL: "UPDATE 3"."""
+
+
+class Published(msgspec.Struct, frozen=True):
+    dedupe_id: str
+    """The same in each delivery of the message, and of no other message."""
+    participant: str
+    statement: str = ""
+    """Of a branch that you run: run it once, between ``begin`` and ``prepare``. Empty otherwise."""
 
 
 class Committed(msgspec.Struct, frozen=True):
