@@ -14,5 +14,6 @@ coordinator is a machine of its own: a network namespace on a bridge, a small di
 - :mod:`.network`, :mod:`.disks`, :mod:`.stall`, :mod:`.machines`, :mod:`.stage`: what they happen to.
 - :mod:`.application`: the coordinators' program; it tells all that it asks and hears as it goes, so that a
   SIGKILL takes nothing of it back. :mod:`.told` reads that.
-- :mod:`.judge`: what must be so in the end, from the databases, from the ledger, and from what was told.
+- :mod:`.judge`: what must be so in the end, from the databases, from the ledger, and from what was told;
+  :mod:`.holders`: of locks.
 """

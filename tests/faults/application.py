@@ -33,11 +33,21 @@ from undoubt.coordinator.ledger import open_ledger
 from undoubt.coordinator.ledger.contract import Ledger
 from undoubt.coordinator.protocols.steps import PaxosStep, TwoPhaseStep
 from undoubt.coordinator.settings import PROTOCOLS
-from undoubt.errors import LedgerUnavailable, OutcomeUnknown, TransactionAborted
+from undoubt.errors import (
+    LedgerError,
+    LedgerUnavailable,
+    LockTimeout,
+    OutcomeUnknown,
+    TransactionAborted,
+)
 from undoubt.participants.ids import Gid
 
 DECIDING = frozenset({TwoPhaseStep.BEFORE_DECIDE, PaxosStep.BEFORE_VOTE})
 WORKERS = 8
+LOCKERS = 2
+SHARED = 0.3
+LOOKS = (1, 5, 100)
+"""How often a holder looks whether it is certain to have its lock; at last for longer than sessions last."""
 TIMEOUT_S = 5.0
 PAUSE_S = (0.0, 0.02)
 ASK_EVERY_S = 0.05
@@ -122,6 +132,25 @@ class Application:
         else:
             tell(acknowledged=name, at=time.monotonic())
 
+    async def lock(self) -> None:
+        """Take one of few locks, which others want too, and hold it for a while."""
+        while not self._stop.is_set():
+            name, shared = f"job-{self._random.randrange(2)}", self._random.random() < SHARED
+            lock = self._coordinator.lock(name, timeout=TIMEOUT_S, shared=shared)
+            asked = time.monotonic()
+            try:
+                await lock.acquire()
+            except (LockTimeout, LedgerError, OutcomeUnknown):
+                await asyncio.sleep(ASK_EVERY_S)
+                continue
+            tell(granted=name, token=lock.token, shared=shared, asked=asked, at=time.monotonic())
+            for _ in range(self._random.choice(LOOKS)):
+                moment = time.monotonic()
+                if lock.held:
+                    tell(held=name, token=lock.token, at=moment)
+                await asyncio.sleep(self._random.uniform(0.0, 0.1))
+            await lock.release()
+
     async def ask(self, folder: Path) -> None:
         """What became of transactions of late, anybody's."""
         while not self._stop.is_set():
@@ -177,6 +206,7 @@ async def main(settings: str, tag: str, folder: str) -> None:
                 await asyncio.gather(
                     application.ask(Path(folder)),
                     *(application.work(worker) for worker in range(WORKERS)),
+                    *(application.lock() for _ in range(LOCKERS)),
                 )
         except LedgerUnavailable as error:  # it is started while nobody leads
             logging.warning("not connected yet: %s", error)

@@ -61,6 +61,7 @@ async def run(folder: Path, given: argparse.Namespace) -> dict[str, Any]:
     told = made.told
     wrong = [*nemesis.failures, *verdict.wrong()]
     enough = bool(told.acknowledged) and verdict.answered > len(told.acknowledged)
+    enough = enough and bool(told.holders.grants) and bool(told.holders.certain)
     faulty = all(nemesis.counts[str(kind)] for kind in kinds)
     return {
         "ok": not wrong and enough and faulty,
@@ -70,6 +71,7 @@ async def run(folder: Path, given: argparse.Namespace) -> dict[str, Any]:
         "aborted": len(told.aborted),
         "outcome_unknown": len(told.unknown),
         **verdict.told(),
+        "locks_granted": len(told.holders.grants),
         "longest_stall_s": round(told.longest_stall_s(began_at, healed_at), 2),
         "faults": dict(nemesis.counts),
         "left_out": sorted(set(Kind) - kinds),

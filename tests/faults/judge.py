@@ -43,6 +43,8 @@ class Verdict:
     impossible: list[str]
     calls: int
     answered: int
+    held_twice: list[str]
+    tokens_out_of_order: list[str]
     failures: list[str] = field(default_factory=list)
 
     def told(self) -> dict[str, Any]:
@@ -56,6 +58,8 @@ class Verdict:
             "disagreeing_with_ledger": len(self.disagreeing),
             "heuristics": len(self.heuristics),
             "linearizable": not self.impossible,
+            "locks_held_twice": len(self.held_twice),
+            "tokens_out_of_order": len(self.tokens_out_of_order),
             "ledger_calls": self.calls,
             "ledger_answers": self.answered,
         }
@@ -70,6 +74,8 @@ class Verdict:
             "not as the ledger has it": self.disagreeing,
             "heuristic": self.heuristics,
             "not linearizable": self.impossible,
+            "a lock of two": self.held_twice,
+            "tokens": self.tokens_out_of_order,
         }
         lines = [f"{what}: {one}" for what, names in named.items() for one in names]
         return [*lines, *([f"money: {self.found.money}"] if self.found.money else []), *self.failures]
@@ -109,6 +115,8 @@ async def judged(stage: Stage) -> Verdict:
         violations(history),
         len(history.calls),
         sum(call.result is not None for call in history.calls),
+        told.holders.held_twice(),
+        told.holders.out_of_order(),
         failures + [f"astray: {name}: {why}" for name, why in told.astray.items()],
     )
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults import __main__ as faults
+from tests.faults.holders import Grant, Holders
 from tests.faults.schedule import SIGNALS, Kind, schedule
 from tests.faults.told import Told
 from tests.linearizability.check import violations
@@ -82,6 +83,32 @@ def test_what_was_told_is_what_is_judged(tmp_path: Path) -> None:
     assert "transaction 1.1" in problem
 
 
+def holders(*grants: tuple[int, bool, float, float], certain: tuple[tuple[int, float], ...] = ()) -> Holders:
+    """Of one lock: token, whether it is shared, when it was asked for and told; token and moment."""
+    return Holders(
+        [Grant("job", *grant) for grant in grants], [("job", token, moment) for token, moment in certain]
+    )
+
+
+def test_a_lock_of_two_is_seen() -> None:
+    """Broken if a ledger may give a lock away while its holder is certain of it, unseen."""
+    one, other = (1, False, 0.0, 1.0), (2, False, 0.5, 2.0)
+    assert holders(one, other, certain=((1, 1.5), (2, 2.5))).held_twice() == []
+    [wrong] = holders(one, other, certain=((1, 1.5), (1, 2.5))).held_twice()
+    assert "held with token 1 after it was granted with 2" in wrong
+    both = ((1, True, 0.0, 1.0), (2, True, 0.5, 2.0))
+    assert holders(*both, certain=((1, 2.5), (2, 2.5))).held_twice() == []
+    assert len(holders(both[0], other, certain=((1, 2.5),)).held_twice()) == 1
+    assert len(holders(one, both[1], certain=((1, 2.5),)).held_twice()) == 1
+
+
+def test_tokens_that_do_not_increase_are_seen() -> None:
+    """Those that were asked for at one time may come in any order."""
+    assert holders((2, False, 0.0, 2.0), (1, False, 1.0, 3.0)).out_of_order() == []
+    assert len(holders((2, False, 0.0, 2.0), (1, False, 2.5, 3.0)).out_of_order()) == 1
+    assert len(holders((2, False, 0.0, 2.0), (2, False, 1.0, 3.0)).out_of_order()) == 1
+
+
 DECIDE = {"session": 1, "seq": 1, "asked": "commit", "protocol": "2"}
 
 
@@ -109,6 +136,7 @@ async def test_a_short_run(protocol: str) -> None:
     assert (told["ok"], told["failures"]) == (True, [])
     assert (told["acknowledged_lost"], told["half_applied"], told["in_doubt_after_heal"]) == (0, 0, 0)
     assert told["linearizable"] is True
+    assert (told["locks_held_twice"], told["tokens_out_of_order"]) == (0, 0)
     assert min(told["faults"].values()) >= 1
     assert set(told["faults"]) | set(told["left_out"]) == set(Kind)
     assert told["acknowledged"] >= 40

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests.faults.holders import Grant, Holders
 from tests.linearizability.history import Call, History
 
 
@@ -26,6 +27,8 @@ class Told:
     unknown: dict[str, str] = field(default_factory=dict)
     astray: dict[str, str] = field(default_factory=dict)
     """Its commit ended with an error that says neither."""
+    holders: Holders = field(default_factory=Holders)
+    """Of locks."""
     _calls: dict[tuple[str, int], Call] = field(default_factory=dict)
     _offsets: dict[Path, int] = field(default_factory=dict)
 
@@ -52,6 +55,10 @@ class Told:
                 self.unknown[name] = why
             case {"astray": name, "why": why}:
                 self.astray[name] = why
+            case {"granted": lock, "token": token, "shared": shared, "asked": asked, "at": at}:
+                self.holders.grants.append(Grant(lock, token, shared, asked, at))
+            case {"held": lock, "token": token, "at": at}:
+                self.holders.certain.append((lock, token, at))
             case {"asked": number, "who": who, "what": what, "at": at, "of": of}:
                 self._calls[file, number] = Call(who, what, at, **of)
             case {"answered": number, "at": at, "result": result, "session": session}:
