@@ -1,11 +1,13 @@
-"""Checks that ``run`` was given a function of the kind that it can run.
+"""Checks that ``run``, or another call or decorator, was given a function of the kind that it can run.
 
 A coroutine function that is called and not awaited does nothing, and neither does a generator that is not
-iterated over: the transaction would commit without having done any work, and without an error.
+iterated over: the transaction would commit without having done any work, and without an error. ``caller``
+names the call or decorator in messages.
 """
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import inspect
 from collections.abc import Awaitable, Callable
@@ -25,50 +27,72 @@ def check_asynchronous(function: object) -> None:
 
 async def checked_awaitable(function: object, made: Awaitable[T]) -> T:
     """Await ``made``, the result of ``function``, and return its value. Raises ``UsageError`` if it cannot be
-    awaited, or its value is a coroutine or an asynchronous generator, which has done nothing yet: the
-    transaction must not commit then."""
+    awaited, or its value is a coroutine or a generator, which has done nothing yet: the transaction must not
+    commit then."""
     if not inspect.isawaitable(made):
         raise UsageError(
             f"run() awaits what its function returns, and {_named(function)} is a synchronous function: write"
             " it with async def, or use undoubt.sync"
         )
     value = await made
-    if _is_unawaited(value):
+    if asyncio.isfuture(value):  # its work has begun already
+        return value
+    if (kind := _lazy(value)) is not None:
         raise UsageError(
-            f"run() awaits what its function returns, and {_named(function)} returned another coroutine,"
-            " which would do nothing: await it in the function"
+            f"run() awaits what its function returns, and {_named(function)} returned {kind}, of which"
+            f" nothing has run: {_REMEDY[kind]} in the function"
         )
     return value
 
 
-def check_synchronous(function: object) -> None:
+def check_synchronous(function: object, caller: str = "run()") -> None:
     """Check ``function`` before anything is begun. Raises ``UsageError`` if a call of it would do nothing."""
     if _is(function, inspect.iscoroutinefunction, inspect.isasyncgenfunction):
         raise UsageError(
-            f"run() calls its function, and {_named(function)} is a coroutine function, which would do"
+            f"{caller} calls its function, and {_named(function)} is a coroutine function, which would do"
             " nothing: write it without async, or use undoubt.connect"
         )
     if not callable(function) or _is(function, inspect.isgeneratorfunction):
-        raise UsageError(f"run() takes a function, not {_named(function)}")
+        raise UsageError(f"{caller} takes a function, not {_named(function)}")
 
 
-def checked_result(function: object, result: T) -> T:
+def checked_result(function: object, result: T, caller: str = "run()") -> T:
     """Return ``result``, the result of ``function``, if the function has done its work. Raises ``UsageError``
-    if the result has to be awaited: the transaction must not commit then."""
-    if _is_unawaited(result) or inspect.isawaitable(result):
-        raise UsageError(
-            f"run() calls its function, and {_named(function)} returned what has to be awaited: use"
-            " undoubt.connect"
-        )
-    return result
+    if the result has to be awaited or iterated over: the transaction must not commit then."""
+    match _lazy(result):
+        case None:
+            return result
+        case "a generator":
+            raise UsageError(
+                f"{caller} calls its function, and {_named(function)} returned a generator, of which nothing"
+                " has run: iterate over it in the function"
+            )
+        case kind:
+            raise UsageError(
+                f"{caller} calls its function, and {_named(function)} returned {kind}, which has to be"
+                " awaited: use undoubt.connect"
+            )
 
 
-def _is_unawaited(value: object) -> bool:
-    """Whether ``value`` is a coroutine or an asynchronous generator: nothing of it has run."""
+_REMEDY = {
+    "a coroutine": "await it",
+    "an awaitable": "await it",
+    "a generator": "iterate over it",
+    "an asynchronous generator": "iterate over it",
+}
+"""What to do with each kind of result that has done nothing yet."""
+
+
+def _lazy(value: object) -> str | None:
+    """The kind of ``value`` if it is a result of which nothing has run, or not all."""
     if inspect.iscoroutine(value):
         value.close()  # otherwise Python warns that the coroutine was never awaited
-        return True
-    return inspect.isasyncgen(value)
+        return "a coroutine"
+    if inspect.isasyncgen(value):
+        return "an asynchronous generator"
+    if inspect.isgenerator(value):
+        return "a generator"
+    return "an awaitable" if inspect.isawaitable(value) else None
 
 
 def _is(function: object, *tests: Callable[[Any], bool]) -> bool:

@@ -38,7 +38,7 @@ class UnknownParticipant(UsageError):
         listed = ", ".join(sorted(known)) or "none"
         super().__init__(
             f"unknown participant {name!r}; registered: {listed}."
-            f" Add [participants.{name}] with its dsn to undoubt.toml, or coordinator.add_participant()"
+            f" Add [participants.{name}] with its dsn to undoubt.toml"
         )
         self.name = name
         self.known = sorted(known)

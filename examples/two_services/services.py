@@ -25,7 +25,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from undoubt.integrations.httpx import Propagation, SidecarRefused, joined, transaction
+from undoubt.integrations.httpx import (
+    Propagation,
+    SidecarOutcomeUnknown,
+    SidecarRefused,
+    joined,
+    transaction,
+)
 from undoubt.integrations.starlette import JoinTransaction
 
 sidecar = httpx.AsyncClient(
@@ -50,7 +56,11 @@ async def order(request: Request) -> JSONResponse:
             await tx.execute("orders", take, [wanted["amount"], wanted["account"]])
             answer = await services.post(f"{payments_url}/pay", json=wanted)
             answer.raise_for_status()
-    except (SidecarRefused, httpx.HTTPStatusError) as error:
+    except SidecarOutcomeUnknown as error:  # it may have committed: GET of the transaction tells it later
+        return JSONResponse({"outcome": "unknown", "id": error.transaction}, 202)
+    except SidecarRefused as error:  # "aborted", or heuristic: a database did other than was decided
+        return JSONResponse({"outcome": error.outcome or "aborted", "why": str(error)}, 409)
+    except httpx.HTTPError as error:  # in the block, which has rolled it back, or its deadline does
         return JSONResponse({"outcome": "aborted", "why": str(error)}, 409)
     return JSONResponse({"outcome": "committed", "id": tx.id})
 

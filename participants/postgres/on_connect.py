@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import inspect
 from collections.abc import Callable
 from typing import Any
 
-from undoubt.participants.errors import ParticipantRefused, ParticipantUnavailable
+from undoubt.participants.errors import ParticipantRefused, ParticipantUnavailable, UsageError
 from undoubt.participants.postgres.connection_proxy import LendingSession
 from undoubt.participants.postgres.session import NoAnswer, NotSent, ServerError
 from undoubt.participants.postgres.sql import query
@@ -55,7 +56,7 @@ class Hook:
                 session.discard()
 
     async def _run(self, session: LendingSession, timeout_s: float) -> None:
-        function = self._function or self._load()
+        function = _checked(self._function or self._load())
         try:
             async with asyncio.timeout(timeout_s) as limit:
                 await session.set_up(function)
@@ -87,6 +88,18 @@ class Hook:
             raise ParticipantRefused(self._participant, f"its {self._called} is not a function")
         self._function = found
         return self._function
+
+
+def _checked(function: OnConnect) -> OnConnect:
+    """``function``, which fails if it returns a generator: nothing of the hook has run then."""
+
+    def called(connection: Any) -> Any:
+        result = function(connection)
+        if inspect.isgenerator(result) or inspect.isasyncgen(result):
+            raise UsageError("it returned a generator, of which nothing has run: it must be a plain function")
+        return result
+
+    return called
 
 
 def _name(function: OnConnect) -> str:

@@ -58,7 +58,7 @@ ENDED_BY_APPLICATION = (
 )
 SWALLOWED = (
     "an SQL error in this branch was swallowed: PostgreSQL has rolled it back, so everything aborts;"
-    " use 'async with connection.transaction()' around statements that may fail"
+    " use a savepoint for statements that may fail, and roll back to it"
 )
 
 NOTE_IMPOSSIBLE = (

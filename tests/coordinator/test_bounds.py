@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
@@ -85,7 +85,27 @@ async def test_a_function_that_returns_what_nobody_has_awaited_commits_nothing(s
         await touched(tx)
         return generates(tx)
 
-    for function in (forgets, forgets_to_iterate):
-        with pytest.raises(UsageError, match="await it in the function"):
+    def works(tx: Any) -> Iterator[Any]:
+        yield tx
+
+    async def forgets_to_iterate_over(tx: Any) -> Any:
+        await touched(tx)
+        return works(tx)
+
+    class Lazy:
+        def __await__(self) -> Iterator[None]:
+            yield
+
+    async def forgets_an_object(tx: Any) -> Any:
+        await touched(tx)
+        return Lazy()
+
+    for function, remedy in {
+        forgets: "await it",
+        forgets_an_object: "await it",
+        forgets_to_iterate: "iterate over it",
+        forgets_to_iterate_over: "iterate over it",
+    }.items():
+        with pytest.raises(UsageError, match=f"{remedy} in the function"):
             await stage.coordinator.run(function)
     assert XactStatus.COMMITTED not in stage.fates()

@@ -6,7 +6,7 @@ import asyncio
 import json
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
 
@@ -224,6 +224,18 @@ async def test_its_errors_are_told_as_its_own(database: Database, kind: str, how
     told = {"raises": "KeyError: 'key'", "sql": "no_such_column"}.get(how, "on_connect")
     assert told in str(raised.value)
     assert participant._pool.size == 0
+    await participant.close()
+
+
+async def test_one_that_only_makes_a_generator(database: Database, kind: str) -> None:
+    """Broken if connections are lent that nobody has set up."""
+
+    def generates(connection: Any) -> Iterator[None]:
+        yield
+
+    participant = participant_at(database.dsn, on_connect=generates)
+    with pytest.raises(ParticipantRefused, match="returned a generator"):
+        await participant.begin(new_gid(), timeout_s=30)
     await participant.close()
 
 

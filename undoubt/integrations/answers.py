@@ -20,7 +20,7 @@ from undoubt.coordinator.errors import (
     OutcomeUnknown,
     TransactionAborted,
 )
-from undoubt.participants.errors import ParticipantUnavailable, UndoubtError
+from undoubt.participants.errors import ParticipantError, ParticipantUnavailable, UndoubtError
 from undoubt.participants.ids import TxId
 
 OUTCOME_HEADER = "Undoubt-Outcome"
@@ -28,6 +28,10 @@ ID_HEADER = "Undoubt-Transaction-Id"
 
 log = logging.getLogger(__name__)
 
+OUTCOMES = (TransactionAborted, OutcomeUnknown, HeuristicOutcome)
+"""The errors that tell what became of a transaction."""
+BEFORE_COMMIT = (LedgerError, CoordinatorClosed, ParticipantError)
+"""Errors of a transaction whose commit has not begun."""
 _LATER = (CoordinatorClosed, LedgerError, ParticipantUnavailable, TimeoutError)
 """Causes of an abort that lie with the service, not with the request: the answer is 503 instead of 409."""
 
@@ -46,7 +50,8 @@ WebAnswering = Callable[[BaseException], WebAnswer]
 
 
 def answer(error: BaseException) -> WebAnswer:
-    """The answer to a request whose commit has raised ``error``."""
+    """The answer to a request whose commit has raised ``error``, and has not begun unless ``error`` is one of
+    the errors that tell an outcome (:data:`OUTCOMES`)."""
     match error:
         case TransactionAborted(cause=cause):
             status = 503 if isinstance(cause, _LATER) else 409

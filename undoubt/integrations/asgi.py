@@ -201,8 +201,14 @@ class _Exchange:
         except Exception as error:  # whatever it is, the client must not read the application's answer
             self._failure = error
             answers.note(error)
-            await self._say(self._answer(error))
+            await self._say(await self._instead(error))
             raise _Unanswered from error
+
+    async def _instead(self, error: Exception) -> WebAnswer:
+        """The answer in place of the application's, whose commit has raised ``error``."""
+        if isinstance(error, answers.OUTCOMES) or not self._work.may_have_committed:
+            return self._answer(error)
+        return answers.failed_after_commit(await self._work.outcome(), self._work.txid)
 
     async def _failed(self, error: BaseException | None) -> None:
         """The application has raised ``error``, or has not answered. Without an answer from here the server

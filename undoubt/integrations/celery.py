@@ -24,6 +24,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from undoubt.coordinator.errors import KeyInUse, OutcomeUnknown, TransactionAborted
+from undoubt.coordinator.runnable import check_synchronous, checked_result
 from undoubt.integrations.extras import needs
 from undoubt.integrations.per_process import PerProcess
 from undoubt.participants.errors import UsageError
@@ -58,6 +59,9 @@ def coordinator(app: Celery) -> Coordinator:
     return _processes[app].get()
 
 
+_CALLER = "TransactionTask"
+
+
 class TransactionTask(Task):  # type: ignore[misc]
     """The base class. ``undoubt_timeout`` is that of ``coordinator.transaction``, ``undoubt_retries`` that of
     ``coordinator.run``: the task's function is called again after a deadlock or a serialization failure. The
@@ -68,6 +72,11 @@ class TransactionTask(Task):  # type: ignore[misc]
     reject_on_worker_lost = True
     undoubt_timeout: float | None = None
     undoubt_retries = 5
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Raises ``UsageError`` if the task's function is a coroutine function or a generator."""
+        super().__init_subclass__(**options)
+        check_synchronous(cls.run, _CALLER)
 
     def undoubt_key(self) -> str | None:
         """The key of the task's transaction: the task's id, or None for a task that is called directly."""
@@ -97,7 +106,7 @@ class TransactionTask(Task):  # type: ignore[misc]
     def _run_in(self, tx: Transaction, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
         token = _current.set(tx)
         try:
-            return self.run(*arguments, **named)
+            return checked_result(self.run, self.run(*arguments, **named), _CALLER)
         finally:
             _current.reset(token)
 

@@ -21,14 +21,16 @@ which rolls everything back, the block is a savepoint in each database, like eve
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import ContextDecorator, ExitStack
+from contextlib import ExitStack
 from types import TracebackType
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from undoubt.coordinator.errors import CoordinatorClosed, OutcomeUnknown, TransactionAborted
 from undoubt.coordinator.publishing import checked, put
+from undoubt.coordinator.runnable import check_synchronous, checked_result
 from undoubt.coordinator.transaction import Transaction
 from undoubt.integrations import answers
 from undoubt.integrations.extras import needs
@@ -50,6 +52,9 @@ with needs("django"):
     from django.http import HttpRequest, HttpResponse
 
 __all__ = ["TellOutcome", "atomic", "coordinator", "publish"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 _processes: dict[int, tuple[dict[str, Any], PerProcess]] = {}
 """By the identity of the settings, which are kept, so that it stays theirs."""
@@ -104,7 +109,7 @@ def publish(
     return ""
 
 
-class atomic(ContextDecorator):  # noqa: N801 - the name of what it stands for
+class atomic:  # noqa: N801 - the name of what it stands for
     """A block, or a decorator: commits in all databases of ``using`` at its end, or in none. ``using`` are
     aliases of ``DATABASES``; ``settings.UNDOUBT["participants"]`` maps an alias to the name of a participant
     if the names differ. ``timeout`` and ``protocol`` are those of ``coordinator.transaction``.
@@ -124,8 +129,18 @@ class atomic(ContextDecorator):  # noqa: N801 - the name of what it stands for
         self._options: dict[str, Any] = {"timeout": timeout, "protocol": protocol}
         self._entered: list[_Unit | ExitStack] = []
 
-    def _recreate_cm(self) -> atomic:
-        return atomic(self._using, **self._options)  # a decorated function may call itself, in any thread
+    def __call__(self, function: Callable[P, T]) -> Callable[P, T]:
+        """The decorator. Raises ``UsageError`` for a coroutine function or a generator: nothing of it would
+        run before the commit."""
+        check_synchronous(function, "@atomic")
+
+        @functools.wraps(function)
+        def inside(*arguments: P.args, **named: P.kwargs) -> T:
+            # A block of each call's own: the function may call itself, in any thread.
+            with atomic(self._using, **self._options):
+                return checked_result(function, function(*arguments, **named), "@atomic")
+
+        return inside
 
     def __enter__(self) -> atomic:
         outer = _here.unit
@@ -363,7 +378,7 @@ class TellOutcome:
 
     def process_exception(self, _: HttpRequest, error: BaseException) -> HttpResponse | None:
         """Called by Django with what a view has raised."""
-        if not isinstance(error, UndoubtError) or isinstance(error, UsageError):
+        if not isinstance(error, answers.OUTCOMES + answers.BEFORE_COMMIT):
             return None
         answers.note(error)
         answer = answers.answer(error)

@@ -177,7 +177,8 @@ class _Exchange:
             log.debug("the transaction had ended before its rollback: %s", failure)
 
     def _instead(self) -> WebAnswer:
-        if self._failure is not None:
+        told = isinstance(self._failure, answers.OUTCOMES) or not self._work.may_have_committed
+        if self._failure is not None and told:
             return self._answer(self._failure)
         return answers.failed_after_commit(self._work.outcome(), self._work.txid)
 

@@ -27,6 +27,8 @@ from undoubt.participants.errors import UndoubtError, UsageError
 
 _TELL_NOTHING = frozenset({202, 404})
 """Answers to a commit; 404: the ledger does not remember the transaction."""
+_BEGUN = "TransactionEnded"
+"""The problem of a transaction whose commit has begun, or that has ended: it says nothing of the outcome."""
 
 
 class SidecarRefused(UndoubtError):
@@ -136,7 +138,13 @@ async def transaction(
         raise SidecarOutcomeUnknown(began.id) from error
     if answer.status_code in _TELL_NOTHING or answer.status_code >= 500:
         raise SidecarOutcomeUnknown(began.id)
-    checked(answer)
+    try:
+        checked(answer)
+    except SidecarRefused as refused:
+        # A refusal without a name is that of a proxy, which may have sent the commit on.
+        if refused.outcome == "unknown" or (not refused.outcome and refused.name in {"", _BEGUN}):
+            raise SidecarOutcomeUnknown(began.id) from refused
+        raise
 
 
 def checked(answer: httpx.Response) -> dict[str, Any]:

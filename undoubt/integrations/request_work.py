@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from undoubt.coordinator.coordinator import Coordinator
 from undoubt.coordinator.errors import HeuristicOutcome, TransactionAborted
+from undoubt.coordinator.runnable import check_synchronous, checked_result
 from undoubt.coordinator.transaction import Transaction
 from undoubt.participants.errors import UndoubtError, UsageError
 from undoubt.participants.ids import TxId
@@ -103,8 +104,9 @@ class RequestWork:
     def on_commit(self, function: Callable[[], object]) -> None:
         """Call ``function`` after the commit, before the response; never if the application has rolled back
         by itself. What it raises is logged: the request has succeeded. Raises ``UsageError`` once the
-        response has begun."""
+        response has begun, and for a coroutine function: nothing would await it."""
         self._check_open()
+        check_synchronous(function, "on_commit()")
         self._hooks.append(function)
 
     def _committed(self) -> None:
@@ -113,7 +115,7 @@ class RequestWork:
             return  # the application has rolled back by itself
         for function in hooks:
             try:
-                function()
+                checked_result(function, function(), "on_commit()")
             except Exception:  # the transaction has committed, whatever comes of the hook
                 log.exception("a function that was to be called after the commit has failed")
 

@@ -21,6 +21,7 @@ from collections.abc import Callable
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import undoubt.sync
+from undoubt.coordinator.runnable import check_synchronous, checked_result
 from undoubt.integrations.extras import needs
 from undoubt.integrations.per_process import Source
 from undoubt.sync import Coordinator, Transaction
@@ -44,10 +45,16 @@ def transactional(
     RQ's worker forks for each job and ends the fork without the interpreter's exit, so each job opens a
     coordinator with ``source`` and closes it. ``coordinator``: one for a worker that does not fork
     (``SimpleWorker``). ``retries`` and ``timeout`` are those of ``coordinator.run``. The result has to be one
-    that the ledger can store. Outside of a worker the function runs without a key.
+    that the ledger can store. Outside of a worker the function runs without a key. Raises ``UsageError`` for
+    a coroutine function or a generator, of which nothing would run.
     """
 
     def decorate(function: Callable[Concatenate[Transaction, P], T]) -> Callable[P, T]:
+        check_synchronous(function, "@transactional")
+
+        def work(tx: Transaction, *arguments: P.args, **named: P.kwargs) -> T:
+            return checked_result(function, function(tx, *arguments, **named), "@transactional")
+
         @functools.wraps(function)
         def job(*arguments: P.args, **named: P.kwargs) -> T:
             current: Any = get_current_job()
@@ -55,7 +62,7 @@ def transactional(
 
             def run(opened: Coordinator) -> T:
                 return opened.run(
-                    lambda tx: function(tx, *arguments, **named), key=key, retries=retries, timeout=timeout
+                    lambda tx: work(tx, *arguments, **named), key=key, retries=retries, timeout=timeout
                 )
 
             if coordinator is not None:

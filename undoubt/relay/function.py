@@ -10,15 +10,19 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from undoubt.participants.bounds import OutOfBounds, having
+from undoubt.participants.errors import UsageError
 from undoubt.participants.outbox import Message
 
 
 class FunctionSink:
     """Calls ``function`` with each message: a coroutine function in the event loop, any other one in a
-    thread. A call in a thread goes on after its timeout, beside the next attempt."""
+    thread. A call in a thread goes on after its timeout, beside the next attempt. A function that returns a
+    generator has delivered nothing, and raises ``UsageError``."""
 
     def __init__(self, function: Callable[[Message], object]) -> None:
         having("function", function, "a function of a message")
+        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+            raise OutOfBounds("function", "must do its work when it is called, and is a generator function")
         self._function = function
         self._awaits = inspect.iscoroutinefunction(function)
 
@@ -47,7 +51,9 @@ class FunctionSink:
         else:
             answer = await asyncio.to_thread(self._function, message)
         if isinstance(answer, Awaitable):
-            await answer
+            answer = await answer
+        if inspect.isgenerator(answer) or inspect.isasyncgen(answer):
+            raise UsageError("the function of messages returned a generator, of which nothing has run")
 
     async def close(self) -> None:
         """Nothing is open."""

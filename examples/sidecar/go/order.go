@@ -16,16 +16,14 @@ type object = map[string]any
 var dev struct{ Sidecar, Token string }
 var client = http.Client{Timeout: 30 * time.Second}
 
-// ask posts to the sidecar. A service that joins another one's transaction also sends on
-// the header Undoubt-Transaction of the request that it is working on.
-func ask(path string, body object) (told object, err error) {
+// post is the client. To join another service's transaction, send on its header Undoubt-Transaction.
+func post(path string, body object) (told object, err error) {
 	sent, _ := json.Marshal(body)
 	request, err := http.NewRequest("POST", dev.Sidecar+path, bytes.NewReader(sent))
 	if err != nil {
 		return nil, err
 	}
-	request.Header.Set("Authorization", "Bearer "+dev.Token)
-	request.Header.Set("Content-Type", "application/json")
+	request.Header = http.Header{"Authorization": {"Bearer " + dev.Token}, "Content-Type": {"application/json"}}
 	answer, err := client.Do(request)
 	if err != nil {
 		return nil, err
@@ -37,22 +35,29 @@ func ask(path string, body object) (told object, err error) {
 	return told, err
 }
 
-func order(item string, price int) (object, error) {
-	begun, err := ask("/v1/transactions", object{"timeout_ms": 30000})
+// order returns the outcome. "unknown" is not "aborted": GET of the transaction tells it later.
+func order(item string, price int) (any, error) {
+	begun, err := post("/v1/transactions", object{"timeout_ms": 30000})
 	if err != nil {
-		return nil, err
+		return "aborted", err
 	}
 	tx := fmt.Sprintf("/v1/transactions/%v", begun["id"])
-	for _, statement := range []object{
-		{"participant": "orders", "sql": "insert into orders (item) values ($1)", "params": []any{item}},
-		{"participant": "payments", "sql": "update accounts set balance = balance - $1 where name = 'ada'", "params": []any{price}},
-	} {
-		if _, err := ask(tx+"/statements", statement); err != nil {
-			_, _ = ask(tx+"/rollback", object{})
-			return nil, err
+	run := func(participant, sql string, values ...any) {
+		if err == nil {
+			_, err = post(tx+"/statements", object{"participant": participant, "sql": sql, "params": values})
 		}
 	}
-	return ask(tx+"/commit", object{}) // its outcome may be "unknown" yet: GET the transaction tells it later
+	run("orders", "insert into orders (item) values ($1)", item)
+	run("payments", "update accounts set balance = balance - $1 where name = 'ada'", price)
+	if err != nil {
+		_, _ = post(tx+"/rollback", object{})
+		return "aborted", err
+	}
+	told, err := post(tx+"/commit", object{})
+	if outcome, known := told["outcome"]; known {
+		return outcome, err
+	}
+	return "unknown", err
 }
 
 func main() {
@@ -63,9 +68,9 @@ func main() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	told, err := order("a lamp", 15)
+	outcome, err := order("a lamp", 15)
+	fmt.Println(outcome)
 	if err != nil {
 		log.Fatal(err)
 	}
-	fmt.Println(told["outcome"])
 }

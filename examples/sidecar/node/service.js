@@ -2,6 +2,7 @@
 const fs = require("node:fs");
 const http = require("node:http");
 const { Pool } = require("pg");
+const { transaction } = require("./undoubt.js");
 
 const dev = JSON.parse(fs.readFileSync(process.argv[2], "utf8"));
 const pools = Object.fromEntries(
@@ -9,25 +10,12 @@ const pools = Object.fromEntries(
 );
 for (const pool of Object.values(pools)) pool.on("error", (error) => console.error(error.message));
 
-async function sidecar(path, body) {
-  const answer = await fetch(dev.sidecar + path, {
-    method: "POST",
-    headers: { Authorization: `Bearer ${dev.token}`, "Content-Type": "application/json" },
-    body: body && JSON.stringify(body),
-  });
-  const told = await answer.json();
-  if (!answer.ok) throw Object.assign(new Error(`${told.name}: ${told.detail}`), { outcome: told.outcome });
-  return told;
-}
-
 // One branch: this service's own SQL, on one session of its own pool.
-async function branch(tx, participant, sql, values) {
-  const { begin, prepare } = await sidecar(`${tx}/branches`, { participant });
+async function branch(post, participant, sql, values) {
+  const { begin, prepare } = await post("branches", { participant });
   const session = await pools[participant].connect();
   try {
-    await session.query(begin);
-    await session.query(sql, values);
-    await session.query(prepare);
+    for (const words of [[begin], [sql, values], [prepare]]) await session.query(...words);
     session.release();
   } catch (error) {
     session.release(error); // closes the session, which rolls its branch back
@@ -35,31 +23,19 @@ async function branch(tx, participant, sql, values) {
   }
 }
 
-async function order({ item, price }) {
-  const tx = `/v1/transactions/${(await sidecar("/v1/transactions", { timeout_ms: 30000 })).id}`;
-  try {
-    await branch(tx, "orders", "insert into orders (item) values ($1)", [item]);
-    await branch(tx, "payments", "update accounts set balance = balance - $1 where name = 'ada'", [price]);
-  } catch (error) {
-    await sidecar(`${tx}/rollback`);
-    throw error;
-  }
-  try {
-    return await sidecar(`${tx}/commit`);
-  } catch (error) {
-    if (error.outcome === "aborted") throw error;
-    return { outcome: "unknown", tx }; // it may have committed: GET of tx tells it later
-  }
+async function order(request) {
+  let body = "";
+  for await (const piece of request) body += piece;
+  const { item, price } = JSON.parse(body);
+  return transaction(dev, async (post) => {
+    await branch(post, "orders", "insert into orders (item) values ($1)", [item]);
+    await branch(post, "payments", "update accounts set balance = balance - $1 where name = 'ada'", [price]);
+  });
 }
 
+const STATUS = { committed: 200, unknown: 202, aborted: 409 };
 const server = http.createServer(async (request, response) => {
-  try {
-    let body = "";
-    for await (const piece of request) body += piece;
-    const told = await order(JSON.parse(body));
-    response.writeHead(told.outcome === "committed" ? 200 : 202).end(JSON.stringify(told));
-  } catch (error) {
-    response.writeHead(409).end(JSON.stringify({ error: error.message }));
-  }
+  const told = await order(request).catch(({ message }) => ({ outcome: "aborted", message }));
+  response.writeHead(STATUS[told.outcome] ?? 500).end(JSON.stringify(told));
 });
 server.listen(0, "127.0.0.1", () => console.log(`http://127.0.0.1:${server.address().port}`));

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 
@@ -152,3 +153,24 @@ def test_what_is_no_sink_is_refused(to: str) -> None:
     """Broken if a slip of the pen is noticed with the first message."""
     with pytest.raises(UsageError, match="--to"):
         sink_of(to)
+
+
+async def test_a_function_that_only_makes_a_generator_acknowledges_nothing() -> None:
+    """Broken if a message is acknowledged that no code of the application has seen."""
+
+    def generates(message: Message) -> Iterator[Message]:
+        yield message
+
+    async def generates_too(message: Message) -> AsyncIterator[Message]:
+        yield message
+
+    async def awaited(message: Message) -> Any:
+        return generates(message)
+
+    for function in (generates, generates_too):
+        with pytest.raises(UsageError, match="generator"):
+            FunctionSink(function)
+        with pytest.raises(UsageError, match="generator"):
+            await FunctionSink(lambda message, lazy=function: lazy(message)).deliver(MESSAGE)
+    with pytest.raises(UsageError, match="generator"):
+        await FunctionSink(awaited).deliver(MESSAGE)

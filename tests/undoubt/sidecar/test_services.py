@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ from typing import Any
 import httpx
 import pytest
 
+from examples.two_services import services
 from tests.ports import free_ports
 from tests.prove.processes import ROOT
 from tests.undoubt.sidecar.pair import Pair
@@ -195,7 +197,12 @@ def answering(commit: httpx.Response | Exception, asked: list[str]) -> httpx.Asy
 @pytest.mark.parametrize(
     "commit",
     [httpx.ReadTimeout("late"), httpx.ConnectError("gone")]
-    + [httpx.Response(status, json={"name": "X"}) for status in (202, 404, 500, 503)],
+    + [httpx.Response(status, json={"name": "X"}) for status in (202, 404, 500, 503)]
+    + [
+        httpx.Response(409, json={"name": "TransactionEnded"}),
+        httpx.Response(409, json={"name": "X", "outcome": "unknown"}),
+        httpx.Response(408, text="a proxy's: the answer came too late"),
+    ],
     ids=str,
 )
 async def test_a_commit_without_an_outcome_is_not_taken_for_aborted(
@@ -214,6 +221,80 @@ async def test_a_commit_that_is_refused_says_why() -> None:
         async with transaction(answering(refusal, [])):
             pass
     assert (refused.value.name, refused.value.outcome) == ("TransactionAborted", "aborted")
+
+
+@pytest.mark.parametrize(
+    ("commit", "told"),
+    [
+        (httpx.Response(200, json={"outcome": "committed"}), "committed"),
+        (httpx.Response(409, json={"name": "TransactionAborted", "outcome": "aborted"}), "aborted"),
+        (
+            httpx.Response(409, json={"name": "HeuristicOutcome", "outcome": "mixed"}),
+            "mixed",
+        ),
+        (httpx.Response(202, json={"outcome": "unknown"}), "unknown"),
+        (httpx.ReadTimeout("late"), "unknown"),
+    ],
+    ids=["committed", "aborted", "heuristic", "not-known-yet", "no-answer"],
+)
+async def test_the_example_of_two_services_tells_each_outcome(
+    commit: httpx.Response | Exception, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Broken if what has committed somewhere is told as aborted by a program that people copy."""
+    monkeypatch.setattr(services, "sidecar", answering(commit, []))
+    paid = httpx.MockTransport(lambda _: httpx.Response(200, json={}))
+    monkeypatch.setattr(services, "services", httpx.AsyncClient(transport=paid))
+    transport = httpx.ASGITransport(services.APPLICATIONS["orders"])
+    async with httpx.AsyncClient(transport=transport, base_url="http://orders") as client:
+        answer = await client.post("/order", json={"account": 1, "amount": 15})
+    assert answer.json()["outcome"] == told
+
+
+NODE = """
+const { transaction } = require(process.argv[1]);
+const [told, fails] = [JSON.parse(process.argv[2]), process.argv[3] === "true"];
+const asked = [];
+globalThis.fetch = async (url) => {
+  asked.push(url.split("/").pop());
+  const commit = asked.at(-1) === "commit";
+  if (commit && told.status === 0) throw new TypeError("fetch failed");
+  const body = commit ? told.body : { id: "1-0123456789abcdef.7" };
+  return { ok: !commit || told.status < 300, json: async () => body };
+};
+const work = async () => { if (fails) throw new Error("failed"); };
+transaction({ sidecar: "http://sidecar", token: "x" }, work)
+  .catch((error) => ({ outcome: error.message }))
+  .then(({ outcome }) => console.log(JSON.stringify([outcome, asked])));
+"""
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "told"),
+    [
+        (200, {"outcome": "committed"}, "committed"),
+        (409, {"name": "TransactionAborted", "outcome": "aborted"}, "aborted"),
+        (409, {"name": "HeuristicOutcome", "outcome": "mixed"}, "mixed"),
+        (202, {"outcome": "unknown"}, "unknown"),
+        (503, {"name": "Draining"}, "unknown"),
+        (0, {}, "unknown"),
+        (None, {}, "failed"),
+    ],
+    ids=["committed", "aborted", "heuristic", "not-known-yet", "drains", "no-answer", "work-fails"],
+)
+def test_the_client_for_node_tells_each_outcome(status: int | None, body: dict[str, str], told: str) -> None:
+    """Broken if services copy a client that takes an unknown outcome for an abort, or leaves a transaction
+    behind."""
+    node = shutil.which("node")
+    if node is None:
+        if os.environ.get("CI") == "true":
+            pytest.fail("node is missing")
+        pytest.skip("node is missing: apt install nodejs")
+    client = str(ROOT / "examples/sidecar/node/undoubt.js")
+    answer = json.dumps({"status": status, "body": body})
+    words = [node, "-e", NODE, client, answer, "true" if status is None else "false"]
+    said = subprocess.run(words, capture_output=True, text=True, check=True, timeout=60)
+    last = "rollback" if status is None else "commit"
+    assert json.loads(said.stdout) == [told, ["transactions", last]]
 
 
 async def test_a_block_that_fails_is_rolled_back() -> None:

@@ -57,3 +57,27 @@ def test_what_is_to_be_awaited_commits_nothing(stage: Stage) -> None:
         with pytest.raises(UsageError, match="has to be awaited"):
             stage.coordinator.run(work)
     assert XactStatus.COMMITTED not in stage.fates()
+
+
+def test_what_is_to_be_iterated_over_commits_nothing(stage: Stage) -> None:
+    """Broken if a function around a generator, which does nothing when it is called, is said to have
+    committed."""
+
+    def work(tx: Any) -> Iterator[None]:
+        transfer(tx)
+        yield
+
+    @functools.wraps(transfer)
+    def wrapper(tx: Any) -> Any:
+        return work(tx)
+
+    def half(tx: Any) -> Any:
+        rest = work(tx)
+        next(rest)
+        return rest
+
+    for function in (wrapper, half, lambda tx: work(tx)):  # noqa: PLW0108
+        with pytest.raises(UsageError, match="returned a generator"):
+            stage.coordinator.run(function)
+    assert XactStatus.COMMITTED not in stage.fates()
+    assert stage.coordinator.run(lambda tx: list(work(tx))) == [None]

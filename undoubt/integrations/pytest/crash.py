@@ -38,7 +38,7 @@ def crash_at(
     timeout: float = CRASH_S,
 ) -> None:
     """Call ``function(*arguments)`` in a process that dies when a commit reaches ``step`` for the ``nth``
-    time. A coroutine function is run by ``asyncio.run``. Returns once the process is dead.
+    time. A coroutine that it returns is run by ``asyncio.run``. Returns once the process is dead.
 
     Raises ``UsageError`` for a step that no protocol has, and ``NotReached``, with the function's error if it
     raised one, if the process did not die there."""
@@ -87,10 +87,9 @@ def _child(
     words = "the function has returned"
     try:
         _watch(step, nth)
-        if inspect.iscoroutinefunction(function):
-            asyncio.run(function(*arguments))
-        else:
-            function(*arguments)
+        made = function(*arguments)
+        if inspect.iscoroutine(made):
+            asyncio.run(made)
     except BaseException:  # noqa: BLE001 - the parent shows it
         words = traceback.format_exc()
     os.write(tell, words.encode()[-60_000:])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import unittest
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import pytest
@@ -317,3 +318,24 @@ def test_settings_of_django_hold_in_the_block(shop: Shop) -> None:
     with connections["orders"].cursor() as cursor:
         cursor.execute("show timezone")
         assert cursor.fetchone()[0] == zone
+
+
+def test_functions_that_do_nothing_when_they_are_called(shop: Shop) -> None:
+    """Broken if a decorated function runs after its block has committed: what it writes is in no
+    transaction."""
+
+    async def coroutine() -> None:
+        write(1)
+
+    def generates() -> Iterator[None]:
+        write(1)
+        yield
+
+    for function in (coroutine, generates):
+        with pytest.raises(UsageError, match=f"@atomic .*{function.__name__}"):
+            atomic(using=BOTH)(function)
+        decorated = atomic(using=BOTH)(lambda lazy=function: lazy())
+        with pytest.raises(UsageError, match="@atomic calls its function"):
+            decorated()
+    assert usable()
+    assert shop.ids() == ([], [])

@@ -170,3 +170,24 @@ def test_a_process_opens_its_coordinator_by_the_settings(shop: Shop) -> None:
         opened.close()
         app.close()
     assert shop.ids() == ([1], [1])
+
+
+def test_functions_that_do_nothing_when_they_are_called(app: Celery, shop: Shop) -> None:
+    """Broken if a task succeeds of whose function nothing has run."""
+
+    async def coroutine() -> None: ...
+
+    def generates() -> Iterator[None]:
+        yield
+
+    for function in (coroutine, generates):
+        with pytest.raises(UsageError, match=f"TransactionTask .*{function.__name__}"):
+            app.task(base=TransactionTask, shared=False, lazy=False)(function)
+
+        def wrapper(lazy: Any = function) -> Any:
+            return lazy()
+
+        name = f"lazy-{function.__name__}"
+        task = app.task(base=TransactionTask, shared=False, name=name)(wrapper)
+        with pytest.raises(UsageError, match="TransactionTask calls its function"):
+            task()

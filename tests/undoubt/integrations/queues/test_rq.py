@@ -18,6 +18,7 @@ from tests.undoubt.integrations.queues import jobs
 from tests.undoubt.integrations.queues.jobs import SETTINGS, dies_after_its_commit, place
 from tests.undoubt.integrations.web.client import act_in_thread
 from tests.undoubt.integrations.web.shop import Shop
+from undoubt.errors import UsageError
 from undoubt.integrations.rq import transactional
 
 
@@ -129,3 +130,21 @@ def test_outside_of_a_worker_it_is_a_transaction(shop: Shop) -> None:
         with pytest.raises(undoubt.TransactionAborted):
             job("late", 2)
     assert shop.ids() == ([1], [1])
+
+
+def test_functions_that_do_nothing_when_they_are_called(shop: Shop) -> None:
+    """Broken if a job succeeds of whose function nothing has run."""
+    with undoubt.sync.connect(shop.settings) as coordinator:
+        transactional_here = transactional(coordinator=coordinator)
+
+        async def coroutine(tx: undoubt.sync.Transaction) -> None: ...
+
+        def generates(tx: undoubt.sync.Transaction) -> Iterator[None]:
+            yield
+
+        for function in (coroutine, generates):
+            with pytest.raises(UsageError, match=f"@transactional .*{function.__name__}"):
+                transactional_here(function)
+            job = transactional_here(lambda tx, lazy=function: lazy(tx))
+            with pytest.raises(UsageError, match="@transactional calls its function"):
+                job()

@@ -152,3 +152,60 @@ def test_a_coordinator_is_closed_with_its_process(shop: Shop) -> None:
     process.close()
     assert process.get() is not first
     process.close()
+
+
+def test_a_hook_that_nothing_would_await_is_refused(shop: Shop) -> None:
+    """Broken if a coroutine function is taken, called, and does nothing."""
+    refused = []
+
+    async def coroutine() -> None: ...
+
+    with undoubt.sync.connect(shop.settings) as coordinator:
+        app = flask.Flask(__name__)
+        extension = Undoubt(app, coordinator=coordinator)
+
+        @app.post("/")
+        def view() -> str:
+            for hook in (coroutine, None, "x"):
+                with pytest.raises(UsageError, match=r"on_commit\(\)") as told:
+                    extension.on_commit(hook)  # type: ignore[arg-type]
+                refused.append(told.value)
+            return "placed"
+
+        assert post(app, "/").status == 200
+    assert len(refused) == 3
+
+
+def test_what_fails_behind_a_commit_is_not_told_as_aborted(shop: Shop) -> None:
+    """Broken if the client of a request that has committed reads that it has changed nothing."""
+    engines = {
+        name: create_engine(dsn.replace("postgresql:", "postgresql+psycopg:"))
+        for name, dsn in shop.dsns.items()
+    }
+
+    class Closing(Session):
+        def close(self) -> None:
+            super().close()
+            raise ZeroDivisionError
+
+    with undoubt.sync.connect(shop.settings) as coordinator:
+        participants = {engine: name for name, engine in engines.items()}
+        app = flask.Flask(__name__)
+        extension = Undoubt(
+            app,
+            coordinator=coordinator,
+            sessions=lambda: Closing(coordinator=coordinator, participants=participants),
+        )
+
+        @app.post("/")
+        def view() -> str:
+            session = extension.session()
+            for name, statement in statements(1, 1).items():
+                session.execute(text(statement), bind_arguments={"bind": engines[name]})
+            return "placed"
+
+        answered = post(app, "/")
+        assert (answered.status, answered.outcome) == (500, "unknown")
+        for engine in engines.values():
+            engine.dispose()
+    assert shop.ids() == ([1], [1])
