@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -167,10 +167,15 @@ async def test_a_function_that_only_makes_a_generator_acknowledges_nothing() -> 
     async def awaited(message: Message) -> Any:
         return generates(message)
 
-    for function in (generates, generates_too):
+    functions: tuple[Callable[[Message], object], ...] = (generates, generates_too)
+    for function in functions:
         with pytest.raises(UsageError, match="generator"):
             FunctionSink(function)
+
+        def wrapper(message: Message, lazy: Callable[[Message], object] = function) -> object:
+            return lazy(message)
+
         with pytest.raises(UsageError, match="generator"):
-            await FunctionSink(lambda message, lazy=function: lazy(message)).deliver(MESSAGE)
+            await FunctionSink(wrapper).deliver(MESSAGE)
     with pytest.raises(UsageError, match="generator"):
         await FunctionSink(awaited).deliver(MESSAGE)
