@@ -37,6 +37,8 @@ class NodeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     needs no snapshot."""
     console: bool = False
     """Whether the process of this node serves the console, as the section ``console`` says."""
+    health: str = ""
+    """``host:port`` at which the process of this node serves its health and its metrics; empty: nowhere."""
     version_max: int = 0
     """The highest version that this node supports, so that a return to the previous release stays possible;
     0: the highest version of this release."""
@@ -45,6 +47,7 @@ class NodeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         count("number", self.number)
         text("listen", self.listen)
         texts("peers", self.peers)
+        text("health", self.health)
         path("data", self.data)
         seconds("heartbeat_s", self.heartbeat_s, zero=False)
         seconds("election_timeout_s", self.election_timeout_s, zero=False)

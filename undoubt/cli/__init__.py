@@ -17,6 +17,7 @@ commands:
 :mod:`.output`        prints results as a table or as JSON.
 :mod:`.exits`         defines the exit statuses, and gives each error one.
 :mod:`.node`          ``undoubt node``: runs a member of the ledger's cluster.
+:mod:`.health`        ``undoubt health``: asks a node or a sidecar whether it lives.
 :mod:`.sidecar`       ``undoubt sidecar``: serves transactions over HTTP.
 :mod:`.dev`           ``undoubt dev``: runs a whole system on this machine.
 :mod:`.cluster`       ``undoubt cluster init, status, certs``.

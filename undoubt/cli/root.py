@@ -40,6 +40,7 @@ COMMANDS: dict[str, LazyCommand] = {
     "cluster": LazyCommand("undoubt.cli.cluster", "cluster", "Make and manage the nodes of the ledger."),
     "node": LazyCommand("undoubt.cli.node", "node", "Run a node of the ledger's cluster."),
     "sidecar": LazyCommand("undoubt.cli.sidecar", "sidecar", "Serve transactions over HTTP."),
+    "health": LazyCommand("undoubt.cli.health", "health", "Whether a node or sidecar lives: for probes."),
     "dev": LazyCommand("undoubt.cli.dev", "dev", "A whole system to try things on, until Ctrl-C."),
     "bench": LazyCommand("undoubt.bench.command", "bench", "Measure commits against hand-written scripts."),
     "completion": LazyCommand(

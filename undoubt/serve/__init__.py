@@ -12,6 +12,8 @@ In the order in which a node uses them:
 :mod:`.force`         makes a new cluster from the newest disk of a cluster whose majority is lost.
 :mod:`.secrets`       reads the secret of a lost ledger from its file or a backup.
 :mod:`.node`          runs a node, and recovery while the node leads.
+:mod:`.health`        serves a node's health and metrics over HTTP.
+:mod:`.probe`         asks a node or a sidecar of this machine whether it lives.
 :mod:`.sidecar`       runs a coordinator behind an HTTP API.
 :mod:`.console`       shows operators the state of everything, as a page of a sidecar or a node.
 :mod:`.local`         runs nodes, a sidecar or a whole system as children of one process.

@@ -24,10 +24,11 @@ from undoubt.coordinator.node.storage.node_storage import NodeStorage
 from undoubt.coordinator.supervision import Supervised
 from undoubt.coordinator.wire import PeerIdentity, PeerRole, TlsUnusable, WireSettings, refuse_exposed, tls_of
 from undoubt.participants.errors import UsageError
+from undoubt.recovery.meter import RecoveryMeter
 from undoubt.recovery.service import RecoveryService
 from undoubt.serve import pending_acts
 from undoubt.serve.bootstrap import listen_address, number_of
-from undoubt.serve.notify import notify
+from undoubt.serve.notify import reporting
 
 log = logging.getLogger(__name__)
 
@@ -45,11 +46,10 @@ async def run(
         me = running.identity
         _tune_garbage_collector()
         say(f"node {me.node} of cluster {me.cluster} is ready at {listen_address(settings)}")
-        notify("READY=1", f"STATUS=node {me.node} of cluster {me.cluster}")
-        stopping = asyncio.create_task(stop.wait())
-        running.failed.add_done_callback(lambda _: stopping.cancel())
-        await asyncio.wait([stopping])
-        notify("STOPPING=1")
+        async with reporting(f"node {me.node} of cluster {me.cluster}"):
+            stopping = asyncio.create_task(stop.wait())
+            running.failed.add_done_callback(lambda _: stopping.cancel())
+            await asyncio.wait([stopping])
         if running.failed.done():
             error = running.failed.result()
             raise LedgerUnusable(f"node {me.node} has stopped: {error}") from error
@@ -70,12 +70,14 @@ async def node(settings: Settings, *, insecure: bool = False) -> AsyncIterator[N
         _check_console(settings)
     made = await _open(settings)
     tasks: list[asyncio.Task[None]] = []
+    stack = contextlib.AsyncExitStack()
     try:
         try:
             await made.start(listen)
         except OSError as error:
             raise UsageError(f"cannot listen on {listen}: {error.strerror or error}") from error
-        recovering = Supervised("node recovery", lambda: _recover(made, settings))
+        meter = await _report_health(made, settings, stack)
+        recovering = Supervised("node recovery", lambda: _recover(made, settings, meter))
         tasks.append(recovering.start("undoubt-node-recovery"))
         recording = Supervised(
             "node acts", lambda: pending_acts.record(Path(settings.node.data), settings.ledger)
@@ -89,6 +91,7 @@ async def node(settings: Settings, *, insecure: bool = False) -> AsyncIterator[N
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await stack.aclose()
         await made.stop()
 
 
@@ -128,13 +131,30 @@ def _check_certificate(wire: WireSettings, identity: DiskIdentity) -> None:
             raise LedgerUnusable(str(error)) from error
 
 
-async def _recover(made: Node, settings: Settings) -> None:
+async def _report_health(
+    made: Node, settings: Settings, stack: contextlib.AsyncExitStack
+) -> RecoveryMeter | None:
+    """Serve the node's health until ``stack`` is closed, if the settings say where. Returns what counts for
+    its metrics. Raises ``UsageError``."""
+    if not settings.node.health:
+        return None
+    try:
+        from undoubt.serve.health import NodeHealth, serving  # noqa: PLC0415 - of the extra
+    except ImportError as error:
+        raise UsageError("node.health needs the extra: pip install 'undoubt[sidecar]'") from error
+    health = NodeHealth(made)
+    place = await stack.enter_async_context(serving(health, settings.node.health))
+    log.info("health and metrics are at %s", place)
+    return health.metrics
+
+
+async def _recover(made: Node, settings: Settings, meter: RecoveryMeter | None) -> None:
     """Run recovery once the node leads: a node that has just joined does not have the ledger's id yet."""
     while not made.ledger.leads:
         await asyncio.sleep(LOOK_S)
     participants = wiring.registry(settings, made.ledger.ledger_id)
     try:
-        async with RecoveryService(made.ledger, participants, settings.recovery):
+        async with RecoveryService(made.ledger, participants, settings.recovery, meter=meter):
             await asyncio.Event().wait()
     finally:
         await participants.close()

@@ -30,7 +30,7 @@ from undoubt.serve.console.app import ConsoleApp
 from undoubt.serve.console.console import of_sidecar
 from undoubt.serve.console.traces import Traces, also
 from undoubt.serve.console.watch import SidecarWatch
-from undoubt.serve.notify import notify
+from undoubt.serve.notify import reporting
 from undoubt.serve.sidecar.agency import Agency
 from undoubt.serve.sidecar.app import Door
 from undoubt.serve.sidecar.book import Book
@@ -66,9 +66,8 @@ async def run(
             console = None if sidecar.console is None else ConsoleApp(sidecar.console, doorkeeper)
             async with listening(Door(sidecar, doorkeeper, console), settings.sidecar) as places:
                 say(f"the sidecar serves {' and '.join(places)}")
-                notify("READY=1", f"STATUS=serving {' and '.join(places)}")
-                await stop.wait()
-                notify("STOPPING=1")
+                async with reporting(f"serving {' and '.join(places)}"):
+                    await stop.wait()
                 await asyncio.gather(
                     sidecar.book.drain(settings.sidecar.drain_s),
                     sidecar.agents().drain(settings.sidecar.drain_s),
