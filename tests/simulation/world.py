@@ -89,8 +89,10 @@ class World:
         self.peace = self.settled = False
         self.unknown: list[TxId] = []
         self.tampers = self.random.random() < 0.25 and protocol in {None, "2pc"}
-        self.destroys = not self.tampers and self.random.random() < 0.1 and protocol in {None, "3pc"}
-        """In the end the ledger is destroyed, with everybody who used it."""
+        drawn_destroys = not self.tampers and self.random.random() < 0.1
+        self.destroys = drawn_destroys and not keyed and protocol in {None, "3pc"}
+        """In the end the ledger is destroyed, with everybody who used it. Transactions with keys use
+        two-phase commit, whose decision is nowhere else: what is prepared then is left to a person."""
         self.destroyed = False
         self._quiet_since = math.inf
         self.notes = self.random.random() < 0.7
