@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -91,10 +92,13 @@ def test_the_longest_waiting_thread_is_next(stage: Stage) -> None:
         with stage.coordinator.lock("job"):
             got.append(number)
 
+    def queued(count: int) -> bool:
+        return len(queue(stage)) == count
+
     threads = []
     for number in range(4):
-        threads.append(Background(lambda number=number: take(number)))
-        until(lambda number=number: len(queue(stage)) == number + 2)
+        threads.append(Background(partial(take, number)))
+        until(partial(queued, number + 2))
     holder.release()
     for thread in threads:
         thread.ended()
