@@ -119,18 +119,22 @@ class World:
             self.termination = Termination.SKEEN
         self.cluster = SimulatedCluster(self, members) if members else None
         """None: the ledger is a file, which one of the applications owns."""
+        self.settings = self.drawn_settings()
+        scheduler.killing = self.kill
+        scheduler.after_step = self.look
+        self.nemesis = Nemesis(self)
+
+    def drawn_settings(self) -> LedgerSettings:
+        """Those of the ledger; constants of the modules that this process has loaded are drawn too."""
         owner.LOG_BYTES_MIN = self.random.choice([2_000, 4 * 1024 * 1024])
         put(worker, "SWEEP_INTERVAL_S", sweep_interval_s := self.random.choice([3.0, 60.0]))
         sweep.__defaults__ = (sweep_interval_s, max(sweep_interval_s, SLOWEST_PREPARE_S))
         snapshots.CHUNK_BYTES = self.random.choice([300, 64 * 1024])
-        self.settings = LedgerSettings(
+        return LedgerSettings(
             url=self.cluster.url if self.cluster is not None else "sqlite:////simulated/ledger.db",
-            retention_s=max(self.random.choice([90.0, 7 * 86_400.0]), 7 * 86_400.0 if keyed else 0.0),
+            retention_s=max(self.random.choice([90.0, 7 * 86_400.0]), 7 * 86_400.0 if self.keyed else 0.0),
             request_timeout_s=self.random.choice([1.0, 5.0]),
         )
-        scheduler.killing = self.kill
-        scheduler.after_step = self.look
-        self.nemesis = Nemesis(self)
 
     def drawn_protocols(self, members: int) -> list[str]:
         """What transactions choose from; some runs are about one protocol alone."""

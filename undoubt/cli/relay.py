@@ -91,6 +91,10 @@ def relay(
         if metrics_at is not None:
             options["metrics"] = stack.enter_context(_metrics(metrics_at, participant))
         ran = context.run(_run(context, participant, to, options, once=once))
+    _show(context, ran, once=once)
+
+
+def _show(context: Context, ran: Relay, *, once: bool) -> None:
     if context.output.json:
         context.output.document({"delivered": ran.delivered, "failed": ran.failed})
     else:
