@@ -235,14 +235,15 @@ def _read_all(folder: Path, numbers: list[int]) -> tuple[list[bytes], list[int],
         header, data = read
         if header.before != before:
             raise Damaged(f"{path_of(folder, number).name} does not follow the segment before it")
-        sealed = number != numbers[-1]
-        if sealed:
+        sealed_at: int | None = None
+        if number != numbers[-1]:
             # Behind the last record there may be another whole one, whose sync found no room: it was refused.
             read = _read(folder, number + 1)
-            data = data[: read[0].previous_end]
+            sealed_at = read[0].previous_end
+            data = data[:sealed_at]
         whole = record.read(data, HEADER_BYTES, before, header.salt)
         tail, end = whole.tail, whole.end
-        if sealed and end != len(data):
+        if sealed_at is not None and end != sealed_at:
             raise Damaged(f"{path_of(folder, number).name} is damaged at byte {end}")
         if tail is Tail.DAMAGED:
             raise Damaged(f"{path_of(folder, number).name} is damaged at byte {end}")
