@@ -237,13 +237,30 @@ class Lock:
         after which the transaction can only be rolled back; ``LockLost`` if that is known without asking;
         ``ParticipantRefused`` if the database has no table of locks (``undoubt participants migrate``)."""
         self._session.check_here()
+        fence = self._fence
+        await self._guard(branch_with(self._live.values(), connection), fence)
+
+    async def guard_in(self, transaction: Transaction, name: str) -> None:
+        """As :meth:`guard`, of the open branch of ``transaction`` in participant ``name``, whose connection
+        is one of the application's own."""
+        self._session.check_here()
+        fence = self._fence
+        if (branch := transaction._branches.get(name)) is None or not transaction.active:
+            raise UsageError(f"the transaction has no open branch in participant {name!r}")
+        await self._guard(branch, fence)
+
+    async def _guard(self, branch: Branch, fence: int) -> None:
+        if not isinstance(branch, GuardingBranch):
+            raise UsageError("another program runs this branch: it has to guard it")
+        await branch.guard_lock(self._session.ledger.ledger_id, self.name, fence)
+
+    @property
+    def _fence(self) -> int:
+        """Raises ``UsageError``, ``LockLost``."""
         entry = self._acquired
         if self._lost.is_set():
             raise self._error()
-        branch = branch_with(self._live.values(), connection)
-        if not isinstance(branch, GuardingBranch):
-            raise UsageError("another program runs this branch: it has to guard it")
-        await branch.guard_lock(self._session.ledger.ledger_id, self.name, entry.fence)
+        return entry.fence
 
     async def __aenter__(self) -> Lock:
         return await self.acquire()

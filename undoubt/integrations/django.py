@@ -17,13 +17,14 @@ savepoints (Django's ``atomic`` inside), ``transaction.on_commit`` and persisten
 which rolls everything back, the block is a savepoint in each database, like every other ``atomic``;
 ``TransactionTestCase`` commits.
 
-``publish`` puts a message into the outbox of one of the databases, inside the block."""
+``publish`` puts a message into the outbox of one of the databases, inside the block; ``guard`` has one refuse
+a stale holder of a lock."""
 
 from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
@@ -44,6 +45,7 @@ from undoubt.participants.ids import NO_KEY, Gid, SessionKey
 from undoubt.participants.outbox import Publication
 from undoubt.participants.postgres import PostgresParticipant
 from undoubt.sync import Coordinator
+from undoubt.sync.lock import Lock
 from undoubt.sync.transaction import may_come_from_a_branch
 
 with needs("django"):
@@ -51,7 +53,7 @@ with needs("django"):
     from django.db import connections, transaction
     from django.http import HttpRequest, HttpResponse
 
-__all__ = ["TellOutcome", "atomic", "coordinator", "publish"]
+__all__ = ["TellOutcome", "atomic", "coordinator", "guard", "publish"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -101,12 +103,32 @@ def publish(
     names: dict[str, str] = getattr(settings, "UNDOUBT", {}).get("participants", {})
     name = names.get(using, using)
     message = checked(name, payload, topic=topic, key=key, headers=headers)
+    unit = _unit_with(using)
+    return "" if unit is None else unit.publish(name, message)
+
+
+def guard(lock: Lock, using: str) -> None:
+    """Have database ``using``, one of those of the ``atomic`` block in which this is called, refuse a stale
+    holder of ``lock``, before the block reads or writes there what the lock protects: see
+    :meth:`undoubt.coordinator.locks.Lock.guard`. ``lock`` is made by ``coordinator().lock``.
+
+    In a ``TestCase`` it does nothing. Raises ``UsageError`` outside an ``atomic`` block."""
+    bounds.text("using", using)
+    if not isinstance(lock, Lock):
+        raise bounds.OutOfBounds("lock", f"must be one of coordinator().lock(…), not {lock!r}")
+    names: dict[str, str] = getattr(settings, "UNDOUBT", {}).get("participants", {})
+    if (unit := _unit_with(using)) is not None:
+        unit.guard(lock, names.get(using, using))
+
+
+def _unit_with(using: str) -> _Unit | None:
+    """The block of this thread, which has database ``using``; None in a ``TestCase``. Raises
+    ``UsageError``."""
     if _here.unit is not None:
         _here.unit.check([using])
-        return _here.unit.publish(name, message)
-    if not _here.savepoints:
-        raise UsageError("publish has to be called inside a block of undoubt's atomic(using=[…])")
-    return ""
+    elif not _here.savepoints:
+        raise UsageError("this has to be called inside a block of undoubt's atomic(using=[…])")
+    return _here.unit
 
 
 class atomic:  # noqa: N801 - the name of what it stands for
@@ -220,8 +242,15 @@ class _Unit:
 
     def publish(self, name: str, message: Publication) -> str:
         """Raises the errors of ``Transaction.publish``."""
+        return self._in_branch(put, self._transaction, name, message)
+
+    def guard(self, lock: Lock, name: str) -> None:
+        """Raises the errors of ``Lock.guard``."""
+        self._in_branch(lock.engine.guard_in, self._transaction, name)
+
+    def _in_branch(self, function: Callable[..., Coroutine[Any, Any, T]], *arguments: object) -> T:
         try:
-            return self._portal.call(put, self._transaction, name, message)
+            return self._portal.call(function, *arguments)
         except ParticipantError as error:
             cause = self._portal.call(self._transaction.find_out, error)
             if cause is not None:

@@ -27,6 +27,11 @@ class Lock:
         """The calls in the loop that ask for the lock, or are about to."""
 
     @property
+    def engine(self) -> EngineLock:
+        """The lock that works in the portal's loop."""
+        return self._engine
+
+    @property
     def name(self) -> str:
         return self._engine.name
 

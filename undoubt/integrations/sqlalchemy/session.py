@@ -14,6 +14,7 @@ from sqlalchemy.orm.session import SessionTransaction
 
 from undoubt.coordinator.coordinator import Coordinator
 from undoubt.coordinator.key_use import check_key
+from undoubt.coordinator.locks import Lock
 from undoubt.coordinator.publishing import checked
 from undoubt.coordinator.settings import PROTOCOLS
 from undoubt.coordinator.transaction import Transaction
@@ -25,6 +26,7 @@ from undoubt.participants.errors import UsageError
 from undoubt.participants.ids import TxId
 from undoubt.participants.invariant import InvariantViolation
 from undoubt.sync import Coordinator as SyncCoordinator
+from undoubt.sync.lock import Lock as SyncLock
 
 Engines = Mapping[sa.Engine, str] | Mapping[sa_asyncio.AsyncEngine, str]
 """Engines, synchronous or asynchronous, and the participants that lead to the same databases."""
@@ -139,12 +141,25 @@ class Session(orm.Session):
         :func:`undoubt.coordinator.publishing.publish`. A savepoint that is rolled back takes its messages
         with it."""
         message = checked(name, payload, topic=topic, key=key, headers=headers)
+        return self._undoubt_enlisted(name).publish(name, message)
+
+    def undoubt_guard(self, lock: Lock | SyncLock, name: str) -> None:
+        """Have the database of participant ``name`` refuse a stale holder of ``lock``, in the transaction of
+        the session, before the session reads or writes what the lock protects: see
+        :meth:`undoubt.coordinator.locks.Lock.guard`. ``lock`` is one of the session's coordinator."""
+        if not isinstance(lock, SyncLock | Lock):
+            raise bounds.OutOfBounds("lock", f"must be one of coordinator.lock(…), not {lock!r}")
+        bounds.text("name", name)
+        self._undoubt_enlisted(name).guard(lock.engine if isinstance(lock, SyncLock) else lock, name)
+
+    def _undoubt_enlisted(self, name: str) -> Unit:
+        """The unit of work, with a connection that is the branch in participant ``name``."""
         unit, root = self._undoubt_unit, self.get_transaction()
         if unit is None or root is None or not (unit.belongs_to(root) and unit.has(name)):
             self.connection(bind_arguments={"bind": self._undoubt_engine(name)})
         if self._undoubt_unit is None:
             raise InvariantViolation("a connection of the session is in no unit of work")
-        return self._undoubt_unit.publish(name, message)
+        return self._undoubt_unit
 
     def _undoubt_engine(self, name: str) -> sa.Engine:
         for engine, of in self._undoubt_participants.items():
@@ -245,6 +260,10 @@ class AsyncSession(sa_asyncio.AsyncSession):
                 name, payload, topic=topic, key=key, headers=headers
             )
         )
+
+    async def undoubt_guard(self, lock: Lock, name: str) -> None:
+        """As that of :class:`Session`."""
+        await self.run_sync(lambda _: self._undoubt_session.undoubt_guard(lock, name))
 
     @property
     def _undoubt_session(self) -> Session:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.orm.session import SessionTransaction, SessionTransactionState
 
 from undoubt.coordinator.errors import CoordinatorClosed, OutcomeUnknown, TransactionAborted
+from undoubt.coordinator.locks import Lock
 from undoubt.coordinator.publishing import put
 from undoubt.coordinator.transaction import Transaction
 from undoubt.integrations.sqlalchemy.enlisted_connection import EnlistedConnection, checked
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from undoubt.integrations.sqlalchemy.session import Session
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 class Unit:
@@ -90,11 +93,21 @@ class Unit:
     def publish(self, name: str, message: Publication) -> str:
         """Put ``message`` into the outbox of participant ``name``, in which the unit has a branch. Raises the
         errors of ``Transaction.publish``."""
-        transaction = self._transaction
-        if transaction is None:
+        return self._in_branch(put, self._begun, name, message)
+
+    def guard(self, lock: Lock, name: str) -> None:
+        """Guard the unit's branch in participant ``name``. Raises the errors of ``Lock.guard``."""
+        self._in_branch(lock.guard_in, self._begun, name)
+
+    @property
+    def _begun(self) -> Transaction:
+        if self._transaction is None:
             raise UsageError("the connection is no branch: its begin has failed")
+        return self._transaction
+
+    def _in_branch(self, function: Callable[..., Coroutine[Any, Any, T]], *arguments: object) -> T:
         try:
-            return self._bridge.call(put, transaction, name, message)
+            return self._bridge.call(function, *arguments)
         except ParticipantError as error:
             self.failed(error)
             raise

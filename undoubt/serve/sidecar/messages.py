@@ -43,7 +43,7 @@ async def _put(sidecar: Sidecar, entry: OpenTransaction, name: str, message: Pub
         try:
             return await put(entry.transaction, name, message)
         except ParticipantError as error:
-            # The database says only that somebody cancelled the statement.
+            # The database says only that the statement was cancelled.
             if await entry.transaction.find_out(error) is not None:
                 entry.check_active()
             raise

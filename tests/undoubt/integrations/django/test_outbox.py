@@ -1,4 +1,4 @@
-"""Messages that a block publishes are in the outbox exactly if the block has committed."""
+"""Messages that a block publishes are in the outbox exactly if it has committed; and it guards locks."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from tests.undoubt.integrations.django.models import Order
 from tests.undoubt.integrations.django.test_django import told_by
 from tests.undoubt.integrations.django.urls import BOTH, write
 from tests.undoubt.integrations.web.shop import NOBODY, Shop
-from undoubt.errors import ParticipantRefused, UsageError
-from undoubt.integrations.django import atomic, publish
+from undoubt.errors import ParticipantRefused, StaleLock, UsageError
+from undoubt.integrations.django import atomic, coordinator, guard, publish
 from undoubt.participants.postgres.schema import migrate
 from undoubt.participants.settings import ParticipantSettings
 
@@ -128,3 +128,22 @@ def test_a_testcase_publishes_nothing(migrated: Shop) -> None:
     assert told_by(Case()) == ([], [], 1)
     assert found == [""]
     assert messages(migrated) == []
+
+
+def test_a_stale_holder_of_a_lock_commits_nothing(migrated: Shop) -> None:
+    """It would write over what the next holder has written."""
+    opened = coordinator()
+    with opened.lock("job") as lock:
+        with atomic(using=BOTH):
+            guard(lock, "orders")
+            write(1)
+        later = f"select undoubt.guard_lock('{opened.engine.ledger.ledger_id}', 'job', {lock.token + 1})"
+        migrated.rows("orders", later)
+        with pytest.raises(StaleLock), atomic(using=BOTH):
+            write(2)
+            guard(lock, "orders")
+        with pytest.raises(UsageError, match="name it there"), atomic(using=["payments"]):
+            guard(lock, "orders")
+        with pytest.raises(UsageError, match=r"undoubt's atomic"):
+            guard(lock, "orders")
+    assert migrated.ids() == ([1], [1])
