@@ -74,6 +74,11 @@ def checked_result(function: object, result: T, caller: str = "run()") -> T:
             )
 
 
+def does_nothing(function: object) -> bool:
+    """Whether a call of ``function`` only makes a coroutine or a generator."""
+    return _is(function, inspect.iscoroutinefunction, inspect.isasyncgenfunction, inspect.isgeneratorfunction)
+
+
 _REMEDY = {
     "a coroutine": "await it",
     "an awaitable": "await it",

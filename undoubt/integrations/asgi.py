@@ -29,11 +29,12 @@ import undoubt.sync
 from undoubt.connect import connect
 from undoubt.coordinator.coordinator import Coordinator
 from undoubt.coordinator.transaction import Transaction
-from undoubt.integrations import answers
+from undoubt.integrations import answers, judging
 from undoubt.integrations.answers import WebAnswer, WebAnswering
 from undoubt.integrations.per_process import Source
 from undoubt.integrations.request_work import AsyncRequestWork, in_thread
 from undoubt.integrations.starlette import App, Receive, Scope, Send
+from undoubt.participants.bounds import flag, having
 from undoubt.participants.errors import UndoubtError, UsageError
 from undoubt.sync import Coordinator as SyncCoordinator
 from undoubt.sync import Transaction as SyncTransaction
@@ -58,7 +59,7 @@ class CommitBeforeResponse:
     functions. ``coordinator``: one that the application opens itself. ``sessions`` makes SQLAlchemy's
     sessions (``sessionmaker``, ``async_sessionmaker``) for :func:`session`. ``commits``: the statuses that
     commit. ``answer`` makes the response for what a commit has raised. ``timeout`` and ``protocol`` are those
-    of ``coordinator.transaction``."""
+    of ``coordinator.transaction``. Raises ``UsageError`` for wrong values."""
 
     def __init__(
         self,
@@ -73,6 +74,12 @@ class CommitBeforeResponse:
         timeout: float | None = None,
         protocol: str | None = None,
     ) -> None:
+        judging.source(source)
+        if coordinator is not None:
+            judging.instance("coordinator", coordinator, Coordinator, SyncCoordinator)
+        judging.of_requests(sessions, commits, answer)
+        having("app", app, "an application of ASGI")
+        flag("threads", threads)
         self.app = app
         self._source = source
         self._threads = threads
@@ -82,7 +89,7 @@ class CommitBeforeResponse:
         self._sessions = sessions
         self._commits = commits
         self._answer = answer
-        self._options: dict[str, Any] = {"timeout": timeout, "protocol": protocol}
+        self._options = judging.options(timeout, protocol)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan" and self._opens:

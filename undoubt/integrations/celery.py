@@ -25,8 +25,10 @@ from weakref import WeakKeyDictionary
 
 from undoubt.coordinator.errors import KeyInUse, OutcomeUnknown, TransactionAborted
 from undoubt.coordinator.runnable import check_synchronous, checked_result
+from undoubt.integrations import judging
 from undoubt.integrations.extras import needs
 from undoubt.integrations.per_process import PerProcess
+from undoubt.participants.bounds import count, seconds
 from undoubt.participants.errors import UsageError
 from undoubt.sync import Coordinator, Transaction
 
@@ -52,6 +54,7 @@ def transaction() -> Transaction:
 def coordinator(app: Celery) -> Coordinator:
     """The coordinator of this process, opened with ``app.conf.undoubt``: the source of
     ``undoubt.sync.connect``, or a coordinator. Raises ``ConfigurationError``, ``LedgerError``."""
+    judging.instance("app", app, Celery)
     if app not in _processes:
         source: Any = app.conf.get("undoubt")
         given = source if isinstance(source, Coordinator) else None
@@ -74,9 +77,13 @@ class TransactionTask(Task):  # type: ignore[misc]
     undoubt_retries = 5
 
     def __init_subclass__(cls, **options: Any) -> None:
-        """Raises ``UsageError`` if the task's function is a coroutine function or a generator."""
+        """Raises ``UsageError`` if the task's function is a coroutine function or a generator, and for
+        options of the task out of their bounds."""
         super().__init_subclass__(**options)
         check_synchronous(cls.run, _CALLER)
+        if cls.undoubt_timeout is not None:
+            seconds("undoubt_timeout", cls.undoubt_timeout, zero=False)
+        count("undoubt_retries", cls.undoubt_retries)
 
     def undoubt_key(self) -> str | None:
         """The key of the task's transaction: the task's id, or None for a task that is called directly."""

@@ -33,7 +33,7 @@ from undoubt.coordinator.errors import CoordinatorClosed, OutcomeUnknown, Transa
 from undoubt.coordinator.publishing import checked, put
 from undoubt.coordinator.runnable import check_synchronous, checked_result
 from undoubt.coordinator.transaction import Transaction
-from undoubt.integrations import answers
+from undoubt.integrations import answers, judging
 from undoubt.integrations.extras import needs
 from undoubt.integrations.per_process import PerProcess
 from undoubt.integrations.sqlalchemy.psycopg_driver import PsycopgAdopted
@@ -58,7 +58,7 @@ __all__ = ["TellOutcome", "atomic", "coordinator", "guard", "publish"]
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_processes: dict[int, tuple[dict[str, Any], PerProcess]] = {}
+_processes: dict[int, tuple[Mapping[str, Any], PerProcess]] = {}
 """By the identity of the settings, which are kept, so that it stays theirs."""
 _lock = threading.Lock()
 
@@ -77,7 +77,9 @@ _here = _Local()
 def coordinator() -> Coordinator:
     """The coordinator of this process: opened at the first transaction with ``settings.UNDOUBT["source"]``,
     or ``settings.UNDOUBT["coordinator"]``. Raises ``ConfigurationError``, ``LedgerError``."""
-    options: dict[str, Any] = getattr(settings, "UNDOUBT", {})
+    options: Any = getattr(settings, "UNDOUBT", {})
+    if not isinstance(options, Mapping):
+        raise UsageError(f"settings.UNDOUBT must be a mapping, not of type {type(options).__name__}")
     with _lock:
         if id(options) not in _processes:
             _processes[id(options)] = (options, PerProcess(options.get("source"), options.get("coordinator")))
@@ -143,12 +145,14 @@ class atomic:  # noqa: N801 - the name of what it stands for
     def __init__(
         self, using: Iterable[str], *, timeout: float | None = None, protocol: str | None = None
     ) -> None:
-        if isinstance(using, str) or callable(using):
+        if isinstance(using, str | bytes) or callable(using) or not isinstance(using, Iterable):
             raise UsageError("atomic(using=[…]) takes a list of the aliases of databases")
-        self._using = tuple(dict.fromkeys(using))
+        self._using = tuple(
+            dict.fromkeys(bounds.text("an alias in using", alias, empty=False) for alias in using)
+        )
         if not self._using:
             raise UsageError("atomic(using=[…]) needs at least one alias")
-        self._options: dict[str, Any] = {"timeout": timeout, "protocol": protocol}
+        self._options = judging.options(timeout, protocol)
         self._entered: list[_Unit | ExitStack] = []
 
     def __call__(self, function: Callable[P, T]) -> Callable[P, T]:

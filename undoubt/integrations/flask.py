@@ -23,7 +23,7 @@ from contextvars import ContextVar
 from http import HTTPStatus
 from typing import Any
 
-from undoubt.integrations import answers
+from undoubt.integrations import answers, judging
 from undoubt.integrations.answers import WebAnswer, WebAnswering
 from undoubt.integrations.asgi import below_400
 from undoubt.integrations.extras import needs
@@ -48,7 +48,7 @@ class Undoubt:
     """The extension. ``source`` is that of ``undoubt.sync.connect``: each process opens a coordinator at its
     first transaction. ``coordinator``: one that the application opens itself. ``sessions``, ``commits``,
     ``answer``, ``timeout`` and ``protocol`` are those of
-    :class:`~undoubt.integrations.asgi.CommitBeforeResponse`."""
+    :class:`~undoubt.integrations.asgi.CommitBeforeResponse`. Raises ``UsageError`` for wrong values."""
 
     def __init__(
         self,
@@ -63,15 +63,17 @@ class Undoubt:
         protocol: str | None = None,
     ) -> None:
         self._process = PerProcess(source, coordinator)
+        judging.of_requests(sessions, commits, answer)
         self._sessions = sessions
         self._commits = commits
         self._answer = answer
-        self._options: dict[str, Any] = {"timeout": timeout, "protocol": protocol}
+        self._options = judging.options(timeout, protocol)
         if app is not None:
             self.init_app(app)
 
     def init_app(self, app: Flask) -> None:
         """Put the extension around ``app``."""
+        judging.instance("app", app, Flask)
         app.extensions["undoubt"] = self
         inner: Wsgi = app.wsgi_app
 

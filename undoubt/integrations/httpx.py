@@ -23,12 +23,17 @@ from typing import Any
 import httpx
 
 from undoubt.integrations.joining import HEADER, JoinedTransaction, current, working_in
+from undoubt.participants.bounds import OutOfBounds, count, text
 from undoubt.participants.errors import UndoubtError, UsageError
 
 _TELL_NOTHING = frozenset({202, 404})
 """Answers to a commit; 404: the ledger does not remember the transaction."""
 _BEGUN = "TransactionEnded"
 """The problem of a transaction whose commit has begun, or that has ended: it says nothing of the outcome."""
+
+
+SQL_BYTES_MAX = 2**30
+"""PostgreSQL takes no longer statement; the sidecar's own bound (``sidecar.body_bytes_max``) is lower."""
 
 
 class SidecarRefused(UndoubtError):
@@ -58,9 +63,9 @@ class Propagation:
 
     def __init__(self, hosts: Iterable[str]) -> None:
         """Raises ``UsageError`` if ``hosts`` is a text, which is a mistake, or empty."""
-        if isinstance(hosts, str):
+        if isinstance(hosts, str | bytes) or not isinstance(hosts, Iterable):
             raise UsageError("hosts must be a list of names, not a text")
-        self._hosts = frozenset(host.lower() for host in hosts)
+        self._hosts = frozenset(text("a name in hosts", host).lower() for host in hosts)
         if not self._hosts:
             raise UsageError("hosts must name at least one service")
 
@@ -93,11 +98,16 @@ class SidecarBranches:
     async def announce(self, participant: str) -> dict[str, Any]:
         """A branch that the caller runs: ``begin``, ``prepare``, ``begin_statements``,
         ``prepare_statements``. Raises ``SidecarRefused``, ``httpx.HTTPError``."""
+        text("participant", participant, empty=False)
         return await self._post("branches", {"participant": participant})
 
     async def execute(self, participant: str, sql: str, params: Sequence[Any] = ()) -> dict[str, Any]:
         """A statement in the branch that the sidecar runs there: ``columns``, ``rows``, ``tag``. Raises as
         :meth:`announce`."""
+        text("participant", participant, empty=False)
+        text("sql", sql, most=SQL_BYTES_MAX, empty=False)
+        if isinstance(params, str | bytes) or not isinstance(params, Sequence):
+            raise OutOfBounds("params", f"must be a list of values, not of type {type(params).__name__}")
         return await self._post(
             "statements", {"participant": participant, "sql": sql, "params": list(params)}
         )
@@ -109,6 +119,7 @@ class SidecarBranches:
 
 def joined(sidecar: httpx.AsyncClient) -> SidecarBranches:
     """The transaction that the current request came with. Raises ``UsageError`` if it came with none."""
+    _check_client(sidecar)
     found = current()
     if found is None:
         raise UsageError(f"this request came without {HEADER}: there is no transaction to join")
@@ -122,6 +133,9 @@ async def transaction(
     """A new transaction: committed at the end of the block, rolled back if that raises. Within,
     :class:`Propagation` sends its header. Raises ``SidecarRefused``, also for a transaction that was aborted,
     ``SidecarOutcomeUnknown``, ``httpx.HTTPError``."""
+    _check_client(sidecar)
+    if timeout_ms is not None:
+        count("timeout_ms", timeout_ms, least=1)
     begun = checked(await sidecar.post("/v1/transactions", json={"timeout_ms": timeout_ms}))
     began = JoinedTransaction(begun["id"], begun.get("join", ""))
     path = f"/v1/transactions/{began.id}"
@@ -145,6 +159,11 @@ async def transaction(
         if refused.outcome == "unknown" or (not refused.outcome and refused.name in {"", _BEGUN}):
             raise SidecarOutcomeUnknown(began.id) from refused
         raise
+
+
+def _check_client(sidecar: object) -> None:
+    if not isinstance(sidecar, httpx.AsyncClient):
+        raise OutOfBounds("sidecar", f"must be an httpx.AsyncClient, not of type {type(sidecar).__name__}")
 
 
 def checked(answer: httpx.Response) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from undoubt.participants.bounds import text
 from undoubt.participants.errors import UsageError
 from undoubt.participants.ids import InvalidName, TxId
 
@@ -43,6 +44,7 @@ class JoinedTransaction:
     @classmethod
     def parse(cls, header: str) -> JoinedTransaction:
         """Raises ``UsageError``, which does not show the header."""
+        text("header", header, most=HEADER_CHARACTERS_MAX * 4)
         payload, _, seal = header.strip().partition(".")
         bad = UsageError(f"the header {HEADER} is not one that a sidecar made")
         if not seal or len(header) > HEADER_CHARACTERS_MAX:

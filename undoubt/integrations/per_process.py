@@ -11,7 +11,7 @@ from typing import Any
 
 import undoubt.sync
 from undoubt.config import Settings
-from undoubt.participants.errors import UsageError
+from undoubt.integrations import judging
 from undoubt.sync import Coordinator
 
 Source = str | PathLike[str] | Mapping[str, Any] | Settings | None
@@ -19,15 +19,16 @@ Source = str | PathLike[str] | Mapping[str, Any] | Settings | None
 
 class PerProcess:
     """Opens a coordinator when it is first asked for in a process. The interpreter's exit closes it.
-    ``coordinator``: one that the application opens itself."""
+    ``coordinator``: one that the application opens itself. Raises ``UsageError``."""
 
     def __init__(self, source: Source = None, coordinator: Coordinator | None = None) -> None:
+        judging.source(source)
+        if coordinator is not None:
+            judging.synchronous(coordinator)
         self._source = source
         self._lock = threading.Lock()
         self._given = coordinator
         self._opened: tuple[int, Coordinator] | None = None
-        if coordinator is not None and not isinstance(coordinator, Coordinator):
-            raise UsageError(f"coordinator must be one of undoubt.sync.connect, not {coordinator!r}")
 
     def get(self) -> Coordinator:
         """The coordinator of this process. Raises ``ConfigurationError``, ``LedgerError``."""

@@ -22,8 +22,10 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import undoubt.sync
 from undoubt.coordinator.runnable import check_synchronous, checked_result
+from undoubt.integrations import judging
 from undoubt.integrations.extras import needs
 from undoubt.integrations.per_process import Source
+from undoubt.participants.bounds import count
 from undoubt.sync import Coordinator, Transaction
 
 with needs("rq"):
@@ -48,6 +50,12 @@ def transactional(
     that the ledger can store. Outside of a worker the function runs without a key. Raises ``UsageError`` for
     a coroutine function or a generator, of which nothing would run.
     """
+
+    judging.source(source)
+    if coordinator is not None:
+        judging.synchronous(coordinator)
+    count("retries", retries)
+    judging.options(timeout, None)
 
     def decorate(function: Callable[Concatenate[Transaction, P], T]) -> Callable[P, T]:
         check_synchronous(function, "@transactional")

@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from undoubt.integrations.joining import HEADER, JoinedTransaction, working_in
+from undoubt.participants.bounds import having
 from undoubt.participants.errors import UsageError
 
 Scope = MutableMapping[str, Any]
@@ -33,6 +34,7 @@ class JoinTransaction:
     made, or with several, is answered 400."""
 
     def __init__(self, app: App) -> None:
+        having("app", app, "an application of ASGI")
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

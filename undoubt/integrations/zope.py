@@ -24,7 +24,9 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from undoubt.coordinator.retries import retryable
+from undoubt.integrations import judging
 from undoubt.integrations.extras import needs
+from undoubt.participants.bounds import having
 from undoubt.participants.errors import UndoubtError, UsageError
 from undoubt.sync import Coordinator, Transaction
 from undoubt.sync.transaction import may_come_from_a_branch
@@ -55,6 +57,10 @@ def join(
     """The data manager of ``coordinator`` in the current transaction of ``manager`` (by default
     ``transaction.manager``); made and joined at the first call. ``timeout`` and ``protocol`` are those of
     ``coordinator.transaction``. Raises ``UsageError`` for a second coordinator, ``LedgerUnavailable``."""
+    judging.synchronous(coordinator)
+    options = judging.options(timeout, protocol)
+    if manager is not None:
+        having("manager", manager, "a manager of zope's transactions", "get")
     current = (manager or zope_transaction.manager).get()
     for joined in current._resources:
         if isinstance(joined, DataManager):
@@ -63,7 +69,7 @@ def join(
                     "this transaction has joined another coordinator: one commit has one coordinator"
                 )
             return joined
-    tx = coordinator.transaction(timeout=timeout, protocol=protocol).start()
+    tx = coordinator.transaction(**options).start()
     made = DataManager(coordinator, tx, manager or zope_transaction.manager)
     current.join(made)
     return made

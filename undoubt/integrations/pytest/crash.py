@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 
 from undoubt.coordinator.coordinator import Coordinator
 from undoubt.coordinator.protocols.steps import STEPS, Observer, reach
+from undoubt.participants.bounds import count, having, seconds
 from undoubt.participants.errors import UsageError
 
 CRASH_S = 60.0
@@ -44,6 +45,9 @@ def crash_at(
     raised one, if the process did not die there."""
     if step not in _NAMES:
         raise UsageError(f"no commit has the step {step!r}; the steps are {', '.join(_NAMES)}")
+    having("function", function, "a function, which is called in another process")
+    count("nth", nth, least=1)
+    seconds("timeout", timeout, zero=False)
     told, tell = os.pipe()
     with warnings.catch_warnings():
         warnings.simplefilter(
