@@ -32,6 +32,7 @@ The modules, in the order in which a branch passes them:
 :mod:`.tags`              judges whether an application has left something in its session.
 :mod:`.branch`            implements ``Branch``: poll, prepare, commit in one phase, commit, roll back;
                           builds these round trips, and reads their answers.
+:mod:`.end_prepared`      sends COMMIT PREPARED or ROLLBACK PREPARED in one session, and reads the answer.
 :mod:`.announced`         implements ``Branch`` for a branch that another program runs and prepares.
 :mod:`.roles`             computes which role may finish which branches, and the rights that undoubt's role
                           needs.

@@ -25,14 +25,14 @@ from undoubt.participants.contract import (
     Work,
 )
 from undoubt.participants.errors import BranchFailed, ParticipantRefused, ParticipantUnavailable, StaleLock
-from undoubt.participants.ids import Foreign, Gid, Protocol, SessionKey
+from undoubt.participants.ids import Gid, Protocol, SessionKey
 from undoubt.participants.invariant import invariant
 from undoubt.participants.outbox import Publication, dedupe_id
 from undoubt.participants.postgres.belief import same_schema
 from undoubt.participants.postgres.connection_proxy import Handle, after_branch
+from undoubt.participants.postgres.end_prepared import end_prepared
 from undoubt.participants.postgres.guard import (
     commit_guard,
-    confirm_script,
     guard_script,
     note_script,
     read_report,
@@ -59,7 +59,7 @@ from undoubt.participants.postgres.session import (
     ServerError,
     ServerSession,
     Step,
-    standby_warning,
+    last_result,
 )
 from undoubt.participants.postgres.session_setup import (
     branch_name,
@@ -253,7 +253,7 @@ class PostgresBranch:
         try:
             if pipelined:
                 answers = await self._prepare_in_pipeline()
-                answer = _last(answers)
+                answer = last_result(answers)
             else:
                 answer = await self._prepare_by_script()
         except ServerError as error:
@@ -489,7 +489,9 @@ class PostgresBranch:
 
     async def _last_of(self, steps: Sequence[Step]) -> CommandResult:
         """The answer to the last of ``steps``, which end the transaction; the reset goes behind them."""
-        return _last(await self.session.pipeline(steps, behind=self._reset(), timeout_s=self._timeout_s))
+        return last_result(
+            await self.session.pipeline(steps, behind=self._reset(), timeout_s=self._timeout_s)
+        )
 
     async def _behind_answered(self) -> None:
         """Wait until the session can be used again after a pipeline that was refused: the reset behind it has
@@ -547,54 +549,3 @@ class PostgresBranch:
 
     def _failed(self, message: str) -> BranchFailed:
         return BranchFailed(self._around.name, message)
-
-
-def _last(answers: Answers) -> CommandResult:
-    """The answer to the last step of a pipeline."""
-    return CommandResult(answers.tags[-1], standby_warning(answers.notices) if answers.notices else None)
-
-
-async def end_prepared(
-    session: ServerSession,
-    gid: Gid | Foreign,
-    order: Decision,
-    timeout_s: float,
-    *,
-    behind: Sequence[Step] = (),
-    quoted: str = "",
-) -> Settled:
-    """COMMIT PREPARED or ROLLBACK PREPARED of ``gid`` in the current role of the session, and the steps
-    ``behind`` it, which are not waited for. ``quoted``: the gid as SQL, if the caller has it. Raises the
-    errors of ``session``."""
-    verb = "commit" if order is Decision.COMMIT else "rollback"
-    command = f"{verb} prepared {quoted or literal(str(gid))}"
-    if behind:
-        answer = _last(await session.pipeline([Step(command)], behind=behind, timeout_s=timeout_s))
-    else:
-        answer = await session.script(command, timeout_s=timeout_s)
-    if order is Decision.ABORT:
-        return Settled.APPLIED
-    warning = answer.unconfirmed
-    why = None if warning is None else warning.message
-    if why is None and session.intro.pooled:
-        why = await _unconfirmed(session, timeout_s)
-    if why is not None:
-        # Committed on this server, but perhaps on no other: not final. A repeated call gets evidence.
-        log.warning("%s is committed, but no synchronous standby confirmed it: %s", gid, why)
-        return Settled.BUSY
-    return Settled.APPLIED
-
-
-async def _unconfirmed(session: ServerSession, timeout_s: float) -> str | None:
-    """Why no standby has confirmed a COMMIT PREPARED behind a pooler; None if the standbys have.
-
-    Such a COMMIT PREPARED runs with the settings of the database or the role, and cannot share a script with
-    a SET. These settings may hide its warning, or skip its wait, so a second commit is made to find out."""
-    try:
-        answer = await session.script(confirm_script(), timeout_s=timeout_s)
-    except ServerError as error:
-        if not error.fatal:
-            await session.script("rollback", timeout_s=timeout_s)
-        return error.message
-    warning = answer.unconfirmed
-    return None if warning is None else warning.message
