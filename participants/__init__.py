@@ -18,6 +18,8 @@ The modules, in the order in which a branch passes them:
 :mod:`.postgres`              implements the contract for PostgreSQL.
 :mod:`.three_phase`           defines the states and transitions of the rows of three-phase commit, and the
                               calls to them.
+:mod:`.last_agent`            defines the rows of last-agent commit, and the calls to the database that is
+                              the agent.
 :mod:`.outbox`                defines the messages of an outbox, and the calls to it.
 :mod:`.scripted`              implements the contract in memory with scripted answers, for tests.
 :mod:`.scripted_three_phase`  implements the rows of three-phase commit in memory, for tests.

@@ -32,6 +32,7 @@ PARTICIPANT = Schema(
     "undoubt",
     (
         "participant_migration",
+        "undoubt_agent",
         "undoubt_branch",
         "undoubt_commit",
         "undoubt_history",
@@ -39,7 +40,7 @@ PARTICIPANT = Schema(
         "undoubt_note",
         "undoubt_outbox",
     ),
-    ("current_history", "guard_lock", "history", "is_noted", "note_commit", "publish"),
+    ("current_history", "guard_lock", "history", "is_noted", "note_agent", "note_commit", "publish"),
 )
 LEDGER = Schema(
     "undoubt_ledger",

@@ -234,6 +234,12 @@ class SessionKey:
             return ""
         return base64.urlsafe_b64encode(self._hash("backend", f"{pid} {txid}")[:6]).decode()
 
+    def agent(self, txid: TxId) -> bytes:
+        """32 bytes that only the coordinator of ``txid`` and the ledger know. Their hash is the primary key
+        of the row, or of the tombstone, of ``txid`` at its agent
+        (:mod:`undoubt.participants.last_agent`). Empty if the ledger gave no key."""
+        return self._hash("agent", str(txid)) if self._given else b""
+
     def key_proof(self, txid: TxId, key: str) -> str:
         """20 hexadecimal digits that prove that the coordinator of ``txid`` wants the idempotency key
         ``key``. Empty if the ledger gave no key."""

@@ -45,6 +45,8 @@ The modules, in the order in which a branch passes them:
 :mod:`.in_doubt`          lists prepared transactions.
 :mod:`.waits`             reads the edges of the wait graph, and cancels a waiting statement.
 :mod:`.three_phase`       implements the rows of three-phase commit.
+:mod:`.last_agent`        writes the row of last-agent commit with its COMMIT, writes tombstones, and reads
+                          rows.
 :mod:`.outbox`            writes a message in a branch, and reads and removes messages for a relay.
 :mod:`.belief`            checks schema ``undoubt`` before it is used.
 :mod:`.schema`            creates, upgrades and prunes the tables of schema ``undoubt``.

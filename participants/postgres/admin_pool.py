@@ -80,20 +80,20 @@ class Management:
 
     async def _rows(self, session: ServerSession, sql: str, args: tuple[object, ...]) -> Sequence[Row]:
         if uses_schema(sql):
-            await self._believe(session)
+            await self.believe(session)
         return await session.rows(sql, *args, timeout_s=self.timeout_s)
 
     async def change(self, session: ServerSession, sql: str) -> CommandResult:
         """The answer to one statement that uses schema ``undoubt``, after a check of the schema. Raises
         ``ParticipantRefused`` if the schema is not to be believed, and the errors of ``session``."""
         if session.intro.schema is None:
-            await self._believe(session)
+            await self.believe(session)
         try:
             return await session.script(same_schema(session.intro) + sql, timeout_s=self.timeout_s)
         except ServerError as error:
             if not schema_changed(error):
                 raise
-        await self._believe(session)  # the rest of the script was not executed
+        await self.believe(session)  # the rest of the script was not executed
         return await session.script(same_schema(session.intro) + sql, timeout_s=self.timeout_s)
 
     async def faults(self) -> Sequence[Fault]:
@@ -104,7 +104,9 @@ class Management:
             except (ServerError, NoAnswer, NotSent) as error:
                 raise participant_error(self.participant, error) from error
 
-    async def _believe(self, session: ServerSession) -> None:
+    async def believe(self, session: ServerSession) -> None:
+        """Check schema ``undoubt``, unless ``session`` has checked this one. Raises ``ParticipantRefused`` if
+        it is not to be believed, ``ServerError`` if there is none, and the errors of ``session``."""
         try:
             await believe(self.participant, session, self._schema_owners, self.timeout_s)
         except ParticipantRefused:

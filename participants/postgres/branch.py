@@ -24,9 +24,10 @@ from undoubt.participants.contract import (
     Vote,
     Work,
 )
-from undoubt.participants.errors import BranchFailed, ParticipantRefused, ParticipantUnavailable, StaleLock
+from undoubt.participants.errors import BranchFailed, ParticipantRefused, StaleLock
 from undoubt.participants.ids import Gid, Protocol, SessionKey
 from undoubt.participants.invariant import invariant
+from undoubt.participants.last_agent import AgentEntry, AgentUnanswered
 from undoubt.participants.outbox import Publication, dedupe_id
 from undoubt.participants.postgres.belief import same_schema
 from undoubt.participants.postgres.connection_proxy import Handle, after_branch
@@ -39,6 +40,13 @@ from undoubt.participants.postgres.guard import (
     report_head,
 )
 from undoubt.participants.postgres.history import columns, evidence_at, place_in, place_of
+from undoubt.participants.postgres.last_agent import (
+    agent_script,
+    agent_steps,
+    buried,
+    cannot_be_agent,
+    unanswered_commit,
+)
 from undoubt.participants.postgres.outbox import publish_statement
 from undoubt.participants.postgres.pipeline import (
     GUARD_COLUMNS,
@@ -79,6 +87,7 @@ from undoubt.participants.postgres.sqlstate import (
     schema_changed,
     swallowed,
     unanswered,
+    unconfirmed,
 )
 from undoubt.participants.sql import literal
 
@@ -172,6 +181,8 @@ class PostgresBranch:
         self._released = False
         self._spotless = False
         """Whether no reset is needed (``reset = "tags"``)."""
+        self._read_only = False
+        """Whether the transaction was read only at the last ``poll``."""
         self._over: Settled | None = None
         """The final result; None while the branch may still be open or prepared."""
 
@@ -236,6 +247,7 @@ class PostgresBranch:
         if row["marker"] != self._marker:
             raise self._failed(ENDED_BY_APPLICATION)
         self._xid = None if row["xid"] is None else int(row["xid"])
+        self._read_only = row["read_only"]
         if intro.pooled:
             self._place = place_in(row, intro)
         # A SERIALIZABLE branch that wrote nothing may still have to fail, because of its predicate locks.
@@ -337,13 +349,7 @@ class PostgresBranch:
         if answer.tag != "PREPARE TRANSACTION":
             return self._swallowed(f"PREPARE answered {answer.tag}")
         if (warning := answer.unconfirmed) is not None:
-            raise PrepareUnanswered(
-                ParticipantUnavailable(
-                    self._around.name,
-                    f"prepared, but no synchronous standby confirmed it: {warning.message}",
-                    sqlstate=warning.sqlstate,
-                )
-            )
+            raise PrepareUnanswered(unconfirmed(self._around.name, "prepared", warning))
         return None
 
     async def commit_one_phase(self) -> Settled:
@@ -415,6 +421,41 @@ class PostgresBranch:
         if error.sqlstate is not None and self._over is Settled.HEURISTIC_HAZARD:
             raise unanswered(self._around.name, error) from error
         return self._over
+
+    async def check_as_agent(self, entry: AgentEntry) -> None:
+        if self.session.intro.pooled or not self.surely_writes:
+            await self.poll()
+        self._stop_application()
+        why = cannot_be_agent(self._around.name, entry, self._place, read_only=self._read_only)
+        if why is not None:
+            raise self._failed(why)
+
+    async def commit_as_agent(self, entry: AgentEntry, branches: bytes) -> None:
+        self._stop_application()
+        intro, keep = self.session.intro, self._handle.undoubt_keeps
+        try:
+            if self._pipelines:
+                steps = agent_steps(self._marker, entry, branches, intro, keep=keep)
+                answer = await self._last_of(steps)
+            else:
+                script = agent_script(self._marker, entry, branches, intro)
+                answer = await self.session.script(script, timeout_s=self._timeout_s)
+        except ServerError as error:
+            if not unanswered_commit(error):
+                raise buried(self._around.name, error) or self._refused(error) from error
+            self._over = Settled.HEURISTIC_HAZARD
+            raise AgentUnanswered(unanswered(self._around.name, error)) from error
+        except NotSent as error:
+            raise self._lost(" before COMMIT", error) from error
+        except NoAnswer as error:
+            self._over = Settled.HEURISTIC_HAZARD
+            raise AgentUnanswered(unanswered(self._around.name, error)) from error
+        if answer.tag != "COMMIT":
+            raise self._swallowed(f"COMMIT answered {answer.tag}")
+        if (warning := answer.unconfirmed) is not None:
+            self._over = Settled.HEURISTIC_HAZARD
+            raise AgentUnanswered(unconfirmed(self._around.name, "committed", warning))
+        self._over = Settled.APPLIED
 
     async def commit(self) -> Settled:
         if self._over is None:

@@ -43,6 +43,7 @@ from undoubt.participants.postgres.connecting import Connector, Handles, introdu
 from undoubt.participants.postgres.connection_proxy import Handle, LendingSession
 from undoubt.participants.postgres.history import draw
 from undoubt.participants.postgres.in_doubt import list_prepared
+from undoubt.participants.postgres.last_agent import PostgresAgent
 from undoubt.participants.postgres.on_connect import Hook, OnConnect
 from undoubt.participants.postgres.one_phase import OnePhase
 from undoubt.participants.postgres.outbox import PostgresOutbox
@@ -141,6 +142,7 @@ class PostgresParticipant:
         self._checkup = Checkup(self._management, settings, ledger_id)
         self._waits = WaitGraph(self._management, ledger_id, lambda: self.names, settings.owners)
         self.states = PostgresStates(self._management)
+        self.agent = PostgresAgent(self._management)
         self._around = Surroundings(
             name=name,
             settle=self._settler.settle,

@@ -125,13 +125,15 @@ select p.name from pg_catalog.pg_prepared_statement() as p where p.from_sql
 -- name: poll
 select coalesce(pg_catalog.current_setting('undoubt.tx', true), '') as marker,
        pg_catalog.pg_current_xact_id_if_assigned()::pg_catalog.text as xid,
-       pg_catalog.current_setting('transaction_isolation') as isolation
+       pg_catalog.current_setting('transaction_isolation') as isolation,
+       pg_catalog.current_setting('transaction_read_only') operator(pg_catalog.=) 'on' as read_only
 
 -- name: poll_pooled
 -- Like poll, with the identity of the server that the branch is in.
 select coalesce(pg_catalog.current_setting('undoubt.tx', true), '') as marker,
        pg_catalog.pg_current_xact_id_if_assigned()::pg_catalog.text as xid,
-       pg_catalog.current_setting('transaction_isolation') as isolation, {whereabouts}
+       pg_catalog.current_setting('transaction_isolation') as isolation,
+       pg_catalog.current_setting('transaction_read_only') operator(pg_catalog.=) 'on' as read_only, {whereabouts}
 
 -- name: guard_deferred
 -- Sent before any guard: deferred constraints of the application then run before its session is checked. Otherwise they
@@ -224,6 +226,67 @@ select case when pg_catalog.current_setting('undoubt.tx', true) operator(pg_cata
 select undoubt.note_commit({proof}::pg_catalog.bytea)
  where pg_catalog.pg_current_xact_id_if_assigned() is not null
    and pg_catalog.current_setting('transaction_read_only') operator(pg_catalog.=) 'off'
+
+-- name: note_agent
+-- Writes the row of last-agent commit, whether or not the branch has written anything. Fails with 23505 under a
+-- tombstone.
+select undoubt.note_agent({proof}::pg_catalog.bytea, {ledger}::pg_catalog.text, {txid}::pg_catalog.text,
+                          {branches}::pg_catalog.bytea)
+
+-- name: agent_place
+select pg_catalog.pg_is_in_recovery() as standby, undoubt.current_history() as history,
+       array(select needed.p from pg_catalog.unnest(array['select', 'insert', 'delete']) as needed(p)
+              where not pg_catalog.has_table_privilege('undoubt.undoubt_agent'::pg_catalog.regclass, needed.p))
+         as denied, session_user::pg_catalog.text as login
+
+-- name: agent_self
+select pg_catalog.pg_is_in_recovery() as standby, pg_catalog.pg_backend_pid() as pid
+
+-- name: agent_bury
+-- The tombstone, in READ COMMITTED: waits for a transaction that has inserted the same key. In another history nothing
+-- is written: the row may have been lost with the former one.
+insert into undoubt.undoubt_agent as a (key, decision, ledger, txid, branches)
+select {key}::pg_catalog.bytea, 'abort', {ledger}, {txid}, ''
+ where undoubt.current_history() operator(pg_catalog.=) {history}
+on conflict (key) do nothing
+
+-- name: agent_row
+-- $1 key, $2 history: sent after agent_bury, in another statement, since a statement that meets a key does not see its
+-- row.
+select a.decision, a.branches,
+       coalesce(undoubt.current_history() operator(pg_catalog.=) $2::pg_catalog.text, false) as here
+  from (select) as one
+  left join undoubt.undoubt_agent as a on a.key operator(pg_catalog.=) $1::pg_catalog.bytea
+
+-- name: agent_holder
+-- $1 the pid of a session that waits: who it waits for, the first of them.
+select blocker.pid, coalesce(extract(epoch from a.backend_start)::pg_catalog.text, '') as started,
+       coalesce(a.usename::pg_catalog.text, '') as role, coalesce(a.application_name, '') as application,
+       coalesce(case when a.wait_event is null then a.state
+                     else a.state operator(pg_catalog.||) ', ' operator(pg_catalog.||) a.wait_event end, '') as state
+  from pg_catalog.unnest(pg_catalog.pg_blocking_pids($1)) as blocker(pid)
+  left join pg_catalog.pg_stat_activity as a on a.pid operator(pg_catalog.=) blocker.pid
+ limit 1
+
+-- name: agent_terminate
+-- $1 pid, $2 when it started, so that a later session with the same pid is not ended.
+select pg_catalog.pg_terminate_backend(a.pid) as sent
+  from pg_catalog.pg_stat_activity as a
+ where a.pid operator(pg_catalog.=) $1 and a.datname operator(pg_catalog.=) pg_catalog.current_database()
+   and extract(epoch from a.backend_start)::pg_catalog.text operator(pg_catalog.=) $2::pg_catalog.text
+
+-- name: agent_committed
+-- $1 ledger, $2 the last key of the page before, $3 the most rows.
+select a.key, a.txid, a.branches
+  from undoubt.undoubt_agent as a
+ where a.decision operator(pg_catalog.=) 'commit' and a.ledger operator(pg_catalog.=) $1::pg_catalog.text
+   and a.key operator(pg_catalog.>) $2::pg_catalog.bytea
+ order by a.key limit $3::pg_catalog.int8
+
+-- name: agent_forget
+-- $1 keys. Never a tombstone: its COMMIT may still be on its way.
+delete from undoubt.undoubt_agent as a
+ where a.key operator(pg_catalog.=) any ($1::pg_catalog.bytea[]) and a.decision operator(pg_catalog.=) 'commit'
 
 -- name: guard_lock
 -- Shows the token of a lock. Fails with UL001 if this database has seen a higher one; the branch can only be rolled back

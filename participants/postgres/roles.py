@@ -135,6 +135,7 @@ def grants(participant: str, settings: ParticipantSettings, *, protocol: Protoco
         f"GRANT EXECUTE ON FUNCTION undoubt.guard_lock(text, text, bigint) TO {role};",
         f"GRANT EXECUTE ON FUNCTION undoubt.publish(text, text, text, bytea, text) TO {role};",
         f"GRANT SELECT, DELETE ON undoubt.undoubt_outbox TO {role};",
+        f"GRANT SELECT, INSERT, DELETE ON undoubt.undoubt_agent TO {role};",
     ]
     if protocol is Protocol.THREE_PHASE:
         statements += [

@@ -4,7 +4,8 @@
 of the branch's proof. If the table exists, a COMMIT whose answer was lost can be proved or disproved
 (:mod:`undoubt.participants.postgres.one_phase`); without it the result is more often ``OutcomeUnknown``. It
 costs one small insert per transaction with a single participant. ``undoubt.undoubt_branch`` has three-phase
-commit's rows (:mod:`undoubt.participants.postgres.three_phase`). ``undoubt.undoubt_commit`` has the notes of
+commit's rows (:mod:`undoubt.participants.postgres.three_phase`), ``undoubt.undoubt_agent`` last-agent
+commit's (:mod:`undoubt.participants.postgres.last_agent`). ``undoubt.undoubt_commit`` has the notes of
 version 0.1.0."""
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from undoubt.participants.errors import ParticipantRefused, ParticipantUnavailab
 from undoubt.participants.postgres.belief import refused
 from undoubt.participants.postgres.dsn import read_dsn
 from undoubt.participants.postgres.sql import query
+from undoubt.participants.postgres.sqlstate import LOCK_NOT_AVAILABLE
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -34,7 +36,6 @@ set local search_path = pg_catalog, pg_temp;
 create schema undoubt;"""
 _LOCK = 0x756E646F756274
 """Advisory lock that keeps two migrations apart: "undoubt" in ASCII."""
-_LOCK_NOT_AVAILABLE = "55P03"
 
 
 async def migrate(participant: str, settings: ParticipantSettings) -> list[str]:
@@ -223,7 +224,7 @@ def _translated(participant: str, error: Exception) -> ParticipantRefused | Part
     cause = getattr(error, "orig", None) or error
     sqlstate = getattr(cause, "sqlstate", None)
     message = f"its tables could not be changed: {str(cause).strip()}"
-    if sqlstate == _LOCK_NOT_AVAILABLE:
+    if sqlstate == LOCK_NOT_AVAILABLE:
         message += f"; another migration runs, or a session holds a lock on them or advisory lock {_LOCK}"
         return ParticipantUnavailable(participant, message, sqlstate=sqlstate)
     if sqlstate is None or sqlstate[:2] in {"08", "53", "57"}:

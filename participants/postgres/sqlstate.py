@@ -16,7 +16,7 @@ from undoubt.participants.errors import (
     ParticipantRefused,
     ParticipantUnavailable,
 )
-from undoubt.participants.postgres.session import NoAnswer, NotSent, ServerError
+from undoubt.participants.postgres.session import NoAnswer, Notice, NotSent, ServerError
 
 MARKER_TEXT = "undoubt marker"
 SCHEMA_TEXT = "undoubt schema"
@@ -25,6 +25,7 @@ _ROLE = re.compile(r"undoubt role <(.*)>", re.DOTALL)
 
 UNDEFINED_OBJECT = "42704"
 IN_USE = "55000"
+LOCK_NOT_AVAILABLE = "55P03"
 NO_RIGHT = "42501"
 OTHER_DATABASE = "0A000"
 NOT_SUPPORTED = "0A000"
@@ -230,6 +231,15 @@ def unanswered(participant: str, error: ServerError | NoAnswer) -> ParticipantUn
     then."""
     text = _plain(error) if isinstance(error, ServerError) else with_setting(error.sqlstate, str(error))
     return ParticipantUnavailable(participant, text or "no answer", sqlstate=error.sqlstate)
+
+
+def unconfirmed(participant: str, what: str, warning: Notice) -> ParticipantUnavailable:
+    """The error after a branch was ``what`` on its server, and no synchronous standby has confirmed it."""
+    return ParticipantUnavailable(
+        participant,
+        f"{what}, but no synchronous standby confirmed it: {warning.message}",
+        sqlstate=warning.sqlstate,
+    )
 
 
 def pooler_refusal(participant: str, message: str) -> ParticipantRefused | None:

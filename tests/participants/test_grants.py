@@ -16,6 +16,7 @@ from undoubt.participants.contract import Decision, GuardingBranch, Settled, Vot
 from undoubt.participants.errors import ParticipantError
 from undoubt.participants.findings import Severity
 from undoubt.participants.ids import Gid, Protocol
+from undoubt.participants.last_agent import AgentEntry, AgentRow
 from undoubt.participants.outbox import Publication, PublishingBranch
 from undoubt.participants.postgres import PostgresParticipant
 from undoubt.participants.postgres.roles import grants
@@ -80,11 +81,19 @@ async def two_phase(participant: PostgresParticipant) -> None:
     assert await branch.commit() is Settled.APPLIED
     await branch.release()
     assert await participant.evidence(result.evidence) == "committed"
+    await last_agent(participant)
     outbox = participant.outbox()
     [message] = await outbox.read(await outbox.claim(()), without=(), limit=9)
     assert message.dedupe_id == published
     await outbox.remove([published])
     await outbox.close()
+
+
+async def last_agent(participant: PostgresParticipant) -> None:
+    gid = new_gid()
+    entry = AgentEntry("testledger", gid.txid, KEY.agent(gid.txid), await participant.agent.place())
+    assert await participant.agent.conclude(entry) == AgentRow(Decision.ABORT, b"")
+    await participant.agent.forget([row.key for row in await participant.agent.committed("x", limit=9)])
 
 
 async def recovery(participant: PostgresParticipant) -> None:
@@ -146,11 +155,11 @@ async def test_they_are_enough(hardened: Database, server: EmbeddedServer, proto
     await participant.close()
 
 
-@pytest.mark.parametrize("left_out", range(8))
+@pytest.mark.parametrize("left_out", range(9))
 async def test_none_can_be_left_out(hardened: Database, server: EmbeddedServer, left_out: int) -> None:
     """Broken if more is asked for than is needed."""
     statements = printed(server, hardened, Protocol.THREE_PHASE)
-    assert len(statements) == 8
+    assert len(statements) == 9
     del statements[left_out]
     await give(hardened, statements)
     await of_the_bookkeeper(hardened)
@@ -176,5 +185,6 @@ def test_names_are_quoted() -> None:
         'GRANT EXECUTE ON FUNCTION undoubt.guard_lock(text, text, bigint) TO "a""b";',
         'GRANT EXECUTE ON FUNCTION undoubt.publish(text, text, text, bytea, text) TO "a""b";',
         'GRANT SELECT, DELETE ON undoubt.undoubt_outbox TO "a""b";',
+        'GRANT SELECT, INSERT, DELETE ON undoubt.undoubt_agent TO "a""b";',
         'GRANT "c d" TO "a""b";',
     ]
