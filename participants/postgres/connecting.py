@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import abc
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -61,12 +62,23 @@ class Connector(abc.ABC):
         ``ParticipantRefused`` for a permanent refusal (wrong password, unknown database, a standby, a server
         that is too old), otherwise ``ParticipantUnavailable``. ``options`` are sent in the startup
         message."""
-        address = self._address or read_dsn(self.participant, self.settings.dsn)
+        address = self._address or self._bounded(read_dsn(self.participant, self.settings.dsn))
         self._address = address
         password = None if address.has_password else await self._password()
         session = await self.open(address, password, options)
         await introduce(self.participant, session, self.settings, draws=True)
         return session
+
+    def _bounded(self, address: Conninfo) -> Conninfo:
+        """``address`` with a bound for data that the network does not deliver, unless it has one
+        (tcp(7), TCP_USER_TIMEOUT). A statement of the application has no timeout of its own: without the
+        bound it would wait on a dead connection for as long as its transaction lasts."""
+        if "tcp_user_timeout" in {*address.parameters, *address.resolved}:
+            return address
+        more = {"tcp_user_timeout": str(max(1, round(self.settings.statement_timeout_s * 1000)))}
+        return replace(
+            address, parameters={**address.parameters, **more}, resolved={**address.resolved, **more}
+        )
 
     async def connect_own(self) -> ServerSession:
         """A session that is never lent to an application. It sets everything that it relies on, unless a

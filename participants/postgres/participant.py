@@ -51,6 +51,7 @@ from undoubt.participants.postgres.pipeline import begin_steps, reset_steps, set
 from undoubt.participants.postgres.pool import Pool, Slot
 from undoubt.participants.postgres.roles import beginning, missing_grant, owned, reset_role
 from undoubt.participants.postgres.session import (
+    PROBE_S,
     AnswerTimedOut,
     NoAnswer,
     NotSent,
@@ -80,14 +81,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-PROBE_S = 3.0
-"""How long an idle session may take to begin a branch before another session is tried: a firewall may have
-dropped the connection without notice."""
 PROVEN_S = 1.0
 """How long after its last answer a session is taken for alive: later, a branch begins in a round trip, since
 a statement of the application that was sent on a dead session could not be repeated on another."""
 PROBE_SHARE = 3
-"""The same wait is also at most the transaction's timeout divided by this number."""
+"""``PROBE_S`` is also at most the transaction's timeout divided by this number."""
 
 
 class PostgresParticipant:

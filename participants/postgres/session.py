@@ -251,6 +251,9 @@ class PipelinedSession(ServerSession, Protocol):
         ...
 
 
+PROBE_S = 3.0
+"""How long a session may take to begin a branch, if it is not known that its connection still works: a
+firewall may have dropped the connection without notice."""
 CLOSE_TIMEOUT_S = 2.0
 """How long a discarded session may take to cancel its running statement and to close its connection."""
 

@@ -360,6 +360,17 @@ async def test_a_connection_is_kept_alive_as_libpq_does_it(database: Database) -
         await participant.close()
 
 
+async def test_a_network_that_delivers_nothing_is_noticed(database: Database) -> None:
+    """Broken if a statement of the application waits on a dead connection until its transaction's timeout."""
+    for more, timeout_ms in (("", 7_500), ("?tcp_user_timeout=9000", 9_000), ("?tcp_user_timeout=0", 0)):
+        participant = participant_at(database.dsn + more, statement_timeout_s=7.5)
+        async with participant._management.session() as session:
+            with socket.socket(fileno=os.dup(socket_of(session))) as door:
+                found = door.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
+        assert found == timeout_ms
+        await participant.close()
+
+
 def socket_of(session: Any) -> int:
     if hasattr(session, "pgconn"):
         return int(session.pgconn.socket)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tests.participants import support
 from tests.participants.hands import at, spoil, sql_error
 from tests.participants.proxy import Proxy
 from tests.participants.support import WRITE, Database, new_gid, participant_at
@@ -51,6 +52,26 @@ async def test_idle_connections_that_a_firewall_has_forgotten(database: Database
             while not all(session.broken for session in old):  # or each would cost the next one its time
                 await asyncio.sleep(0.001)
         assert not await pids(participant) & before
+        await participant.close()
+
+
+async def test_a_connection_that_was_forgotten_a_moment_ago(database: Database) -> None:
+    """Its branch begins together with the application's first statement, which is not repeated. Broken if its
+    rollback waits for as long as a statement may take, after the transaction's timeout."""
+    async with Proxy(database.dsn) as proxy:
+        # Without a pipeline the branch has begun before the statement, in a round trip of its own.
+        statement_s = 1.0 if support.kind.endswith(support.SCRIPTS) else 600.0
+        participant = participant_at(proxy.dsn, statement_timeout_s=statement_s)
+        await pids(participant, 1)
+        [branch] = await begun(participant, 1)
+        proxy.forget()
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.5):
+                await at(branch).execute(WRITE)
+        async with asyncio.timeout(100):
+            assert await branch.rollback() is Settled.APPLIED
+        await branch.release()
+        await ended(await begun(participant, 1))
         await participant.close()
 
 

@@ -23,6 +23,7 @@ from undoubt.participants.postgres.pipeline import BEGIN, ROLLBACK
 from undoubt.participants.postgres.session import (
     CLOSE_TIMEOUT_S,
     FATAL,
+    PROBE_S,
     Answers,
     AnswerTimedOut,
     CommandResult,
@@ -95,9 +96,10 @@ class AsyncpgSession:
     async def script(self, sql: str, *, timeout_s: float) -> CommandResult:
         self._notices.clear()
         self._check()
+        patience_s = self._patience_s(timeout_s)
         self._send_held()
         try:
-            tag = await self.connection.execute(sql, timeout=timeout_s)
+            tag = await self.connection.execute(sql, timeout=patience_s)
         except TRANSLATED as error:
             raise self._translated(error) from error
         except BaseException:
@@ -151,7 +153,8 @@ class AsyncpgSession:
         self, steps: Sequence[Step], *, behind: Sequence[Step] = (), timeout_s: float
     ) -> Answers:
         self._check()
-        answers, *later = self._lent().send([steps, behind] if behind else [steps], timeout_s)
+        patience_s = self._patience_s(timeout_s)
+        answers, *later = self._lent().send([steps, behind] if behind else [steps], patience_s)
         self.behind = later[0] if later else None
         try:
             return await answers
@@ -163,6 +166,12 @@ class AsyncpgSession:
             # Lost, late, cancelled, or an unexpected error: the state of this session is not known now.
             self.discard()
             raise
+
+    def _patience_s(self, timeout_s: float) -> float:
+        """``timeout_s``, or less if the server has not answered the begin of the branch yet, which went ahead
+        of the application's first statement: then the connection may be dead."""
+        silent = self.line is not None and self.line.unanswered
+        return min(timeout_s, PROBE_S) if silent else timeout_s
 
     def _lent(self) -> Line:
         if self.line is None:
