@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -251,6 +252,24 @@ def test_an_answer_that_is_too_large_aborts(stage: Stage, sql: str) -> None:
     assert (answer.status_code, told["name"]) == (409, "TransactionAborted")
     assert told["reason"].startswith("TooMuch")
     assert work.show()["state"] == "aborted"
+
+
+def test_a_row_that_is_too_large_is_not_read_to_its_end(stage: Stage) -> None:
+    """Broken if a client makes the sidecar hold a row of up to 1 GB, or one for each of its transactions."""
+    row_bytes = 400_000_000
+    before = memory_peak(stage)
+    work = stage.tcp().begin()
+    answer = work.sql(f"select repeat('x', {row_bytes})")
+    assert answer.json()["reason"].startswith("TooMuch")
+    assert memory_peak(stage) - before < row_bytes / 2
+
+
+def memory_peak(stage: Stage) -> int:
+    """The most bytes that the sidecar has held so far (proc(5), VmHWM)."""
+    assert stage.process is not None
+    status = Path(f"/proc/{stage.process.pid}/status").read_text()
+    [line] = [line for line in status.splitlines() if line.startswith("VmHWM")]
+    return int(line.split()[1]) * 1024
 
 
 def test_a_key_gives_the_first_answer_again(stage: Stage) -> None:

@@ -3,7 +3,8 @@
 The statement is sent to the server unchanged, by the extended protocol: one statement at a time, with
 separate values. Values have PostgreSQL's text format in both directions
 (:mod:`undoubt.serve.sidecar.sql_values`). An answer that is too large is not cut: the transaction is aborted,
-and the error says how to get a smaller answer.
+and the error says how to get a smaller answer. libpq gives a row only when it has all of it, up to 1 GB, so
+what arrives is counted as well (:class:`Received`).
 
 Every branch begins with the settings in ``TEXT_SETTINGS``, whatever its database or role has set. With other
 settings the text of a value could lose digits (``extra_float_digits``) or the sign of a time zone
@@ -12,7 +13,11 @@ settings the text of a value could lose digits (``extra_float_digits``) or the s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import os
+import socket
+import struct
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
 import psycopg
@@ -48,6 +53,13 @@ TEXT_SETTINGS = "; ".join(
 )
 """SET LOCAL, which takes no snapshot: the client may still choose its isolation level. PostgreSQL manual,
 "Client Connection Defaults"."""
+
+WIRE_BYTES_MAX = 2 * 1024 * 1024
+"""The most that the messages of ``CHUNK_ROWS`` rows have besides their values: 4 bytes for each of at most
+1,664 columns of a row, and the description of these (PostgreSQL manual, "Message Formats", "Limits")."""
+_TCP_INFO_BYTES = 136
+_BYTES_RECEIVED_AT = 128
+"""``tcpi_bytes_received`` in ``struct tcp_info`` (``include/uapi/linux/tcp.h``; RFC 4898)."""
 
 _ROWS = frozenset({ExecStatus.SINGLE_TUPLE, ExecStatus.TUPLES_OK, ExecStatus.TUPLES_CHUNK})
 _DONE = frozenset({ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK, ExecStatus.EMPTY_QUERY})
@@ -139,8 +151,52 @@ async def _ask(
         pgconn.set_chunked_rows_mode(CHUNK_ROWS)
     else:
         pgconn.set_single_row_mode()
-    while (result := await connection.wait(generators.fetch(pgconn))) is not None:
-        reading.take(result)
+    with Received.by(pgconn.socket) as received:
+        while (result := await connection.wait(_fetch(pgconn, received, reading))) is not None:
+            reading.take(result)
+
+
+def _fetch(pgconn: Any, received: Received, reading: _Reading) -> Generator[Any, Any, Any]:
+    """As psycopg's ``fetch``. Raises :class:`TooMuch` while the next result arrives, if it is too large."""
+    before = received.bytes_count()
+    waiting = generators.fetch(pgconn)
+    ready = None
+    while True:
+        try:
+            wanted = waiting.send(ready)
+        except StopIteration as end:
+            return end.value
+        reading.check_arriving(received.bytes_count() - before - received.buffer_bytes())
+        ready = yield wanted
+
+
+class Received:
+    """How much a connection has received. It is counted for TCP by Linux; elsewhere it stays 0, and a row is
+    bounded by what PostgreSQL can make."""
+
+    def __init__(self, door: socket.socket) -> None:
+        self._door = door
+        self._counts = door.family in {socket.AF_INET, socket.AF_INET6} and hasattr(socket, "TCP_INFO")
+
+    @classmethod
+    @contextlib.contextmanager
+    def by(cls, descriptor: int) -> Iterator[Received]:
+        """The count of the socket ``descriptor``, which stays open."""
+        with socket.socket(fileno=os.dup(descriptor)) as door:
+            yield cls(door)
+
+    def bytes_count(self) -> int:
+        """All bytes since the connection was opened."""
+        if not self._counts:
+            return 0
+        info = self._door.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
+        if len(info) < _TCP_INFO_BYTES:  # before Linux 4.1
+            return 0
+        return int(struct.unpack_from("=Q", info, _BYTES_RECEIVED_AT)[0])
+
+    def buffer_bytes(self) -> int:
+        """How much of it the kernel may hold, which may belong to later results."""
+        return self._door.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
 
 
 class _Reading:
@@ -174,6 +230,17 @@ class _Reading:
             self.tag = tag.decode()
             self.affected = result.command_tuples or 0
 
+    def check_arriving(self, bytes_count: int) -> None:
+        """Raise :class:`TooMuch` if the rest of the answer, of which that much has arrived, is too large."""
+        if bytes_count > self._settings.rows_bytes_max - self._bytes + WIRE_BYTES_MAX:
+            raise self._too_many_bytes()
+
+    def _too_many_bytes(self) -> TooMuch:
+        return TooMuch(
+            f"the statement gives more than {self._settings.rows_bytes_max} bytes"
+            " (sidecar.rows_bytes_max): select less at a time"
+        )
+
     def _take_rows(self, result: Any) -> None:
         if not self.columns:
             self.columns = [
@@ -189,10 +256,7 @@ class _Reading:
             texts = [result.get_value(row, number) for number in range(result.nfields)]
             self._bytes += sum(len(each) for each in texts if each is not None)
             if self._bytes > self._settings.rows_bytes_max:
-                raise TooMuch(
-                    f"the statement gives more than {self._settings.rows_bytes_max} bytes"
-                    " (sidecar.rows_bytes_max): select less at a time"
-                )
+                raise self._too_many_bytes()
             self.rows.append(
                 [value(each, column.type) for each, column in zip(texts, self.columns, strict=True)]
             )
