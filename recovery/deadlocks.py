@@ -26,6 +26,7 @@ from dataclasses import dataclass
 
 from undoubt.coordinator.errors import DistributedDeadlock, LedgerError, OutcomeUnknown, SelfDeadlock
 from undoubt.coordinator.ledger.contract import Ledger, RecordedDecision, Verdict
+from undoubt.coordinator.transaction import Transaction
 from undoubt.participants.contract import Claim, Participant, Waiting, WaitNode
 from undoubt.participants.errors import ParticipantError, UndoubtError
 from undoubt.participants.ids import Gid, InvalidName, TxId
@@ -59,6 +60,17 @@ class Edge:
         """Whether the holder has nothing yet that the waiter wants, and is only before it in a lock's
         queue."""
         return all(isinstance(wait, LockWait) and wait.queued for _, wait in self.waits)
+
+
+STUCK_S = 1.0
+"""How long a transaction with several branches lasts before its own process looks for deadlocks, if another
+process does so in general: a node of a cluster knows only the participants of its own settings."""
+
+
+def may_be_stuck(live: Mapping[TxId, Transaction]) -> bool:
+    """Whether one of ``live``, the transactions of a coordinator, may be in a deadlock."""
+    before = asyncio.get_running_loop().time() - STUCK_S
+    return any(len(tx.participants) > 1 and tx.began_at < before for tx in live.values())
 
 
 class DeadlockDetector:

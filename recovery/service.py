@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+from collections.abc import Callable
 
 from undoubt.coordinator.errors import DistributedDeadlock, LedgerError
 from undoubt.coordinator.ledger.contract import Ledger
@@ -33,7 +34,8 @@ class RecoveryService:
     It works only while ``ledger.leads``; with ``always`` it works in any case, for recovery by hand.
     ``observe`` receives every :class:`~undoubt.recovery.steps.RecoveryStep`. ``cancel`` is the method of this
     process's coordinator that aborts victims of deadlocks. A hazard is recorded after two looks,
-    ``hazard_grace_s`` seconds apart. ``meter`` receives what each pass saw and did."""
+    ``hazard_grace_s`` seconds apart. ``meter`` receives what each pass saw and did. While ``stuck()``, it
+    looks for deadlocks also where the ledger does not lead: nobody else may look at these participants."""
 
     def __init__(
         self,
@@ -47,11 +49,13 @@ class RecoveryService:
         hazard_grace_s: float = 1.0,
         meter: RecoveryMeter | None = None,
         rng: random.Random | None = None,
+        stuck: Callable[[], bool] = lambda: False,
     ) -> None:
         self._ledger = ledger
         self._participants = participants
         self._settings = settings or RecoverySettings()
         self._always = always
+        self._stuck = stuck
         self._meter = meter
         self._rng = rng or random.Random()  # noqa: S311 - jitter
         self.context = RecoveryContext(ledger, participants, self._settings.parallel, observe, hazard_grace_s)
@@ -163,7 +167,7 @@ class RecoveryService:
     async def _look_for_deadlocks(self) -> None:
         while True:
             await asyncio.sleep(self._settings.deadlock_interval_s)
-            if not self._allowed():
+            if not (self._allowed() or self._stuck()):
                 continue
             try:
                 await self.look_for_deadlocks()

@@ -14,6 +14,7 @@ from undoubt.coordinator.ledger import open_ledger
 from undoubt.coordinator.protocols.steps import Observer
 from undoubt.participants.bounds import choice, flag, having, text
 from undoubt.participants.errors import WrongLoop
+from undoubt.recovery.deadlocks import may_be_stuck
 from undoubt.recovery.service import RecoveryService
 
 if TYPE_CHECKING:
@@ -103,6 +104,7 @@ async def connect(
                 observe=observe,
                 cancel=coordinator.cancel,
                 meter=metrics,
+                stuck=lambda: may_be_stuck(coordinator.live),
             )
             await service.start()
             stack.push_async_callback(service.close)

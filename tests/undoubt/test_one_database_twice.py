@@ -175,6 +175,23 @@ async def elsewhere(
         yield made
 
 
+@pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
+async def test_on_nodes_that_know_no_participants(tmp_path: Path, database: str, driver: str) -> None:
+    """Broken if it waits out its timeout: nobody but the application's own process can find it."""
+    connection = await asyncpg.connect(database)
+    await connection.execute(TABLES)
+    await connection.close()
+    made = configuration(database, tmp_path, driver)
+    async with processes(tmp_path) as nodes:
+        made["ledger"] = {"url": nodes.settings.url, "request_timeout_s": 60.0}
+        async with undoubt.connect(made) as connected:
+            with pytest.raises(TransactionAborted, match="wait for each other in one database") as raised:
+                async with connected.transaction(timeout=TIMEOUT_S) as tx:
+                    await do(tx, ("one", ADD.format(1)), ("same", ADD.format(1)))
+    assert isinstance(raised.value.cause, SelfDeadlock)
+    assert await balances(database) == [100, 100]
+
+
 @pytest.mark.parametrize("at", ["a statement", "a swallowed statement", "prepare"])
 @pytest.mark.parametrize("driver", ["asyncpg", "psycopg", "threads"])
 async def test_another_process_finds_it(

@@ -25,6 +25,7 @@ from undoubt.coordinator.protocols.steps import Observer
 from undoubt.coordinator.settings import CoordinatorSettings
 from undoubt.coordinator.supervision import Supervised
 from undoubt.participants.errors import UndoubtError, UsageError
+from undoubt.recovery.deadlocks import may_be_stuck
 from undoubt.recovery.service import RecoveryService
 from undoubt.serve.console.app import ConsoleApp
 from undoubt.serve.console.console import of_sidecar
@@ -128,6 +129,7 @@ async def opened(settings: Settings, observe: Observer | None = None) -> AsyncIt
             observe=observe,
             cancel=coordinator.cancel,
             meter=health.metrics,
+            stuck=lambda: may_be_stuck(coordinator.live),
         )
         await service.start()
         stack.push_async_callback(service.close)
