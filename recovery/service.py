@@ -35,7 +35,7 @@ class RecoveryService:
     ``observe`` receives every :class:`~undoubt.recovery.steps.RecoveryStep`. ``cancel`` is the method of this
     process's coordinator that aborts victims of deadlocks. A hazard is recorded after two looks,
     ``hazard_grace_s`` seconds apart. ``meter`` receives what each pass saw and did. While ``stuck()``, it
-    looks for deadlocks also where the ledger does not lead: nobody else may look at these participants."""
+    looks for deadlocks also where the ledger does not lead: the leader may not know these participants."""
 
     def __init__(
         self,

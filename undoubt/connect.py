@@ -14,8 +14,6 @@ from undoubt.coordinator.ledger import open_ledger
 from undoubt.coordinator.protocols.steps import Observer
 from undoubt.participants.bounds import choice, flag, having, text
 from undoubt.participants.errors import WrongLoop
-from undoubt.recovery.deadlocks import may_be_stuck
-from undoubt.recovery.service import RecoveryService
 
 if TYPE_CHECKING:
     from undoubt.metrics import Metrics
@@ -97,14 +95,8 @@ async def connect(
         stack.push_async_callback(participants.close)
         coordinator = Coordinator(ledger, participants, settings.coordinator, observe=observe, meter=metrics)
         if recover:
-            service = RecoveryService(
-                ledger,
-                participants,
-                settings.recovery,
-                observe=observe,
-                cancel=coordinator.cancel,
-                meter=metrics,
-                stuck=lambda: may_be_stuck(coordinator.live),
+            service = wiring.recovery(
+                settings, ledger, participants, coordinator, observe=observe, meter=metrics
             )
             await service.start()
             stack.push_async_callback(service.close)

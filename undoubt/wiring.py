@@ -18,10 +18,14 @@ from undoubt.participants.registry import Registry
 
 if TYPE_CHECKING:
     from undoubt.config import Settings
+    from undoubt.coordinator.coordinator import Coordinator
     from undoubt.coordinator.ledger.contract import Ledger
+    from undoubt.coordinator.protocols.steps import Observer
     from undoubt.participants.postgres.connecting import Handles
     from undoubt.participants.postgres.on_connect import OnConnect
     from undoubt.recovery.lost import LeftoverBranches
+    from undoubt.recovery.meter import RecoveryMeter
+    from undoubt.recovery.service import RecoveryService
 
     OnConnects = OnConnect | Mapping[str, OnConnect]
 
@@ -55,6 +59,31 @@ def registry(
     for name in hooks:
         raise UnknownParticipant(name, list(settings.participants))
     return found
+
+
+def recovery(
+    settings: Settings,
+    ledger: Ledger,
+    participants: Registry,
+    coordinator: Coordinator,
+    *,
+    observe: Observer | None,
+    meter: RecoveryMeter | None,
+) -> RecoveryService:
+    """The recovery of a process that also coordinates transactions, not yet started."""
+    # Imported here: most commands need no recovery.
+    from undoubt.recovery.deadlocks import may_be_stuck  # noqa: PLC0415
+    from undoubt.recovery.service import RecoveryService  # noqa: PLC0415
+
+    return RecoveryService(
+        ledger,
+        participants,
+        settings.recovery,
+        observe=observe,
+        cancel=coordinator.cancel,
+        meter=meter,
+        stuck=lambda: may_be_stuck(coordinator.live),
+    )
 
 
 async def left_prepared(settings: Settings) -> LeftoverBranches:

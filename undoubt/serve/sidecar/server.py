@@ -25,8 +25,6 @@ from undoubt.coordinator.protocols.steps import Observer
 from undoubt.coordinator.settings import CoordinatorSettings
 from undoubt.coordinator.supervision import Supervised
 from undoubt.participants.errors import UndoubtError, UsageError
-from undoubt.recovery.deadlocks import may_be_stuck
-from undoubt.recovery.service import RecoveryService
 from undoubt.serve.console.app import ConsoleApp
 from undoubt.serve.console.console import of_sidecar
 from undoubt.serve.console.traces import Traces, also
@@ -122,14 +120,8 @@ async def opened(settings: Settings, observe: Observer | None = None) -> AsyncIt
         coordinator = Coordinator(
             ledger, participants, named(settings), observe=observe, meter=health.metrics, records_all=True
         )
-        service = RecoveryService(
-            ledger,
-            participants,
-            settings.recovery,
-            observe=observe,
-            cancel=coordinator.cancel,
-            meter=health.metrics,
-            stuck=lambda: may_be_stuck(coordinator.live),
+        service = wiring.recovery(
+            settings, ledger, participants, coordinator, observe=observe, meter=health.metrics
         )
         await service.start()
         stack.push_async_callback(service.close)
