@@ -45,7 +45,7 @@ async def test_a_lower_token_is_refused_with_its_branch(
         branch = await begun(participant)
         await guard(branch, token)
         await committed(branch)
-    assert await shown(noted) == [(LEDGER, "it's a job", 9)]
+    assert await shown(noted) == [(LEDGER, "it's a {token} job", 9)]
     stale = await begun(participant)
     with pytest.raises(StaleLock, match="token 7 is stale, another holder has shown 9") as caught:
         await guard(stale, 7)
@@ -74,7 +74,7 @@ async def test_the_next_holder_waits_until_the_branch_ends(
     await first.commit()
     await task
     await committed(second)
-    assert await shown(noted) == [(LEDGER, "it's a job", 2)]
+    assert await shown(noted) == [(LEDGER, "it's a {token} job", 2)]
 
 
 async def test_a_token_of_a_branch_that_aborts_was_not_shown(
@@ -95,7 +95,7 @@ async def test_a_guarded_branch_commits_in_one_phase(
     await branch.poll()
     assert await branch.commit_one_phase() is Settled.APPLIED
     await branch.release()
-    assert await shown(noted) == [(LEDGER, "it's a job", 5)]
+    assert await shown(noted) == [(LEDGER, "it's a {token} job", 5)]
 
 
 async def test_a_database_without_the_table_says_what_to_do(database: Database) -> None:

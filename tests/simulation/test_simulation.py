@@ -61,9 +61,9 @@ def test_a_key_commits_once_under_any_fault() -> None:
 def test_a_lock_has_one_holder_under_any_fault() -> None:
     """Broken if two applications are certain of one lock, or a later holder has a lower token: after a change
     of leaders, the death of a ledger's owner, or the end of a session."""
-    ended = simulate("--locks", "--seeds", "12", "--first", "1", "--jobs", "2")
+    ended = simulate("--locks", "--seeds", "20", "--first", "1", "--jobs", "2")
     *_, totals, last = ended.stdout.splitlines()
-    assert last == "12 passed, 0 failed", ended.stdout + ended.stderr
+    assert last == "20 passed, 0 failed", ended.stdout + ended.stderr
     counts = json.loads(totals)
     assert counts["locks granted"] > 50, counts
     assert counts["locks held"] > 100, counts

@@ -121,7 +121,7 @@ def _page(context: Context, found: ClusterStatus) -> None:
         if node.disk_stalled:
             notes.append("its disk does not finish a write")
         if (days := (node.certificate_until - time.time()) / 86_400) < SOON_DAYS and node.certificate_until:
-            left = plural(int(max(days, 0.0)), "day")
+            left = plural(round(max(days, 0.0)), "day")
             notes.append(f"its certificate ends in {left}")
         if node.node in found.held_up_by:
             notes.append("a newer version is not agreed on until it is upgraded")

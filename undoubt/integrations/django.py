@@ -67,8 +67,8 @@ class _Local(threading.local):
     """The block in which this thread works."""
 
     unit: _Unit | None = None
-    savepoints: int = 0
-    """How many blocks of a ``TestCase`` are entered, which are savepoints."""
+    using: tuple[str, ...] = ()
+    """The databases of the outermost block, if a ``TestCase`` is around it: then it is a savepoint."""
 
 
 _here = _Local()
@@ -128,7 +128,7 @@ def _unit_with(using: str) -> _Unit | None:
     ``UsageError``."""
     if _here.unit is not None:
         _here.unit.check([using])
-    elif not _here.savepoints:
+    elif not _here.using:
         raise UsageError("this has to be called inside a block of undoubt's atomic(using=[…])")
     return _here.unit
 
@@ -153,7 +153,7 @@ class atomic:  # noqa: N801 - the name of what it stands for
         if not self._using:
             raise UsageError("atomic(using=[…]) needs at least one alias")
         self._options = judging.options(timeout, protocol)
-        self._entered: list[_Unit | ExitStack] = []
+        self._entered: list[tuple[_Unit | ExitStack, bool]] = []
 
     def __call__(self, function: Callable[P, T]) -> Callable[P, T]:
         """The decorator. Raises ``UsageError`` for a coroutine function or a generator: nothing of it would
@@ -173,31 +173,43 @@ class atomic:  # noqa: N801 - the name of what it stands for
         opened = [alias for alias in self._using if connections[alias].in_atomic_block]
         if outer is not None:
             outer.check(self._using)
+        elif _here.using:
+            _check_named(self._using, _here.using)
         elif any(not _is_of_a_test(connections[alias]) for alias in opened):
             raise UsageError(
                 f"database {opened[0]!r} is in an atomic block already: atomic(using=[…]) has to be the"
                 " outermost block. Name all its databases there, and leave ATOMIC_REQUESTS out"
             )
         if outer is not None or opened:
-            self._entered.append(_savepoints(self._using))
-            _here.savepoints += outer is None
+            outermost = outer is None and not _here.using
+            self._entered.append((_savepoints(self._using), outermost))
+            if outermost:
+                _here.using = self._using
         else:
             unit = _Unit(coordinator(), self._using, self._options)
             unit.begin()
             _here.unit = unit
-            self._entered.append(unit)
+            self._entered.append((unit, True))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        entered = self._entered.pop()
+        entered, outermost = self._entered.pop()
         if isinstance(entered, _Unit):
             _here.unit = None
             entered.end(error)
         else:
-            _here.savepoints -= _here.unit is None
+            if outermost:
+                _here.using = ()
             entered.__exit__(kind, error, trace)
+
+
+def _check_named(using: Iterable[str], outermost: tuple[str, ...]) -> None:
+    if others := [alias for alias in using if alias not in outermost]:
+        raise UsageError(
+            f"database {others[0]!r} is not in the outermost atomic(using={list(outermost)}): name it there"
+        )
 
 
 def _savepoints(using: Iterable[str]) -> ExitStack:
@@ -224,11 +236,7 @@ class _Unit:
 
     def check(self, using: Iterable[str]) -> None:
         """Raise ``UsageError`` for a database that is not of this block."""
-        if others := [alias for alias in using if alias not in self._using]:
-            raise UsageError(
-                f"database {others[0]!r} is not in the outermost atomic(using={list(self._using)}):"
-                " name it there"
-            )
+        _check_named(using, self._using)
 
     def begin(self) -> None:
         """Enter Django's blocks, and make their connections branches."""

@@ -122,11 +122,14 @@ def test_a_testcase_publishes_nothing(migrated: Shop) -> None:
                 found.append(publish("orders", "x"))
                 with atomic(using=["orders"]), pytest.raises(UsageError):
                     publish("orders", object())
+                found.append(publish("orders", "y"))
+            with atomic(using=["orders"]), pytest.raises(UsageError, match="outermost"):
+                atomic(using=BOTH).__enter__()
             with pytest.raises(UsageError, match=r"undoubt's atomic"):
                 publish("orders", "x")
 
     assert told_by(Case()) == ([], [], 1)
-    assert found == [""]
+    assert found == ["", ""]
     assert messages(migrated) == []
 
 

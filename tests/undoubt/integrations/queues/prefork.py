@@ -54,17 +54,17 @@ def _work(number: int) -> int:
     return number
 
 
-@app.task(base=TransactionTask, name="place")  # type: ignore[untyped-decorator]
+@app.task(shared=False, base=TransactionTask, name="place")  # type: ignore[untyped-decorator]
 def place(number: int) -> int:
     return _work(number)
 
 
-@app.task(base=Dying, name="dies after its commit")  # type: ignore[untyped-decorator]
+@app.task(shared=False, base=Dying, name="dies after its commit")  # type: ignore[untyped-decorator]
 def dies_after(number: int) -> int:
     return _work(number)
 
 
-@app.task(base=TransactionTask, name="dies before its commit")  # type: ignore[untyped-decorator]
+@app.task(shared=False, base=TransactionTask, name="dies before its commit")  # type: ignore[untyped-decorator]
 def dies_before(number: int) -> int:
     done = _work(number)
     if len(_runs(number)) == 1:
