@@ -10,7 +10,7 @@ import asyncio
 import json
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 
-from undoubt.participants.errors import ParticipantRefused
+from undoubt.participants.errors import ParticipantRefused, ParticipantUnavailable
 from undoubt.participants.outbox import BACKLOG_MAX, Backlog, Lane, Message, Publication
 from undoubt.participants.postgres.belief import NO_SCHEMA, believe, same_schema
 from undoubt.participants.postgres.session import NoAnswer, NotSent, Row, ServerError, ServerSession
@@ -127,8 +127,11 @@ class PostgresOutbox:
     async def _believed(self) -> ServerSession:
         """The session, whose schema ``undoubt`` is to be believed now."""
         session = self._session
-        if session is None or session.broken:
+        if session is not None and session.broken:
+            # The claims have ended with it, which the relay has to know: another one may deliver by now.
             self._lose()
+            raise ParticipantUnavailable(self._participant, "the session of the relay was lost")
+        if session is None:
             session = self._session = await self._connect()
             if session.intro.pooled:
                 self._lose()

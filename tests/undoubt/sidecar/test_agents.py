@@ -20,6 +20,7 @@ import pytest
 from tests.undoubt.sidecar.pair import Pair
 from tests.undoubt.sidecar.stage import Work, eventually_none_prepared, staged, value
 from tests.undoubt.sidecar.test_joining import GIVE, TAKE, Listener, listener
+from undoubt.coordinator.errors import DistributedDeadlock
 from undoubt.coordinator.ledger import open_ledger
 from undoubt.coordinator.settings import LedgerSettings
 from undoubt.participants.contract import PrepareResult, PrepareUnanswered
@@ -118,27 +119,35 @@ def test_a_statement_that_fails_at_the_agent_aborts(pair: Pair) -> None:
 
 
 def test_a_deadlock_is_told_at_the_agent(pair: Pair) -> None:
-    """Broken if the caller reads that its statement was refused, and does not run the transaction again."""
+    """Broken if the caller reads that its statement was cancelled, and does not run the transaction again."""
     account = pair.account()
-    (elder, elder_joined), (victim, victim_joined) = pair.begin(), pair.begin()
-    given(elder_joined, account)
-    victim.run(TAKE.format(account))
+    work, joined = both(pair, account)
     answers: list[httpx.Response] = []
-    waiting = threading.Thread(target=lambda: answers.append(elder.sql(TAKE.format(account))))
-    waiting.start()
-    eventually(pair.databases["orders"], "select count(*) from pg_locks where not granted", 1)
-    told = victim_joined.sql(GIVE.format(account), participant="payments")
+    sleeping = threading.Thread(
+        target=lambda: answers.append(joined.sql("select pg_sleep(600)", participant="payments"))
+    )
+    sleeping.start()
+    asleep = "from pg_stat_activity where datname = current_database() and wait_event = 'PgSleep'"
+    eventually(pair.databases["payments"], f"select count(*) {asleep}", 1)
+
+    async def doomed() -> None:
+        opened = await open_ledger(LedgerSettings(url=pair.a.ledger))
+        try:
+            txid = TxId.parse(work.id)
+            await opened.doom(txid, str(DistributedDeadlock(txid, [work.id], ["orders", "payments"])))
+        finally:
+            await opened.close()
+
+    asyncio.run(doomed())
+    value(pair.databases["payments"], f"select pg_cancel_backend(pid) {asleep}")
+    sleeping.join()
+    [told] = answers
     assert (told.status_code, told.json()["name"]) == (409, "TransactionAborted"), told.text
     assert told.json()["outcome"] == "aborted"
     assert "deadlock across orders, payments" in told.json()["reason"]
-    again = victim_joined.sql("select 1", participant="payments")
+    again = joined.sql("select 1", participant="payments")
     assert (again.status_code, "deadlock across" in again.json()["detail"]) == (409, True)
-    ended = victim.commit()
-    assert (ended.status_code, ended.json()["outcome"]) == (409, "aborted")
-    waiting.join()
-    assert answers[0].status_code == 200
-    assert elder.commit().status_code == 200
-    assert pair.balances(account) == [90, 110]
+    aborted(pair, work, account)
 
 
 def test_an_answer_that_is_too_large_aborts_at_the_agent(pair: Pair) -> None:
