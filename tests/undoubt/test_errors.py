@@ -12,6 +12,7 @@ from undoubt import errors
 from undoubt.participants.errors import UndoubtError
 
 INTERNAL = {
+    "AgentBusy": "of a participant's agent, for the process that recovers",
     "AnchorUnusable": "within a store, as LedgerUnusable",
     "CommandError": "of the command line, which prints it",
     "CommandRefused": "of a ledger, as UsageError",

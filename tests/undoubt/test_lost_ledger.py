@@ -111,7 +111,7 @@ async def test_an_operator_sees_what_a_lost_ledger_has_left(
         if new:
             asked = await run(folder, "ledger", "init")
             assert asked.status == 2
-            assert f"1 branches of ledger {LOST}" in asked.err
+            assert f"1 branch is prepared in orders for ledger {LOST}" in asked.err
             assert (await run(folder, "ledger", "init", "--yes")).status == 0
         listed = await run(folder, "indoubt", "list", "-o", "json")
         assert listed.status == (0 if new else 4)
@@ -149,7 +149,7 @@ async def test_a_cluster_is_not_made_over_a_lost_one_without_a_word(
     )
     asked = await run(folder, "cluster", "init")
     assert asked.status == 2
-    assert f"1 branches of ledger {LOST}" in asked.err
+    assert f"1 branch is prepared in payments for ledger {LOST}" in asked.err
     assert not (folder / "data-1").exists()
     assert (await run(folder, "cluster", "init", "--yes")).status == 0
     await end(databases, found)

@@ -16,10 +16,9 @@ __all__ = ["migrated"]
 
 async def locked(app: App, name: str = "job") -> Any:
     """A lock of the coordinator, whichever door it is behind."""
-    lock = app.coordinator.lock(name)
     if app.world.kind.startswith("sync"):
-        return await asyncio.to_thread(lock.acquire)
-    return await lock.acquire()
+        return await asyncio.to_thread(lambda: app.coordinator.lock(name).acquire())
+    return await app.coordinator.lock(name).acquire()
 
 
 async def released(app: App, lock: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -142,18 +143,18 @@ async def test_the_end_of_the_lifespan_is_told_when_the_coordinator_is_closed(sh
     assert told == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
 
 
-async def test_a_server_is_told_why_the_application_cannot_start() -> None:
+async def test_a_server_is_told_why_the_application_cannot_start(tmp_path: Path) -> None:
     """An exception would be taken for an application without a lifespan, and the server would go on."""
     told: Sent = []
 
     async def send(message: Any) -> None:
         told.append(message)
 
-    await CommitBeforeResponse(_unreachable, {"ledger": {"url": "sqlite:///x"}, "no_key": 1})(
+    await CommitBeforeResponse(_unreachable, {"ledger": {"url": f"sqlite:///{tmp_path}/nowhere/x"}})(
         {"type": "lifespan"}, nothing, send
     )
     assert [each["type"] for each in told] == ["lifespan.startup.failed"]
-    assert "no_key" in told[0]["message"]
+    assert "nowhere" in told[0]["message"]
 
 
 async def _unreachable(*_: Any) -> None:
