@@ -25,14 +25,15 @@ The modules, in the order in which a branch passes them:
 :mod:`.session`           declares what this room requires of a driver's session, and closes sessions in the
                           background.
 :mod:`.session_setup`     builds the first round trip of a branch: clean up, set up, begin, mark.
-:mod:`.guard`             builds the scripts that guard the end of a branch, and reads the report of PREPARE.
+:mod:`.guard`             builds the scripts that guard the end of a branch, and reads the report of PREPARE;
+                          asks whether the standbys have confirmed a COMMIT behind a pooler.
 :mod:`.pipeline`          builds the same round trips as steps of pipelines, for sessions that can send these.
 :mod:`.connection_proxy`  declares the application's side of a branch, and has the code that both drivers'
                           connections share.
 :mod:`.tags`              judges whether an application has left something in its session.
 :mod:`.branch`            implements ``Branch``: poll, prepare, commit in one phase, commit, roll back;
                           builds these round trips, and reads their answers.
-:mod:`.end_prepared`      sends COMMIT PREPARED or ROLLBACK PREPARED in one session, and reads the answer.
+:mod:`.surroundings`      declares what a branch uses of its participant.
 :mod:`.announced`         implements ``Branch`` for a branch that another program runs and prepares.
 :mod:`.roles`             computes which role may finish which branches, and the rights that undoubt's role
                           needs.

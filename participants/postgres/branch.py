@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from undoubt.participants.contract import (
@@ -25,19 +24,19 @@ from undoubt.participants.contract import (
     Work,
 )
 from undoubt.participants.errors import BranchFailed, ParticipantRefused, StaleLock
-from undoubt.participants.ids import Gid, Protocol, SessionKey
+from undoubt.participants.ids import Foreign, Gid, Protocol, SessionKey
 from undoubt.participants.invariant import invariant
 from undoubt.participants.last_agent import AgentEntry, AgentUnanswered
 from undoubt.participants.outbox import Publication, dedupe_id
 from undoubt.participants.postgres.belief import same_schema
 from undoubt.participants.postgres.connection_proxy import Handle, after_branch
-from undoubt.participants.postgres.end_prepared import end_prepared
 from undoubt.participants.postgres.guard import (
     commit_guard,
     guard_script,
     note_script,
     read_report,
     report_head,
+    unconfirmed_behind_pooler,
 )
 from undoubt.participants.postgres.history import columns, evidence_at, place_in, place_of
 from undoubt.participants.postgres.last_agent import (
@@ -67,7 +66,7 @@ from undoubt.participants.postgres.session import (
     ServerError,
     ServerSession,
     Step,
-    last_result,
+    standby_warning,
 )
 from undoubt.participants.postgres.session_setup import (
     branch_name,
@@ -89,6 +88,7 @@ from undoubt.participants.postgres.sqlstate import (
     unanswered,
     unconfirmed,
 )
+from undoubt.participants.postgres.surroundings import Lost, Surroundings
 from undoubt.participants.sql import literal
 
 log = logging.getLogger(__name__)
@@ -109,41 +109,6 @@ STILL_RUNNING = (
 _POLL = query("poll")
 
 GUARD_REPLACED = "a prepared statement of undoubt in its session was replaced by the application"
-
-
-@dataclass(frozen=True, slots=True)
-class Lost:
-    """A branch whose plain COMMIT was not answered.
-
-    ``session`` is the lost session. ``proof`` is the proof of the note that was sent before COMMIT, empty if
-    there was no note. ``evidence`` is that of the branch, None if it was not known before COMMIT was sent.
-    ``certain``: COMMIT could not be executed without the note, so that a missing note proves that the branch
-    has not committed.
-    """
-
-    session: ServerSession
-    gid: Gid
-    proof: bytes = field(repr=False)
-    evidence: Evidence | None
-    certain: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Surroundings:
-    """The values and functions of its participant that a branch uses."""
-
-    name: str
-    settle: Callable[[Gid, Decision, Evidence | None], Awaitable[Settled]]
-    """Ends a prepared branch if its own session could not."""
-    look_up: Callable[[Lost], Awaitable[Settled]]
-    """Returns the outcome of a plain COMMIT."""
-    give_back: Callable[[Slot[Any]], None]
-    draw_history: Callable[[], Awaitable[None]]
-    """Draws a history id for later branches; never fails."""
-    statement_timeout_s: float
-    owners: tuple[str, ...]
-    """From the settings: roles that prepare its branches, besides the login role and the roles granted to
-    it."""
 
 
 class PostgresBranch:
@@ -265,7 +230,7 @@ class PostgresBranch:
         try:
             if pipelined:
                 answers = await self._prepare_in_pipeline()
-                answer = last_result(answers)
+                answer = _last_result(answers)
             else:
                 answer = await self._prepare_by_script()
         except ServerError as error:
@@ -530,7 +495,7 @@ class PostgresBranch:
 
     async def _last_of(self, steps: Sequence[Step]) -> CommandResult:
         """The answer to the last of ``steps``, which end the transaction; the reset goes behind them."""
-        return last_result(
+        return _last_result(
             await self.session.pipeline(steps, behind=self._reset(), timeout_s=self._timeout_s)
         )
 
@@ -590,3 +555,39 @@ class PostgresBranch:
 
     def _failed(self, message: str) -> BranchFailed:
         return BranchFailed(self._around.name, message)
+
+
+async def end_prepared(
+    session: ServerSession,
+    gid: Gid | Foreign,
+    order: Decision,
+    timeout_s: float,
+    *,
+    behind: Sequence[Step] = (),
+    quoted: str = "",
+) -> Settled:
+    """COMMIT PREPARED or ROLLBACK PREPARED of ``gid`` in the current role of the session, and the steps
+    ``behind`` it, which are not waited for. ``quoted``: the gid as SQL, if the caller has it. Raises the
+    errors of ``session``."""
+    verb = "commit" if order is Decision.COMMIT else "rollback"
+    command = f"{verb} prepared {quoted or literal(str(gid))}"
+    if behind:
+        answer = _last_result(await session.pipeline([Step(command)], behind=behind, timeout_s=timeout_s))
+    else:
+        answer = await session.script(command, timeout_s=timeout_s)
+    if order is Decision.ABORT:
+        return Settled.APPLIED
+    warning = answer.unconfirmed
+    why = None if warning is None else warning.message
+    if why is None and session.intro.pooled:
+        why = await unconfirmed_behind_pooler(session, timeout_s)
+    if why is not None:
+        # Committed on this server, but perhaps on no other: not final. A repeated call gets evidence.
+        log.warning("%s is committed, but no synchronous standby confirmed it: %s", gid, why)
+        return Settled.BUSY
+    return Settled.APPLIED
+
+
+def _last_result(answers: Answers) -> CommandResult:
+    """The answer to the last step of a pipeline."""
+    return CommandResult(answers.tags[-1], standby_warning(answers.notices) if answers.notices else None)

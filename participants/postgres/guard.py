@@ -1,5 +1,6 @@
 """Builds the scripts that guard the end of a branch, each for one simple query, and reads what the guard of
-PREPARE reports. :mod:`undoubt.participants.postgres.pipeline` builds the same guards for pipelines."""
+PREPARE reports; asks whether the standbys have confirmed a COMMIT PREPARED behind a pooler.
+:mod:`undoubt.participants.postgres.pipeline` builds the same guards for pipelines."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from undoubt.participants.foreign_ground import ALONE_WRITING
 from undoubt.participants.postgres.belief import same_schema
 from undoubt.participants.postgres.history import Place, place_at
 from undoubt.participants.postgres.roles import ADMIN_OF_ITSELF_BEFORE_VERSION, guard_role
-from undoubt.participants.postgres.session import ServerParameters
+from undoubt.participants.postgres.session import ServerError, ServerParameters, ServerSession
 from undoubt.participants.postgres.session_setup import APPLICATION_NAME_BYTES_MAX
 from undoubt.participants.postgres.sql import fill, query
 
@@ -58,11 +59,21 @@ def commit_guard(marked: str) -> str:
     return _durable(fill("guard_commit", marker=marked), local=True)
 
 
-def confirm_script() -> str:
-    """The script after COMMIT PREPARED behind a pooler: a commit that waits for the synchronous standbys, and
-    whose answer has a warning if they do not confirm it, whatever the settings of the database or the
-    role."""
-    return f"{ALONE_WRITING}; {confirmation()}; commit"
+async def unconfirmed_behind_pooler(session: ServerSession, timeout_s: float) -> str | None:
+    """Why no standby has confirmed a COMMIT PREPARED behind a pooler; None if the standbys have. Raises the
+    errors of ``session``.
+
+    Such a COMMIT PREPARED runs with the settings of the database or the role, and cannot share a script with
+    a SET. These settings may hide its warning, or skip its wait, so a second commit is made to find out: it
+    waits for the standbys, and its answer has a warning if they do not confirm it."""
+    try:
+        answer = await session.script(f"{ALONE_WRITING}; {confirmation()}; commit", timeout_s=timeout_s)
+    except ServerError as error:
+        if not error.fatal:
+            await session.script("rollback", timeout_s=timeout_s)
+        return error.message
+    warning = answer.unconfirmed
+    return None if warning is None else warning.message
 
 
 def confirmation() -> str:

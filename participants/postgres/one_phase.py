@@ -19,11 +19,11 @@ from undoubt.participants.backoff import pauses
 from undoubt.participants.contract import Evidence, Settled, XactStatus
 from undoubt.participants.errors import ParticipantError
 from undoubt.participants.postgres.admin_pool import Management
-from undoubt.participants.postgres.branch import Lost
 from undoubt.participants.postgres.history import columns, place_in, place_of
 from undoubt.participants.postgres.session import Row, ServerSession
 from undoubt.participants.postgres.settle import Settler
 from undoubt.participants.postgres.sql import query
+from undoubt.participants.postgres.surroundings import Lost
 
 log = logging.getLogger(__name__)
 

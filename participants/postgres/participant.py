@@ -37,7 +37,7 @@ from undoubt.participants.ids import (
 )
 from undoubt.participants.postgres.admin_pool import Management
 from undoubt.participants.postgres.announced import AnnouncedBranch, scripts_of
-from undoubt.participants.postgres.branch import PostgresBranch, Surroundings
+from undoubt.participants.postgres.branch import PostgresBranch
 from undoubt.participants.postgres.checkup import Checkup
 from undoubt.participants.postgres.connecting import Connector, Handles, introduce
 from undoubt.participants.postgres.connection_proxy import Handle, LendingSession
@@ -72,6 +72,7 @@ from undoubt.participants.postgres.session_setup import (
 )
 from undoubt.participants.postgres.settle_each import PipelinedSettler
 from undoubt.participants.postgres.sqlstate import participant_error, pooler_refusal
+from undoubt.participants.postgres.surroundings import Surroundings
 from undoubt.participants.postgres.three_phase import PostgresStates
 from undoubt.participants.postgres.waits import WaitGraph
 from undoubt.participants.settings import ParticipantSettings

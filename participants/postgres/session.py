@@ -119,11 +119,6 @@ class Answers:
     notices: list[Notice]
 
 
-def last_result(answers: Answers) -> CommandResult:
-    """The answer to the last step of a pipeline."""
-    return CommandResult(answers.tags[-1], standby_warning(answers.notices) if answers.notices else None)
-
-
 @dataclass(frozen=True, slots=True)
 class ServerParameters:
     """What the server reported about itself when the session was opened. Times are in seconds, 0 for no

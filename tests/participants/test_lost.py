@@ -20,7 +20,7 @@ from undoubt.participants.contract import Decision, Evidence, PrepareUnanswered,
 from undoubt.participants.errors import BranchFailed, ParticipantUnavailable
 from undoubt.participants.ids import Gid
 from undoubt.participants.postgres import PostgresParticipant
-from undoubt.participants.postgres.end_prepared import end_prepared
+from undoubt.participants.postgres.branch import end_prepared
 
 KINDS = ("asyncpg", "psycopg", "psycopg-sync")
 
