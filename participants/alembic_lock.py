@@ -20,6 +20,11 @@ ALONE = threading.Lock()
 """The lock that must be held around every Alembic command."""
 
 
+_IDLE = (
+    "select reset_val from pg_catalog.pg_settings where name operator(pg_catalog.=) 'idle_session_timeout'"
+)
+
+
 def engine_over(
     connect: Callable[[str], psycopg.Connection[Any]],
     look: Callable[[psycopg.Connection[Any]], None] = lambda _: None,
@@ -37,28 +42,25 @@ def engine_over(
     from sqlalchemy.exc import DBAPIError  # noqa: PLC0415
 
     def connected() -> psycopg.Connection[Any]:
+        """A connection that has been set up. If a timeout that the database's owner has set has ended it
+        before it was set up, or can end it between two transactions, which set their own, the next one has no
+        timeouts from its startup on; a pooler refuses that one."""
         connection = connect("")
         version = connection.info.server_version
         try:
-            return set_up(connection)
+            if not _ends_when_idle(_set_up(connection, look)):
+                return connection
         except Error as error:
-            # A timeout that the database's owner has set may have ended the session before our settings did.
             try:
-                return set_up(connect(startup_timeouts(version)))
+                return _set_up(connect(startup_timeouts(version)), look)
             except Error:
                 raise error from None
-
-    def set_up(connection: psycopg.Connection[Any]) -> psycopg.Connection[Any]:
         try:
-            connection.autocommit = True
-            look(connection)
-            connection.autocommit = False
-            # SQLAlchemy sends queries before its "begin" event; their transaction begins here.
-            connection.execute(transaction_settings(connection.info.server_version))
-        except BaseException:
-            connection.close()
-            raise
-        return connection
+            insisting = _set_up(connect(startup_timeouts(version)), look)
+        except Error:
+            return connection
+        connection.close()
+        return insisting
 
     engine = create_engine(
         "postgresql+psycopg://", creator=connected, poolclass=NullPool, use_native_hstore=False
@@ -75,3 +77,28 @@ def engine_over(
                 raise DBAPIError("begin", None, error) from error
 
     return engine
+
+
+def _set_up(
+    connection: psycopg.Connection[Any], look: Callable[[psycopg.Connection[Any]], None]
+) -> psycopg.Connection[Any]:
+    try:
+        connection.autocommit = True
+        look(connection)
+        connection.autocommit = False
+        # SQLAlchemy sends queries before its "begin" event; their transaction begins here.
+        connection.execute(transaction_settings(connection.info.server_version))
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _ends_when_idle(connection: psycopg.Connection[Any]) -> bool:
+    """Whether the server ends this session if it is idle between two transactions."""
+    try:
+        found = connection.execute(_IDLE).fetchone()
+    except BaseException:
+        connection.close()
+        raise
+    return found is not None and found[0] != "0"

@@ -170,3 +170,12 @@ async def execute(dsn: str, sql: str) -> None:
         await connection.execute(sql)
     finally:
         await connection.close()
+
+
+async def fetch(dsn: str, sql: str) -> list[tuple[Any, ...]]:
+    """The rows of ``sql``, on a connection of its own."""
+    connection = await asyncpg.connect(dsn)
+    try:
+        return [tuple(row) for row in await connection.fetch(sql)]
+    finally:
+        await connection.close()

@@ -19,13 +19,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import asyncpg
-
 from tests.prove.bank import NAMES
 from tests.prove.control import control
 from tests.prove.ledgers import LEDGERS, SqliteLedgers
 from tests.prove.processes import Child, recovered, within
-from tests.servers import execute
+from tests.servers import execute, fetch
 from undoubt.embedded import EmbeddedServer
 
 PROCESSES = 2
@@ -65,7 +63,7 @@ async def main(options: argparse.Namespace) -> tuple[dict[str, Any], bool]:
         stack.push_async_callback(shop.close)
         await shop.run(options)
         left = await recovered(settings)
-        made = {name: await _made(dsn) for name, dsn in dsns.items()}
+        made = {name: await fetch(dsn, "select key, run from made") for name, dsn in dsns.items()}
     result = shop.result(made, left)
     holds = _holds(result, options)
     if not options.no_control:
@@ -184,11 +182,3 @@ class Shop:
             "unanswered": len(self.failures),
             "left": len(left),
         }
-
-
-async def _made(dsn: str) -> list[tuple[str, str]]:
-    connection = await asyncpg.connect(dsn)
-    try:
-        return [(row["key"], row["run"]) for row in await connection.fetch("select key, run from made")]
-    finally:
-        await connection.close()

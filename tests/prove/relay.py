@@ -25,15 +25,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import asyncpg
-
 from tests.ports import free_ports
 from tests.prove.bank import NAMES
 from tests.prove.control import control
 from tests.prove.ledgers import LEDGERS, SqliteLedgers
 from tests.prove.processes import ROOT, recovered, within
 from tests.prove.relay_producer import PARTS
-from tests.servers import execute
+from tests.servers import execute, fetch
 from undoubt.embedded import EmbeddedServer
 from undoubt.participants.postgres import schema
 from undoubt.participants.settings import ParticipantSettings
@@ -61,7 +59,10 @@ async def main(options: argparse.Namespace) -> tuple[dict[str, Any], bool]:
         shop = await _opened(stack, folder, options.ledger)
         await shop.disturb(options.messages, options.kills)
         left = await shop.settle()
-        rows = {name: await _placed(dsn) for name, dsn in shop.dsns.items()}
+        rows = {
+            name: await fetch(dsn, "select key, txid from placed order by id")
+            for name, dsn in shop.dsns.items()
+        }
         left += [f"{count} messages" for count in [await _waiting(shop.dsns["orders"])] if count]
     result = judged(rows, list(_noted(shop.notes_read)))
     result |= {"kills": shop.kills, "left": len(left), "troubles": shop.troubles}
@@ -252,18 +253,5 @@ def _overtaken(truth: list[tuple[str, int]], came: list[tuple[str, int]]) -> int
     return count
 
 
-async def _placed(dsn: str) -> list[tuple[str, str]]:
-    connection = await asyncpg.connect(dsn)
-    try:
-        rows = await connection.fetch("select key, txid from placed order by id")
-        return [(row["key"], row["txid"]) for row in rows]
-    finally:
-        await connection.close()
-
-
 async def _waiting(dsn: str) -> int:
-    connection = await asyncpg.connect(dsn)
-    try:
-        return int(await connection.fetchval("select count(*) from undoubt.undoubt_outbox"))
-    finally:
-        await connection.close()
+    return len(await fetch(dsn, "select from undoubt.undoubt_outbox"))

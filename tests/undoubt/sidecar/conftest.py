@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -12,6 +13,8 @@ from tests.servers import Server
 from tests.undoubt.cli.harness import undoubt
 from tests.undoubt.sidecar.pair import Pair
 from tests.undoubt.sidecar.stage import Stage, configuration, eventually_none_prepared, staged, token
+from undoubt.participants.postgres import schema
+from undoubt.participants.settings import ParticipantSettings
 from undoubt.serve.sidecar.tokens import hash_of
 
 OF_B = (
@@ -35,6 +38,14 @@ def made(server: Server, name: str) -> str:
     with psycopg.connect(dsn, autocommit=True) as connection:
         connection.execute(TABLES)
     return dsn
+
+
+def migrated_pair(one: Server, other: Server, stem: str) -> dict[str, str]:
+    """The DSNs of two new databases with undoubt's tables, by their participants' names."""
+    databases = {"orders": made(one, f"{stem}_orders"), "payments": made(other, f"{stem}_payments")}
+    for name, dsn in databases.items():
+        asyncio.run(schema.migrate(name, ParticipantSettings(dsn=dsn)))
+    return databases
 
 
 @pytest.fixture(scope="package")

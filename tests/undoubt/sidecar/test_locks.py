@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -12,23 +11,16 @@ import psycopg
 import pytest
 
 from tests.servers import Server
-from tests.undoubt.sidecar.conftest import made
+from tests.undoubt.sidecar.conftest import migrated_pair
 from tests.undoubt.sidecar.stage import Client, Stage, Work, eventually_none_prepared, prepare, staged
-from undoubt.participants.postgres import schema
 from undoubt.participants.postgres.sqlstate import STALE_LOCK
-from undoubt.participants.settings import ParticipantSettings
+from undoubt.serve.sidecar.locks import LOCKS_MAX
 
 
 @pytest.fixture(scope="module")
 def migrated(postgres: Server, other_postgres: Server) -> dict[str, str]:
     """Two databases that can guard locks."""
-    databases = {
-        "orders": made(postgres, "sidecar_locks_orders"),
-        "payments": made(other_postgres, "sidecar_locks_payments"),
-    }
-    for name, dsn in databases.items():
-        asyncio.run(schema.migrate(name, ParticipantSettings(dsn=dsn)))
-    return databases
+    return migrated_pair(postgres, other_postgres, "sidecar_locks")
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +149,8 @@ def test_a_stale_holder_is_refused_by_the_database(guarded: Stage) -> None:
     lock = taken(work, "it's guarded")
     answer = work.client.post(f"/v1/locks/{lock['token']}/guard", {"participant": "orders"})
     assert (answer.status_code, answer.json()) == (200, {"token": lock["token"], "participant": "orders"})
+    elsewhere = work.client.post(f"/v1/locks/{lock['token']}/guard", {"participant": "payments"})
+    assert problem(elsewhere) == (403, "NoSqlHere")
     branch = work.announce("payments")
     prepare(guarded.databases["payments"], branch, lock["guard"])
     assert work.commit().status_code == 200
@@ -164,6 +158,34 @@ def test_a_stale_holder_is_refused_by_the_database(guarded: Stage) -> None:
         with psycopg.connect(dsn) as connection, pytest.raises(psycopg.Error) as refused:
             connection.execute(stale["guard"])
         assert refused.value.sqlstate == STALE_LOCK
+
+
+def test_no_more_locks_than_the_limit_where_several_are_waited_for(guarded: Stage) -> None:
+    """A transaction could hold more locks than it may: all requests wait while there is still room for each.
+    The lock that is refused is free again."""
+    work, holder = guarded.tcp("shop").begin(), guarded.tcp("other").begin()
+    names = ["the last", "one too many"]
+    held = [taken(holder, name) for name in names]
+    for number in range(LOCKS_MAX - 1):
+        taken(work, f"lock {number}")
+    answers: list[tuple[str, httpx.Response]] = []
+    waiting = [
+        threading.Thread(target=lambda name=name: answers.append((name, ask(work, name, wait_s=30))))
+        for name in names
+    ]
+    for thread in waiting:
+        thread.start()
+    for lock in held:
+        assert holder.client.delete(f"/v1/locks/{lock['token']}").status_code == 200
+    for thread in waiting:
+        thread.join()
+    [refused] = [(name, answer) for name, answer in answers if answer.status_code != 201]
+    assert problem(refused[1]) == (422, "TooManyLocks")
+    mine = [lock for lock in work.client.get("/v1/locks").json()["locks"] if lock["transaction"] == work.id]
+    assert len(mine) == LOCKS_MAX
+    taken(holder, refused[0])
+    for each in (work, holder):
+        assert each.rollback().status_code == 200
 
 
 def test_a_row_and_a_lock_in_opposite_order(guarded: Stage) -> None:

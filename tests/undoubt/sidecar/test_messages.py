@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import json
 from collections.abc import Iterator
@@ -13,11 +12,9 @@ import psycopg
 import pytest
 
 from tests.servers import Server
-from tests.undoubt.sidecar.conftest import made, paired
+from tests.undoubt.sidecar.conftest import migrated_pair, paired
 from tests.undoubt.sidecar.pair import Pair
 from tests.undoubt.sidecar.stage import Stage, Work, eventually_none_prepared, prepare, staged
-from undoubt.participants.postgres import schema
-from undoubt.participants.settings import ParticipantSettings
 
 MESSAGES = "select topic, key, payload, headers::text, dedupe_id from undoubt.undoubt_outbox order by id"
 
@@ -25,13 +22,7 @@ MESSAGES = "select topic, key, payload, headers::text, dedupe_id from undoubt.un
 @pytest.fixture(scope="module")
 def migrated(postgres: Server, other_postgres: Server) -> dict[str, str]:
     """Two databases with an outbox."""
-    databases = {
-        "orders": made(postgres, "sidecar_messages_orders"),
-        "payments": made(other_postgres, "sidecar_messages_payments"),
-    }
-    for name, dsn in databases.items():
-        asyncio.run(schema.migrate(name, ParticipantSettings(dsn=dsn)))
-    return databases
+    return migrated_pair(postgres, other_postgres, "sidecar_messages")
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,10 @@ import asyncio
 
 from undoubt.coordinator.errors import LockTimeout
 from undoubt.coordinator.locks import Lock, fence_of
+from undoubt.participants.errors import UndoubtError
 from undoubt.participants.postgres.sql import fill
 from undoubt.serve.sidecar.book import OpenTransaction
-from undoubt.serve.sidecar.handlers import JudgedRequest, Sidecar, answer, check_participant
+from undoubt.serve.sidecar.handlers import JudgedRequest, Sidecar, answer, check_participant, check_sql
 from undoubt.serve.sidecar.idempotency import Answer
 from undoubt.serve.sidecar.problems import RETRY_AFTER_S, RequestRefused
 from undoubt.serve.sidecar.types import (
@@ -37,8 +38,7 @@ async def acquire(sidecar: Sidecar, request: JudgedRequest) -> Answer:
     wanted = request.given(AcquireRequest)
     entry = sidecar.own(request, wanted.transaction)
     entry.check_active()
-    if len(entry.locks) >= LOCKS_MAX:
-        raise RequestRefused(422, "TooManyLocks", f"a transaction has at most {LOCKS_MAX}")
+    _check_room(entry)
     with sidecar.waits(request) as wait_s:
         lock = sidecar.book.coordinator.lock(
             wanted.name, timeout=wait_s, shared=wanted.mode == "shared", tx=entry.transaction
@@ -53,14 +53,23 @@ async def acquire(sidecar: Sidecar, request: JudgedRequest) -> Answer:
                 headers={"Retry-After": str(RETRY_AFTER_S)},
                 transaction=entry.id,
             ) from None
-    if not entry.active:
-        await lock.release()
+    try:
+        # While this request waited, the transaction may have ended, or other requests may have taken locks.
         entry.check_active()
+        _check_room(entry)
+    except (RequestRefused, UndoubtError):
+        await lock.release()
+        raise
     entry.locks[lock.token] = lock
     taken = answer(_shown(sidecar, entry, lock), 201, location=f"/v1/locks/{lock.token}")
     if wait_s:
         taken.headers["preference-applied"] = f"wait={wait_s:g}"
     return taken
+
+
+def _check_room(entry: OpenTransaction) -> None:
+    if len(entry.locks) >= LOCKS_MAX:
+        raise RequestRefused(422, "TooManyLocks", f"a transaction has at most {LOCKS_MAX}")
 
 
 async def list_locks(sidecar: Sidecar, request: JudgedRequest) -> Answer:
@@ -91,8 +100,7 @@ async def guard(sidecar: Sidecar, request: JudgedRequest) -> Answer:
     entry.check_active()
     name = request.given(GuardRequest).participant
     check_participant(request.client, None, name)
-    if name not in sidecar.own_sql:
-        raise RequestRefused(403, "NoSqlHere", f"{name} runs no SQL for you here: run 'guard' yourself")
+    check_sql(sidecar, name)
     async with entry.running.setdefault(name, asyncio.Lock()):
         entry.check_active()
         await lock.guard(await sidecar.book.connection(entry, name))
