@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import psycopg
 import pytest
 
 from tests.participants.hands import at
 from tests.participants.proxy import Proxy
 from tests.participants.support import WRITE, Database, new_gid, participant_at
+from undoubt.participants.alembic_lock import engine_over
 from undoubt.participants.contract import Decision, Settled, Vote
 from undoubt.participants.postgres import schema
 from undoubt.participants.settings import ParticipantSettings
@@ -60,3 +62,16 @@ async def test_tables_are_made(database: Database) -> None:
         await schema.migrate("p", settings)
         assert await schema.prune("p", settings, older_than_s=1.0) == 0
     assert await database.admin.fetchval("select to_regclass('undoubt.undoubt_branch')") is not None
+
+
+async def test_tables_are_made_where_idle_sessions_are_ended(database: Database) -> None:
+    """Broken if the session that makes the tables can be ended between two of its transactions, each of which
+    turns the timeout off for itself alone."""
+    await database.admin.execute(f"alter database {database.name} set idle_session_timeout = '300ms'")
+    await schema.migrate("p", ParticipantSettings(dsn=database.dsn))
+    engine = engine_over(lambda options: psycopg.connect(database.dsn, options=options))
+    with engine.connect() as connection:
+        session = connection.connection.driver_connection
+        assert session is not None
+        session.rollback()
+        assert session.execute("show idle_session_timeout").fetchone() == ("0",)
