@@ -72,7 +72,8 @@ def main() -> None:
     client = Client()
     for address in ("/orders/lamp/15", "/orders/castle/1000"):
         answered = client.post(address)
-        print(answered.status_code, answered.headers.get("Undoubt-Outcome", "committed"))
+        told = "committed" if answered.status_code < 400 else "rolled back"
+        print(answered.status_code, answered.headers.get("Undoubt-Outcome", told))
 
 
 if __name__ == "__main__":

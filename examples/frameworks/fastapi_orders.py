@@ -26,7 +26,8 @@ def main() -> None:
     with TestClient(app) as client:
         for path in ("/orders/lamp?price=15", "/orders/castle?price=1000"):
             answered = client.post(path)
-            print(answered.status_code, answered.headers.get("Undoubt-Outcome", "committed"))
+            told = "committed" if answered.status_code < 400 else "rolled back"
+        print(answered.status_code, answered.headers.get("Undoubt-Outcome", told))
 
 
 if __name__ == "__main__":

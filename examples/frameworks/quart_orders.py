@@ -27,7 +27,8 @@ async def main() -> None:
         client = app.test_client()
         for path in ("/orders/lamp/15", "/orders/castle/1000"):
             answered = await client.post(path)
-            print(answered.status_code, answered.headers.get("Undoubt-Outcome", "committed"))
+            told = "committed" if answered.status_code < 400 else "rolled back"
+        print(answered.status_code, answered.headers.get("Undoubt-Outcome", told))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import asyncio
 import contextlib
 import functools
@@ -36,7 +37,7 @@ def faketime_library() -> Path | None:
     return next(iter(sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))), None)
 
 
-class Machine:
+class Machine(abc.ABC):
     """``folder`` has its files. ``clocked``: its wall clock can be set, else it is this machine's."""
 
     def __init__(self, name: str, folder: Path, network: Loopback, *, clocked: bool) -> None:
@@ -62,9 +63,9 @@ class Machine:
         """What its process says, of this start."""
         return self.folder / f"{self.name}.{self.starts}.log"
 
+    @abc.abstractmethod
     async def start(self) -> None:
         """Return once it is ready. Raises ``MachineFailed``."""
-        raise NotImplementedError
 
     async def _launch(self, *command: str, stdout: Path | None = None, env: Mapping[str, str]) -> None:
         self.starts += 1

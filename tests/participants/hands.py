@@ -3,6 +3,7 @@ want done, not in whose words."""
 
 from __future__ import annotations
 
+import abc
 import asyncio
 import select
 from collections.abc import Iterator, Sequence
@@ -28,12 +29,12 @@ def at(branch: Branch) -> Any:
     return connection
 
 
-class _Hands:
+class _Hands(abc.ABC):
     def __init__(self, connection: Any) -> None:
         self.connection = connection
 
-    async def _run(self, sql: str, args: tuple[object, ...], *, rows: bool) -> Any:
-        raise NotImplementedError
+    @abc.abstractmethod
+    async def _run(self, sql: str, args: tuple[object, ...], *, rows: bool) -> Any: ...
 
     async def execute(self, sql: str, *args: object) -> str:
         return str(await self._run(sql, args, rows=False))

@@ -155,7 +155,7 @@ def roll_back(threads: Threads, play: Play, work: Work) -> None:
 
 def timeout_while_idle(threads: Threads, play: Play, work: Work) -> None:
     while work.active:
-        time.sleep(0.01)
+        time.sleep(0.01)  # a thread that does nothing else: nothing tells it that the time is over
 
 
 def timeout_in_a_statement(threads: Threads, play: Play, work: Work) -> None:

@@ -92,7 +92,7 @@ class Layer:
     def _wait(self, trouble: Trouble) -> None:
         end = time.monotonic() + trouble.sync_s if trouble.sync_s > 0 else float("inf")
         while time.monotonic() < end and self.trouble() == trouble:
-            time.sleep(LOOK_S)
+            time.sleep(LOOK_S)  # in the thread that syncs: a sync that hangs holds exactly this thread
 
     def room(self, where: str) -> None:
         """Raises if there is none."""
