@@ -8,11 +8,10 @@ message is carried out."""
 
 from __future__ import annotations
 
-import abc
 import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar
 
 import msgspec
 
@@ -33,7 +32,7 @@ from undoubt.coordinator.ledger.contract import (
     Verdict,
 )
 from undoubt.coordinator.ledger.key_calls import CallingKeys
-from undoubt.coordinator.ledger.ledger_call import Branches, LedgerCall
+from undoubt.coordinator.ledger.ledger_call import Branches, LedgerCall, carried
 from undoubt.coordinator.ledger.lock_calls import CallingLocks
 from undoubt.coordinator.ledger.pages import behind
 from undoubt.coordinator.ledger.rules import new_request, nonce_of
@@ -310,8 +309,6 @@ decode_request: Callable[[bytes], Request[LedgerCall[Any]]] = msgspec.msgpack.De
 DECODE_REPLY = reply_decoders(ALL_CALLS)
 """The decoders of replies, by the class of the call."""
 
-R = TypeVar("R")
-
 
 class CallingLedger(CallingKeys, CallingLocks):
     """The contract in terms of one function, which carries out a call in this process or in another.
@@ -320,9 +317,11 @@ class CallingLedger(CallingKeys, CallingLocks):
 
     acceptors: Acceptors | None = None
 
-    @abc.abstractmethod
-    async def _call(self, call: LedgerCall[R]) -> R:
-        """The result of ``call``. Raises what the contract raises."""
+    sessions = carried(SessionsCall)
+    record_heuristic = carried(RecordHeuristicCall)
+    acts = carried(ActsCall)
+    transaction = carried(TransactionCall)
+    info = carried(InfoCall)
 
     def _request(self) -> str:
         return new_request()
@@ -344,10 +343,6 @@ class CallingLedger(CallingKeys, CallingLocks):
 
     async def close_session(self, session: Session) -> None:
         await self._call(CloseSessionCall(session.public))
-
-    async def sessions(self) -> Sequence[SessionInfo]:
-        sessions: Sequence[SessionInfo] = await self._call(SessionsCall())
-        return sessions
 
     async def decide(
         self,
@@ -419,31 +414,16 @@ class CallingLedger(CallingKeys, CallingLocks):
     async def finish(self, txids: Iterable[TxId]) -> None:
         await self._call(FinishCall(tuple(txids)))
 
-    async def record_heuristic(self, heuristic: Heuristic) -> None:
-        await self._call(RecordHeuristicCall(heuristic))
-
     async def forget_heuristic(self, gid: Gid) -> bool:
         return bool(await self._call(ForgetHeuristicCall(gid, self._nonce())))
+
+    async def record_act(self, act: Act) -> None:
+        await self._call(RecordActCall(act.clipped()))
 
     async def heuristics(self, *, include_forgotten: bool = False) -> Sequence[Heuristic]:
         heuristics: Sequence[Heuristic] = await self._call(HeuristicsCall(include_forgotten))
         return heuristics
 
-    async def record_act(self, act: Act) -> None:
-        await self._call(RecordActCall(act.clipped()))
-
-    async def acts(self, *, limit: int) -> Sequence[Act]:
-        acts: Sequence[Act] = await self._call(ActsCall(limit))
-        return acts
-
-    async def transaction(self, txid: TxId) -> TransactionInfo | None:
-        info: TransactionInfo | None = await self._call(TransactionCall(txid))
-        return info
-
     async def transactions(self, *, limit: int, before: TxId | None = None) -> Sequence[TransactionInfo]:
         infos: Sequence[TransactionInfo] = await self._call(TransactionsCall(limit, before))
         return infos
-
-    async def info(self) -> LedgerInfo:
-        info: LedgerInfo = await self._call(InfoCall())
-        return info

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import abc
 from collections.abc import Sequence
-from typing import Annotated, ClassVar, TypeVar
+from typing import Annotated, ClassVar
 
 import msgspec
 
 from undoubt.coordinator.ledger.commands import TAGS_VERSION
 from undoubt.coordinator.ledger.contract import BranchRecord
 from undoubt.coordinator.ledger.keys import KEY_CHARACTERS_MAX, RESULT_BYTES_MAX, KeyHolder
-from undoubt.coordinator.ledger.ledger_call import Branches, LedgerCall
+from undoubt.coordinator.ledger.ledger_call import Branches, CallCarrier, LedgerCall, carried
 from undoubt.coordinator.ledger.state_machine_ledger import StateMachineLedger
 from undoubt.coordinator.wire.rights import Right
 from undoubt.participants.contract import Decision
 from undoubt.participants.ids import TxId
-
-R = TypeVar("R")
 
 _Key = Annotated[str, msgspec.Meta(max_length=KEY_CHARACTERS_MAX)]
 _Result = Annotated[bytes, msgspec.Meta(max_length=RESULT_BYTES_MAX)]
@@ -66,28 +63,16 @@ class FreeKeyCall(LedgerCall[Decision], frozen=True, tag="free key"):
         return await ledger.free_key(self.txid, self.key, self.proof)
 
 
-class CallingKeys(abc.ABC):
+class CallingKeys(CallCarrier):
     """The part of :class:`~undoubt.coordinator.ledger.calls.CallingLedger` that is about keys."""
 
-    @abc.abstractmethod
-    async def _call(self, call: LedgerCall[R]) -> R:
-        """The result of ``call``. Raises what the contract raises."""
-
-    async def claim_key(self, txid: TxId, key: str, proof: str) -> KeyHolder:
-        holder: KeyHolder = await self._call(ClaimKeyCall(txid, key, proof))
-        return holder
-
-    async def key_holder(self, key: str) -> KeyHolder | None:
-        holder: KeyHolder | None = await self._call(KeyHolderCall(key))
-        return holder
+    claim_key = carried(ClaimKeyCall)
+    key_holder = carried(KeyHolderCall)
+    free_key = carried(FreeKeyCall)
 
     async def commit_key(
         self, txid: TxId, key: str, proof: str, result: bytes, branches: Sequence[BranchRecord]
     ) -> Decision:
         call = CommitKeyCall(txid, key, proof, result, tuple(branches))
         decision: Decision = await self._call(call)
-        return decision
-
-    async def free_key(self, txid: TxId, key: str, proof: str) -> Decision:
-        decision: Decision = await self._call(FreeKeyCall(txid, key, proof))
         return decision

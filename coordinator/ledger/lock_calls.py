@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import abc
 from collections.abc import Sequence
-from typing import ClassVar, TypeVar
+from typing import ClassVar
 
 from undoubt.coordinator.ledger.commands import TAGS_VERSION
-from undoubt.coordinator.ledger.ledger_call import LedgerCall
+from undoubt.coordinator.ledger.ledger_call import CallCarrier, LedgerCall, carried
 from undoubt.coordinator.ledger.locks import LOCKS_PAGE_MAX, LockEntry, LockInfo, LockRequest
 from undoubt.coordinator.ledger.state_machine_ledger import StateMachineLedger
 from undoubt.coordinator.settings import LedgerSettings
 from undoubt.coordinator.wire.rights import Right
 from undoubt.participants.bounds import count
-
-R = TypeVar("R")
 
 
 class LockCall(LedgerCall[LockEntry | None], frozen=True, tag="lock"):
@@ -74,29 +71,20 @@ class RevokeLockCall(LedgerCall[bool], frozen=True, tag="revoke lock"):
         return await ledger.revoke_lock(self.name, self.token)
 
 
-class CallingLocks(abc.ABC):
+class CallingLocks(CallCarrier):
     """Implements :class:`~undoubt.coordinator.ledger.locks.LockLedger` by the messages above."""
 
     settings: LedgerSettings
 
-    @abc.abstractmethod
-    async def _call(self, call: LedgerCall[R]) -> R: ...
-
-    async def lock(self, request: LockRequest, *, wait: bool) -> LockEntry | None:
-        entry: LockEntry | None = await self._call(LockCall(request, wait))
-        return entry
+    lock = carried(LockCall)
+    unlock = carried(UnlockCall)
+    session_locks = carried(SessionLocksCall)
+    revoke_lock = carried(RevokeLockCall)
 
     async def lock_entry(self, request: LockRequest, *, wait_s: float = 0.0) -> LockEntry | None:
         wait_s = min(wait_s, self.settings.request_timeout_s / 2)
         entry: LockEntry | None = await self._call(LockEntryCall(request, wait_s))
         return entry
-
-    async def unlock(self, request: LockRequest) -> bool:
-        return bool(await self._call(UnlockCall(request)))
-
-    async def session_locks(self, session: int, nonce: str) -> Sequence[LockEntry]:
-        entries: Sequence[LockEntry] = await self._call(SessionLocksCall(session, nonce))
-        return entries
 
     async def locks(
         self, *, after: str = "", limit: int = LOCKS_PAGE_MAX, only: str = ""
@@ -112,6 +100,3 @@ class CallingLocks(abc.ABC):
             found += [info for info in page if info.waiters]
             after = page[-1].name
         return found
-
-    async def revoke_lock(self, name: str, token: int) -> bool:
-        return bool(await self._call(RevokeLockCall(name, token)))
