@@ -38,6 +38,7 @@ from undoubt.participants.last_agent import (
     LastAgentBranch,
 )
 from undoubt.participants.postgres import PostgresParticipant
+from undoubt.participants.postgres.last_agent import unanswered_commit
 from undoubt.participants.postgres.schema import restored
 from undoubt.participants.postgres.session import ServerError, ServerSession
 from undoubt.participants.settings import ParticipantSettings
@@ -312,6 +313,15 @@ async def test_a_session_that_was_ended_in_its_commit_is_no_answer(
         await undone(branch)
     assert await participant.agent.conclude(entry) == COMMITTED
     assert await noted.balance() == 90
+
+
+@pytest.mark.parametrize(
+    ("sqlstate", "fatal", "unanswered"),
+    [("57P01", True, True), ("08006", False, True), ("40001", False, False), ("57014", False, False)],
+)
+def test_errors_that_are_no_answer(sqlstate: str, fatal: bool, unanswered: bool) -> None:
+    """A server that ends the session behind its COMMIT sends its reason in place of the answer."""
+    assert unanswered_commit(ServerError(sqlstate, "of a test", fatal=fatal)) is unanswered
 
 
 # The tombstone.

@@ -114,6 +114,18 @@ async def test_a_key_is_shown_of_the_transaction_that_has_committed_with_it(one:
     assert (newest.txid, newest.key) == (one.txid(2), "k")
 
 
+def test_a_snapshot_tells_which_transaction_has_committed_with_a_key() -> None:
+    """A node that starts from its snapshot shows no key, or cannot drop what is old."""
+    txid = TxId(1, "0123456789abcdef", 1)
+    keys = Keys()
+    keys.claim("k", txid)
+    keys.committed(txid, b"result", 5)
+    loaded = Keys.loaded(keys.stored())
+    assert loaded.kept_of(txid) == "k"
+    loaded.drop(5)
+    assert loaded == Keys()
+
+
 async def test_only_one_of_concurrent_claims_has_the_key(ledger: Signing) -> None:
     """Two transactions with one key would both run."""
     clients = [await Client.opened(ledger) for _ in range(3)]
