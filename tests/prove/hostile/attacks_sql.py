@@ -59,6 +59,9 @@ REACHES = (
     "select e'\\x00'",
     "alter table notes owner to postgres",
 )  # fmt: skip
+TOO_MUCH = "select repeat('x', 100000) from generate_series(1, 1000)"
+REFUSED = 40
+"""Each of so many transactions has read as much as it may when its answer is refused."""
 VALUES: tuple[Any, ...] = (
     None, "", "a\0b", "\ud800", [], [[]], [[1], [2, 3]], [[[[[[[1]]]]]]], {}, {"type": "int4"},
     {"type": "x", "value": 1},
@@ -76,6 +79,8 @@ def sql(world: World) -> None:
     committed if, and only if, the answer to the commit says so."""
     for number, statement in enumerate((*ENDS, *BECOMES, *REACHES)):
         _in_between(world, f"sql {number}", statement)
+    for number in range(REFUSED):
+        _in_between(world, f"refused {number}", TOO_MUCH)
     _values(world)
     _too_many(world)
 

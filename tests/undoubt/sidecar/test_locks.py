@@ -11,6 +11,7 @@ import psycopg
 import pytest
 
 from tests.servers import Server
+from tests.undoubt.cli.harness import undoubt
 from tests.undoubt.sidecar.conftest import migrated_pair
 from tests.undoubt.sidecar.stage import Client, Stage, Work, eventually_none_prepared, prepare, staged
 from undoubt.participants.postgres.sqlstate import STALE_LOCK
@@ -54,6 +55,13 @@ def problem(answer: httpx.Response) -> tuple[int, str]:
 
 def listed(client: Client, name: str) -> list[dict[str, Any]]:
     return [lock for lock in client.get("/v1/locks").json()["locks"] if lock["name"] == name]
+
+
+def known_locks(stage: Stage) -> list[dict[str, Any]]:
+    """All locks of the ledger, and who waits for them, as an operator sees them."""
+    ran = undoubt("locks", "list", "--config", str(stage.config), "--output", "json")
+    assert ran.status == 0, ran.err
+    return list(ran.json)
 
 
 def test_one_holder_and_a_higher_token_for_the_next(guarded: Stage) -> None:
@@ -175,6 +183,8 @@ def test_no_more_locks_than_the_limit_where_several_are_waited_for(guarded: Stag
     ]
     for thread in waiting:
         thread.start()
+    while [lock["waiting"] for lock in known_locks(guarded) if lock["name"] in names] != [1, 1]:
+        pass
     for lock in held:
         assert holder.client.delete(f"/v1/locks/{lock['token']}").status_code == 200
     for thread in waiting:
