@@ -267,6 +267,16 @@ async def ended(scene: Scene, seen: Opened) -> None:
     await seen.page.locator("#answer", has_text="done").wait_for()
 
 
+SCROLL_ON = """
+(box) => new Promise((done) => {
+  const before = box.scrollTop;
+  box.scrollTop += box.clientHeight / 2;
+  requestAnimationFrame(() => setTimeout(() => done(box.scrollTop === before)));
+})
+"""
+"""Scrolls a list by half of what is in sight. The result is whether its end was in sight before."""
+
+
 async def all_planted(scene: Scene, seen: Opened) -> None:
     """Every page that shows what anybody may have chosen."""
     wanted = {
@@ -283,7 +293,16 @@ async def all_planted(scene: Scene, seen: Opened) -> None:
         await seen.page.locator("main .busy").first.wait_for(state="detached")
         for name in names:
             if not await seen.planted():
-                await seen.page.get_by_text(planted(name)).first.wait_for(state="attached")
+                await _scroll_to(seen, place, planted(name))
+
+
+async def _scroll_to(seen: Opened, place: str, text: str) -> None:
+    """Of a long list only the rows in sight are elements."""
+    found, box = seen.page.get_by_text(text).first, seen.page.locator(f'[id="rows-{place}"]')
+    while await box.count() and not await found.count():
+        if await box.evaluate(SCROLL_ON):
+            break
+    await found.wait_for(state="attached")
 
 
 async def kill_payments(scene: Scene) -> None:
