@@ -17,8 +17,6 @@ ENDS = [
     "rollback and chain",
     "rollback transaction",
     "commit and chain",
-    "commit prepared 'x'",
-    "rollback prepared 'x'",
     "prepare transaction 'x'",
     "PREPARE/**/TRANSACTION 'x'",
     "-- x\ncommit",
@@ -53,6 +51,13 @@ def test_it_would_end_the_branch(sql: str) -> None:
 @pytest.mark.parametrize("sql", KEEPS)
 def test_it_keeps_the_branch(sql: str) -> None:
     check_keeps_branch(sql)
+
+
+@pytest.mark.parametrize("sql", ["commit prepared 'x'", "Rollback /* */ Prepared 'x'"])
+def test_it_would_end_another(sql: str) -> None:
+    """Broken if who writes it is told of savepoints and of the end of a branch."""
+    with pytest.raises(UsageError, match="PREPARED would end another prepared transaction"):
+        check_keeps_branch(sql)
 
 
 def test_the_server_reads_the_same_words() -> None:

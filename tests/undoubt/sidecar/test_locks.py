@@ -92,6 +92,16 @@ def test_shared_holders(guarded: Stage) -> None:
         assert work.rollback().status_code == 200
 
 
+def test_a_transaction_does_not_wait_for_its_own_lock(guarded: Stage) -> None:
+    """Broken if a client that repeats a request whose answer was lost waits for itself."""
+    work = guarded.tcp("shop").begin()
+    lock = taken(work, "mine")
+    answer = ask(work, "mine", wait_s=20)
+    assert problem(answer) == (409, "LockHeld")
+    assert f"already, with token {lock['token']}" in answer.json()["detail"]
+    assert work.rollback().status_code == 200
+
+
 def test_nobody_sees_or_releases_the_locks_of_another_client(guarded: Stage) -> None:
     """A client could take the lock away from a holder in the middle of its work."""
     work, stranger = guarded.tcp("shop").begin(), guarded.tcp("other")

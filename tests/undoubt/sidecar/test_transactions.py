@@ -224,6 +224,24 @@ def test_get_waits_for_the_end(stage: Stage, account: int) -> None:
     assert found == ["committed"]
 
 
+@pytest.mark.parametrize("end", ["rollback", "commit"])
+def test_a_statement_that_runs_when_its_transaction_ends_says_so(stage: Stage, end: str) -> None:
+    """Broken if its client is told that the database is gone, or that somebody cancelled the statement."""
+    work = stage.tcp().begin()
+    pid = work.run("select pg_backend_pid()")["rows"][0][0]
+    found: list[dict[str, object]] = []
+    asking = threading.Thread(target=lambda: found.append(work.sql("select pg_sleep(60)").json()))
+    asking.start()
+    sleeps = f"select count(*) from pg_stat_activity where pid = {pid} and wait_event = 'PgSleep'"
+    while not value(stage.databases["orders"], sleeps):
+        pass
+    assert work.client.post(f"{work.path}/{end}").status_code == (200 if end == "rollback" else 409)
+    asking.join()
+    assert found[0]["name"] in {"TransactionAborted", "TransactionEnded"}
+    if end == "rollback":
+        assert found[0]["reason"] == "it was rolled back by its client"
+
+
 def test_a_failed_statement_aborts(stage: Stage, account: int) -> None:
     work = stage.tcp().begin()
     work.run(TAKE.format(account))

@@ -44,6 +44,14 @@ def test_tcp_needs_a_token(stage: Stage, path: str) -> None:
     assert answer.json()["name"] in {"TokenNeeded", "NotAllowed"}
 
 
+@pytest.mark.parametrize("name", [None, "unknown"])
+def test_who_is_not_known_needs_a_token_and_no_role(stage: Stage, name: str | None) -> None:
+    """Broken if somebody whose token is missing or wrong looks for missing roles."""
+    answer = stage.tcp(name).get("/readyz?verbose")
+    expected = "TokenNeeded" if name is None else "TokenUnknown"
+    assert (answer.status_code, answer.json()["name"]) == (401, expected)
+
+
 def answers(stage: Stage, status: int) -> bool:
     """Whether the client ``shop`` gets this HTTP status for its token."""
     return stage.tcp("shop").get("/v1/participants").status_code == status
@@ -164,6 +172,8 @@ def test_roles(stage: Stage) -> None:
         assert (answer.status_code, answer.json()["name"]) == (403, "NotAllowed")
     assert operator.post(f"{work.path}/rollback").status_code == 200
     assert work.show()["state"] == "aborted"
+    # Not "by its client", which has not done it.
+    assert work.commit().json()["reason"].startswith("it was rolled back by client 'operator'")
 
 
 def test_participants_of_a_token(stage: Stage) -> None:

@@ -94,6 +94,8 @@ class OpenTransaction:
     """When the outcome became known, on the event loop's clock, in seconds."""
     begun_at: float = field(default_factory=time.time)
     """In seconds since 1970."""
+    undone_by: str = ""
+    """The name of the client that asked for the rollback."""
     commit_s: float | None = None
     """When the commit was requested, on the event loop's clock, in seconds; None before."""
 
@@ -138,8 +140,12 @@ class OpenTransaction:
             return self.ending.result() if self.ending.done() and not self.ending.cancelled() else None
         if self.transaction.active:
             return None
-        why = self.transaction.interruption or "it was rolled back by its client"
-        return TransactionAborted(self.transaction.id, why)
+        return TransactionAborted(self.transaction.id, self.transaction.interruption or self._undone())
+
+    def _undone(self) -> str:
+        if self.undone_by in ("", self.owner):
+            return "it was rolled back by its client"
+        return f"it was rolled back by client {self.undone_by!r}, which may end the transactions of others"
 
     @property
     def final(self) -> bool:
@@ -376,11 +382,12 @@ class Book:
             return TransactionAborted(txid, recorded.reason)
         return None
 
-    async def roll_back(self, entry: OpenTransaction) -> None:
-        """Roll the transaction back; after that it can never commit. Raises :class:`RequestRefused` if its
-        commit has begun."""
+    async def roll_back(self, entry: OpenTransaction, client: str) -> None:
+        """Roll the transaction back for ``client``; after that it can never commit. Raises
+        :class:`RequestRefused` if its commit has begun."""
         if entry.ending is not None:
             entry.check_active()
+        entry.undone_by = entry.undone_by or client
         undoing = asyncio.create_task(_rolled_back(entry.transaction))
         await asyncio.wait([undoing], timeout=ROLLBACK_S)
         if undoing.done():

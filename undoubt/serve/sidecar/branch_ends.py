@@ -26,6 +26,8 @@ def check_keeps_branch(sql: str) -> None:
     words = first_words(sql, 3)
     if not words:
         return
+    if words[0] in {"COMMIT", "ROLLBACK"} and words[1:2] == ["PREPARED"]:
+        raise UsageError(f"{words[0]} PREPARED would end another prepared transaction: no branch runs it")
     if words[0] in _ENDS and not (words[0] == "ROLLBACK" and "TO" in words[1:]):
         raise UsageError(
             f"{words[0]} would end the branch alone: commit or roll back the transaction (savepoints may be"

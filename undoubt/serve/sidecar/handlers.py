@@ -20,6 +20,7 @@ from undoubt.coordinator.ledger.pages import every_unfinished
 from undoubt.coordinator.ledger.session_mark import is_mark
 from undoubt.coordinator.transaction import CommitResult, Transaction
 from undoubt.participants.contract import Settled
+from undoubt.participants.errors import UndoubtError
 from undoubt.participants.ids import InvalidName, TxId
 from undoubt.participants.postgres import PostgresParticipant
 from undoubt.participants.postgres.announced import AnnouncedBranch
@@ -304,8 +305,12 @@ async def execute(sidecar: Sidecar, request: JudgedRequest) -> Answer:
             return answer(await statements.run(connection, name, wanted.sql, values, sidecar.settings))
         except statements.StatementFailed as failed:
             # The database says only that somebody cancelled it.
-            if await entry.transaction.find_out(failed.__cause__) is not None:
-                entry.check_active()
+            await entry.transaction.find_out(failed.__cause__)
+            entry.check_active()
+            raise
+        except UndoubtError:
+            # The connection is gone if the transaction has ended meanwhile: that is no fault of the database.
+            entry.check_active()
             raise
         except statements.UnreadableAnswer as error:
             entry.transaction.doom(statements.without_frames(error))
@@ -413,7 +418,7 @@ async def roll_back(sidecar: Sidecar, request: JudgedRequest) -> Answer:
             409, "TransactionEnded", recorded.reason, outcome=recorded.state, transaction=recorded.id
         )
     if not (entry.final and entry.info().state == "aborted"):
-        await sidecar.book.roll_back(entry)
+        await sidecar.book.roll_back(entry, request.client.name)
     return answer(RolledBack(entry.id))
 
 

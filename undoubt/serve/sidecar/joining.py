@@ -75,7 +75,11 @@ async def work(
     of the operation."""
     capability = shown.capability
     if not operation.joins:
-        raise RequestRefused(403, "CapabilityCannot", "only the client that began the transaction can end it")
+        raise RequestRefused(
+            403,
+            "CapabilityCannot",
+            "a client that joins runs branches: all else is for the client that began the transaction",
+        )
     check_current(capability, sidecar.ledger.ledger_id, request.path["id"])
     reads = operation.method == "GET"
     if capability.owner == sidecar.settings.url:

@@ -39,6 +39,7 @@ async def acquire(sidecar: Sidecar, request: JudgedRequest) -> Answer:
     entry = sidecar.own(request, wanted.transaction)
     entry.check_active()
     _check_room(entry)
+    _check_new(entry, wanted)
     with sidecar.waits(request) as wait_s:
         lock = sidecar.book.coordinator.lock(
             wanted.name, timeout=wait_s, shared=wanted.mode == "shared", tx=entry.transaction
@@ -70,6 +71,18 @@ async def acquire(sidecar: Sidecar, request: JudgedRequest) -> Answer:
 def _check_room(entry: OpenTransaction) -> None:
     if len(entry.locks) >= LOCKS_MAX:
         raise RequestRefused(422, "TooManyLocks", f"a transaction has at most {LOCKS_MAX}")
+
+
+def _check_new(entry: OpenTransaction, wanted: AcquireRequest) -> None:
+    """Raise :class:`RequestRefused` if the transaction would wait for a lock of its own."""
+    for token, lock in entry.locks.items():
+        if lock.name == wanted.name and lock.held and not (lock.shared and wanted.mode == "shared"):
+            raise RequestRefused(
+                409,
+                "LockHeld",
+                f"this transaction holds lock {lock.name!r} already, with token {token}",
+                transaction=entry.id,
+            )
 
 
 async def list_locks(sidecar: Sidecar, request: JudgedRequest) -> Answer:
