@@ -18,6 +18,8 @@ import msgspec
 
 from undoubt.embedded import EmbeddedServer
 from undoubt.embedded.places import new_place, remove_place
+from undoubt.participants.postgres.schema import migrate
+from undoubt.participants.settings import ParticipantSettings
 from undoubt.serve.local import child, sweeper
 from undoubt.serve.local.keeper import Kept
 from undoubt.serve.local.nodes import COUNT, QUICK, Nodes
@@ -171,6 +173,7 @@ async def _databases(
             await connection.execute(schema)
         finally:
             await connection.close()
+        await migrate(name, ParticipantSettings(dsn=dsns[name]))  # for messages, and guards of locks
     return servers, dsns
 
 
