@@ -27,7 +27,7 @@ def main() -> None:
         for path in ("/orders/lamp?price=15", "/orders/castle?price=1000"):
             answered = client.post(path)
             told = "committed" if answered.status_code < 400 else "rolled back"
-        print(answered.status_code, answered.headers.get("Undoubt-Outcome", told))
+            print(answered.status_code, answered.headers.get("Undoubt-Outcome", told))
 
 
 if __name__ == "__main__":

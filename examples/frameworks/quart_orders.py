@@ -28,7 +28,7 @@ async def main() -> None:
         for path in ("/orders/lamp/15", "/orders/castle/1000"):
             answered = await client.post(path)
             told = "committed" if answered.status_code < 400 else "rolled back"
-        print(answered.status_code, answered.headers.get("Undoubt-Outcome", told))
+            print(answered.status_code, answered.headers.get("Undoubt-Outcome", told))
 
 
 if __name__ == "__main__":
