@@ -9,7 +9,7 @@ import asyncio
 import base64
 import contextlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -24,6 +24,7 @@ from undoubt.participants.errors import UndoubtError
 from undoubt.participants.ids import InvalidName, TxId
 from undoubt.participants.postgres import PostgresParticipant
 from undoubt.participants.postgres.announced import AnnouncedBranch
+from undoubt.participants.postgres.psycopg.connection import AsyncBranchConnection
 from undoubt.serve.console.console import Console
 from undoubt.serve.sidecar import health, statements
 from undoubt.serve.sidecar.agency import NO_AGENT, Agency
@@ -298,22 +299,30 @@ async def execute(sidecar: Sidecar, request: JudgedRequest) -> Answer:
     name = sidecar.participant(request, wanted.participant).name
     check_sql(sidecar, name)
     values = parameters(request)
+    try:
+        async with used_branch(sidecar, entry, name) as connection:
+            return answer(await statements.run(connection, name, wanted.sql, values, sidecar.settings))
+    except statements.UnreadableAnswer as error:
+        entry.transaction.doom(statements.without_frames(error))
+        entry.check_active()
+        raise
+
+
+@contextlib.asynccontextmanager
+async def used_branch(
+    sidecar: Sidecar, entry: OpenTransaction, name: str
+) -> AsyncIterator[AsyncBranchConnection]:
+    """For one call, the connection of the branch in participant ``name``. If the call fails because the
+    transaction has ended meanwhile, what ended it is raised: the database says only that a statement was
+    cancelled, or a connection closed."""
     async with entry.running.setdefault(name, asyncio.Lock()):
         entry.check_active()
         connection = await sidecar.book.connection(entry, name)
         try:
-            return answer(await statements.run(connection, name, wanted.sql, values, sidecar.settings))
-        except statements.StatementFailed as failed:
-            # The database says only that somebody cancelled it.
-            await entry.transaction.find_out(failed.__cause__)
-            entry.check_active()
-            raise
-        except UndoubtError:
-            # The connection is gone if the transaction has ended meanwhile: that is no fault of the database.
-            entry.check_active()
-            raise
-        except statements.UnreadableAnswer as error:
-            entry.transaction.doom(statements.without_frames(error))
+            yield connection
+        except (statements.StatementFailed, UndoubtError) as failed:
+            told = failed.__cause__ if isinstance(failed, statements.StatementFailed) else failed
+            await entry.transaction.find_out(told)
             entry.check_active()
             raise
 

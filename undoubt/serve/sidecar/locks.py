@@ -7,14 +7,19 @@ deadlocks, which aborts one of several transactions that wait for each other.
 
 from __future__ import annotations
 
-import asyncio
-
 from undoubt.coordinator.errors import LockTimeout
 from undoubt.coordinator.locks import Lock, fence_of
 from undoubt.participants.errors import UndoubtError
 from undoubt.participants.postgres.sql import fill
 from undoubt.serve.sidecar.book import OpenTransaction
-from undoubt.serve.sidecar.handlers import JudgedRequest, Sidecar, answer, check_participant, check_sql
+from undoubt.serve.sidecar.handlers import (
+    JudgedRequest,
+    Sidecar,
+    answer,
+    check_participant,
+    check_sql,
+    used_branch,
+)
 from undoubt.serve.sidecar.idempotency import Answer
 from undoubt.serve.sidecar.problems import RETRY_AFTER_S, RequestRefused
 from undoubt.serve.sidecar.types import (
@@ -114,9 +119,8 @@ async def guard(sidecar: Sidecar, request: JudgedRequest) -> Answer:
     name = request.given(GuardRequest).participant
     check_participant(request.client, None, name)
     check_sql(sidecar, name)
-    async with entry.running.setdefault(name, asyncio.Lock()):
-        entry.check_active()
-        await lock.guard(await sidecar.book.connection(entry, name))
+    async with used_branch(sidecar, entry, name) as connection:
+        await lock.guard(connection)
     return answer(GuardedBranch(lock.token, name))
 
 

@@ -5,14 +5,19 @@ instead."""
 
 from __future__ import annotations
 
-import asyncio
 import base64
 
 from undoubt.coordinator.publishing import checked, put
-from undoubt.participants.errors import ParticipantError, UsageError
+from undoubt.participants.errors import UsageError
 from undoubt.participants.outbox import Publication
-from undoubt.serve.sidecar.book import OpenTransaction
-from undoubt.serve.sidecar.handlers import JudgedRequest, Sidecar, announced_branch, answer, check_sql
+from undoubt.serve.sidecar.handlers import (
+    JudgedRequest,
+    Sidecar,
+    announced_branch,
+    answer,
+    check_sql,
+    used_branch,
+)
 from undoubt.serve.sidecar.idempotency import Answer
 from undoubt.serve.sidecar.types import Published, PublishRequest
 
@@ -33,20 +38,8 @@ async def publish(sidecar: Sidecar, request: JudgedRequest) -> Answer:
         published, statement = branch.publication(message)
         return answer(Published(published, name, statement), 201)
     check_sql(sidecar, name)
-    return answer(Published(await _put(sidecar, entry, name, message), name), 201)
-
-
-async def _put(sidecar: Sidecar, entry: OpenTransaction, name: str, message: Publication) -> str:
-    async with entry.running.setdefault(name, asyncio.Lock()):
-        entry.check_active()
-        await sidecar.book.connection(entry, name)
-        try:
-            return await put(entry.transaction, name, message)
-        except ParticipantError as error:
-            # The database says only that the statement was cancelled.
-            if await entry.transaction.find_out(error) is not None:
-                entry.check_active()
-            raise
+    async with used_branch(sidecar, entry, name):
+        return answer(Published(await put(entry.transaction, name, message), name), 201)
 
 
 def message_of(request: JudgedRequest) -> Publication:
