@@ -15,8 +15,12 @@ SEED ?=
 SEEDS ?= 200
 SECONDS ?= 60
 WORKERS ?= auto
+SLOW_WORKERS ?= 2
 RTT ?=
 BLOCKS ?=
+
+# Tests and proofs start hundreds of processes: each would compile all modules again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help demo test test-slow check format prove models conformance simulate simulate-coverage faults mutants bench soak build clean
 .DEFAULT_GOAL := test
@@ -31,7 +35,7 @@ test: $(STAMP) ## all fast tests, in parallel: ARGS="-k ledger -x" WORKERS=4
 	$(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist worksteal $(ARGS)
 
 test-slow: $(STAMP) ## proofs, matrices and builds as tests
-	$(BIN)/python -m pytest -m slow -n $(WORKERS) --dist worksteal $(ARGS)
+	$(BIN)/python -m pytest -m slow -n $(SLOW_WORKERS) --dist worksteal $(ARGS)
 
 check: $(STAMP) ## formats, types, layers of imports, rules of the house
 	$(BIN)/ruff check .

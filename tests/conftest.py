@@ -46,6 +46,11 @@ def _available_bytes() -> int:
 _use_memory()
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """Twice the processors: most tests wait for servers most of their time."""
+    return 2 * (os.cpu_count() or 1)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Processes that share the tests must name them alike: an address of an object differs in each."""
     if odd := [item.nodeid for item in items if " at 0x" in item.nodeid]:

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.house.tree import LINKS, ROOT, files
+from tests.house.tree import LINKS, ROOMS, ROOT, files
 
 HERE = Path(__file__).parent
 SEEDS = 300
@@ -53,10 +53,18 @@ class Mutant:
 
 
 def copy(place: Path) -> None:
+    """Copy the tree, with its modules as they are compiled: Python takes those whose source has the time and
+    size that it had then (https://docs.python.org/3/reference/import.html#cached-bytecode-invalidation), and
+    compiles the others: files that were patched have another time."""
     for path in files():
         target = place / path.relative_to(ROOT)
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, target)
+        shutil.copy2(path, target)
+    for room in (*ROOMS, "migrations", "tests"):
+        for compiled in (ROOT / room).rglob("__pycache__"):
+            target = place / compiled.relative_to(ROOT)
+            if target.parent.is_dir():
+                shutil.copytree(compiled, target, ignore=shutil.ignore_patterns("*.pyc.*"))  # being written
     for link, to in LINKS.items():
         (place / link).parent.mkdir(exist_ok=True)
         (place / link).symlink_to(to)

@@ -41,6 +41,7 @@ UNTAKEN = 30
 HELD_S = 12.0
 """For how long one client holds what it could take: longer than the other one may need."""
 AGAIN_S = 0.02
+BYTE_AGAIN_S = 0.5
 CROWD = 300
 """Connections at once, each slow in a way of its own: more than the requests that are worked on at once."""
 
@@ -311,7 +312,7 @@ def slow(world: World) -> None:
         while time.monotonic() < end:
             for line in lines:
                 line.send(b"x")  # a byte at a time, for ever
-            time.sleep(0.5)
+            time.sleep(BYTE_AGAIN_S)
         world.take((), CROWD + UNTAKEN)
         left = world.sockets() - world.sockets_before
         if left > UNTAKEN // 2:
