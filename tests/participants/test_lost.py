@@ -145,7 +145,7 @@ async def test_answer_to_commit_lost(
 async def test_no_answer_in_time(proxy: Proxy, database: Database, gid: Gid) -> None:
     """A database behind a dead network must not hold up a coordinator for ever."""
     participant = participant_at(proxy.dsn, statement_timeout_s=0.3, connect_timeout_s=0.3)
-    branch = await participant.begin(gid, timeout_s=30)
+    branch = await participant.begin(gid, timeout_s=3)
     await at(branch).execute(WRITE)
     await participant.in_doubt()
     proxy.freeze()
@@ -171,7 +171,7 @@ async def test_late_statement_ends_on_the_server(database: Database, gid: Gid) -
         "create constraint trigger slow after update on account deferrable initially deferred"
         " for each row execute function dawdle()"
     )
-    branch = await participant.begin(gid, timeout_s=30)
+    branch = await participant.begin(gid, timeout_s=3)
     pid = at(branch).get_server_pid()
     await at(branch).execute(WRITE)
     with pytest.raises(PrepareUnanswered):
