@@ -230,8 +230,12 @@ async def test_the_session_of_locks_ends_when_it_is_idle_and_begins_anew() -> No
 
 
 @pytest.mark.parametrize("block", [True, False])
-async def test_a_transaction_that_is_aborted_waits_no_more(block: bool) -> None:
+async def test_a_transaction_that_is_aborted_waits_no_more(
+    block: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A victim of a deadlock would wait on, and the others with it; its lock would be granted to nobody."""
+    for each in ("locks", "ledger.lock_serving"):  # it does not ask again by itself
+        monkeypatch.setattr(f"undoubt.coordinator.{each}.LOCK_WAIT_S_MAX", 60.0)
     ledger = MemoryLedger()
     async with coordinators(ledger) as (one, other):
         await other.lock("job").acquire()
@@ -251,7 +255,8 @@ async def test_a_transaction_that_is_aborted_waits_no_more(block: bool) -> None:
         assert ledger.machine.state.locks.queues["job"][1].request.txid == begun[0].id
         assert one.cancel(begun[0].id, KeyError("victim"))
         with pytest.raises(TransactionAborted, match="victim"):
-            await waiter
+            async with asyncio.timeout(20):
+                await waiter
         await until(lambda: len(ledger.machine.state.locks.queues["job"]) == 1)
         with pytest.raises(TransactionAborted, match="victim"):
             await one.lock("job", tx=begun[0]).acquire()

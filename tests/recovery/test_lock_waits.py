@@ -34,9 +34,11 @@ class Locks:
         return asked
 
     async def victims(self) -> list[TxId]:
-        """Those of one look."""
-        await detector(self.world, self.told).look()
-        victims = [txid for txid, _ in self.told]
+        """Those of two looks: a wait of a transaction for itself counts only when it is seen again."""
+        looking = detector(self.world, self.told)
+        await looking.look()
+        await looking.look()
+        victims = list(dict.fromkeys(txid for txid, _ in self.told))
         self.told.clear()
         return victims
 
