@@ -24,7 +24,9 @@ from tests.prove.blocks_stage import (
 )
 from undoubt import TransactionAborted
 from undoubt.coordinator.transaction import Transaction
+from undoubt.integrations import answers, asgi
 from undoubt.integrations.sqlalchemy import AsyncSession
+from undoubt.integrations.starlette import Receive, Scope, Send
 
 Body = Callable[[Work], Awaitable[None]]
 
@@ -210,11 +212,45 @@ async def session(play: Play, body: Body) -> None:
             await opened.commit()
 
 
+async def request(play: Play, body: Body) -> None:
+    """A request of an application of ASGI, whose client hears what ``answer`` is given. What the application
+    raises reaches its server."""
+    told: list[BaseException] = []
+
+    async def application(scope: Scope, receive: Receive, send: Send) -> None:
+        await body(OwnWork(await asgi.transaction()))
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    def answer(error: BaseException) -> answers.WebAnswer:
+        told.append(error)
+        return answers.answer(error)
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": b""}
+
+    async def send(message: Any) -> None:
+        statuses.append(message.get("status"))
+
+    statuses: list[int | None] = []
+    middleware = asgi.CommitBeforeResponse(
+        application,
+        coordinator=play.stage.coordinators[play.driver],
+        timeout=play.timeout_s,
+        answer=answer,
+    )
+    await middleware({"type": "http", "headers": []}, receive, send)
+    if told:
+        play.expect(statuses[0] != 200, "the client read that it is done")
+        raise told[0]
+
+
 WaysIn = Callable[[Play, Body], Awaitable[None]]
 WAYS_IN: dict[str, WaysIn] = {
     each.__name__: each
     for each in (
         block, wrapper, stack, generator, fixture, elsewhere, started, run, adopted, session,
+        request,
     )
 }  # fmt: skip
 INTERRUPTED = frozenset({"block", "wrapper", "run", "adopted"})
@@ -360,7 +396,13 @@ WAYS_OUT = {
         WayOut(raise_error, frozenset({Ended.APPLICATION})),
         WayOut(roll_back, frozenset({Ended.ROLLED_BACK})),
         WayOut(timeout_while_idle, ABORTED, times_out=True, cause=TimeoutError),
-        WayOut(timeout_in_a_statement, ABORTED, times_out=True, cause=TimeoutError),
+        WayOut(
+            timeout_in_a_statement,
+            ABORTED,
+            times_out=True,
+            cause=TimeoutError,
+            not_for=frozenset({"request"}),
+        ),
         WayOut(timeout_swallowed, ABORTED, times_out=True, cause=TimeoutError),
         WayOut(timeout_and_everything_swallowed, ABORTED, times_out=True, cause=TimeoutError),
         WayOut(timeout_that_the_loop_hears_late, ABORTED, times_out=True, cause=TimeoutError),

@@ -11,12 +11,15 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any
 
+import flask
 import sqlalchemy as sa
 
 import undoubt.sync
 from tests.prove.blocks_cases import ABORTED, COMMITTED
 from tests.prove.blocks_stage import CASE_S, NAMES, TIMEOUT_S, AppError, Ended, Play, Stage, Victim
 from undoubt import TransactionAborted
+from undoubt.integrations import answers
+from undoubt.integrations.flask import Undoubt
 from undoubt.integrations.sqlalchemy import Session
 
 AT_ONCE = 4
@@ -128,6 +131,29 @@ def session(threads: Threads, play: Play, body: Body) -> None:
             opened.commit()
 
 
+def request(threads: Threads, play: Play, body: Body) -> None:
+    """A request of Flask, whose client hears what ``answer`` is given."""
+    told: list[BaseException] = []
+
+    def answer(error: BaseException) -> answers.WebAnswer:
+        told.append(error)
+        return answers.answer(error)
+
+    app = flask.Flask(__name__)
+    app.testing = True  # what a view raises reaches the caller
+    extension = Undoubt(app, coordinator=threads.coordinator, timeout=play.timeout_s, answer=answer)
+
+    @app.post("/")
+    def view() -> str:
+        body(OwnWork(extension.transaction()))
+        return "done"
+
+    answered = app.test_client().post("/")
+    if told:
+        play.expect(answered.status_code != 200, "the client read that it is done")
+        raise told[0]
+
+
 def _doom(threads: Threads, work: Work) -> None:
     async def doom() -> bool:
         return threads.coordinator.engine.cancel(work.id, Victim("as told"))
@@ -199,7 +225,7 @@ def commit_error_swallowed(threads: Threads, play: Play, work: Work) -> None:
         work.commit()
 
 
-WAYS_IN = {each.__name__: each for each in (block, started, run, session)}
+WAYS_IN = {each.__name__: each for each in (block, started, run, session, request)}
 NO_BLOCK = frozenset({"started", "session"})
 
 
@@ -220,9 +246,9 @@ WAYS_OUT = {
         WayOut(raise_error, frozenset({Ended.APPLICATION})),
         WayOut(roll_back, frozenset({Ended.ROLLED_BACK})),
         WayOut(timeout_while_idle, ABORTED, TIMEOUT_S, TimeoutError),
-        WayOut(timeout_in_a_statement, ABORTED, TIMEOUT_S, TimeoutError),
+        WayOut(timeout_in_a_statement, ABORTED, TIMEOUT_S, TimeoutError, frozenset({"request"})),
         WayOut(timeout_swallowed, ABORTED, TIMEOUT_S, TimeoutError),
-        WayOut(victim, ABORTED, cause=Victim),
+        WayOut(victim, ABORTED, cause=Victim, not_for=frozenset({"request"})),
         WayOut(victim_at_the_end, ABORTED, cause=Victim),
         WayOut(victim_swallowed, ABORTED, cause=Victim),
         WayOut(sql_error_swallowed, ABORTED),

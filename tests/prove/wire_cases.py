@@ -91,7 +91,10 @@ _MANY, _ONE = 3, 1
 SCENES: tuple[Scene, ...] = (
     # Those on one cluster come one after another: they begin first.
     Scene("asyncpg", ledger="raft", protocol="paxos", faults=_MANY),
-    Scene("psycopg", ledger="raft", protocol="paxos", faults=_ONE),
+    *(
+        Scene(door, ledger="raft", protocol="paxos", faults=_ONE)
+        for door in ("psycopg", "sync", "Session", "AsyncSession")
+    ),
     Scene("asyncpg"),
     Scene("psycopg"),
     *(Scene(door, faults=_MANY) for door in ("sync", "Session", "AsyncSession")),
