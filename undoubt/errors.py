@@ -9,6 +9,7 @@
     │   ├── CoordinatorClosed          the coordinator is closed; a call that was running may have an effect
     │   ├── InvalidName                the text is no transaction id, participant's name or ledger id
     │   ├── NotOurs                    the prepared transaction is not of undoubt, or is of another ledger
+    │   ├── OutOfBounds                a value is beyond its bounds, which are named; also a ``ValueError``
     │   ├── ParticipantInUse           the participant cannot be removed: it has unresolved branches
     │   ├── TransactionEnded           the transaction, or the branch, has ended already
     │   ├── UnknownParticipant         no participant of that name is registered
@@ -88,6 +89,7 @@ from undoubt.coordinator.errors import (
 )
 from undoubt.embedded.binaries import BinariesMissing
 from undoubt.embedded.server import ServerFailed
+from undoubt.participants.bounds import OutOfBounds
 from undoubt.participants.errors import (
     BranchFailed,
     ParticipantError,
@@ -132,6 +134,7 @@ __all__ = [
     "NotOurs",
     "NotPermitted",
     "NotPrepared",
+    "OutOfBounds",
     "OutcomeUnknown",
     "ParticipantError",
     "ParticipantInUse",
