@@ -106,9 +106,9 @@ async def nothing_left(settings: Settings) -> None:
         raise LedgerMissing(
             f"no ledger at {url}, and {left.in_words()}: either this installation had that ledger, or another"
             " installation uses the same databases. No ledger was made. Look for the former ledger, or"
-            " restore it from a backup: `undoubt ledger restore BACKUP`. If it is lost: `undoubt ledger init` makes a"
-            f" new one, and `undoubt recover --adopt {left.ledgers[0]}` ends the branches that it has left."
-            " If it is another installation's, name it in the participants' other_ledgers"
+            " restore it from a backup: `undoubt ledger restore BACKUP`. If it is lost: `undoubt ledger init`"
+            f" makes a new one, and `undoubt recover --adopt {left.ledgers[0]}` ends the branches that it has"
+            " left. If it is another installation's, name it in the participants' other_ledgers"
         )
     if left.unreachable:
         names = "; ".join(f"{name} does not answer ({error})" for name, error in left.unreachable.items())

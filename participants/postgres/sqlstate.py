@@ -61,6 +61,11 @@ SWALLOWED = (
     "an SQL error in this branch was swallowed: PostgreSQL has rolled it back, so everything aborts;"
     " use a savepoint for statements that may fail, and roll back to it"
 )
+UNNOTICED = (
+    "a statement of this branch failed or was cancelled (for example by a timeout of the application's own),"
+    " and the application went on: PostgreSQL has rolled the branch back, so everything aborts"
+)
+"""What is said where no error of a statement is known: a driver that is cancelled raises none."""
 
 NOTE_IMPOSSIBLE = (
     "its transaction was made read only after it had changed something: it cannot note its commit, which"
@@ -186,7 +191,7 @@ def _explain(error: ServerError) -> str:
 def swallowed(participant: str, failure: ServerError | None, how: str = "") -> BranchFailed:
     """The error of a branch in a failed transaction. ``failure`` is the last error that its application got;
     ``how`` is the answer that showed it."""
-    text = SWALLOWED + (f" ({how})" if how else "")
+    text = (UNNOTICED if failure is None else SWALLOWED) + (f" ({how})" if how else "")
     if failure is not None and failure.sqlstate != FAILED_TRANSACTION:
         text += f". The last error in it: {with_setting(failure.sqlstate, failure.message)}"
     return BranchFailed(participant, text, sqlstate=FAILED_TRANSACTION)
