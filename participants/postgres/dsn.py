@@ -81,8 +81,9 @@ def read_dsn(participant: str, dsn: str) -> Conninfo:
     resolved = _complete(participant, given, "target_session_attrs")
     _check_database(participant, resolved.get("dbname", ""))
     judge(participant, given, resolved, secret_port=port_may_be_password(dsn))
-    # With an address that is none libpq gets to the end of its checks, and does not connect.
-    _complete(participant, {**given, "host": "", "port": ""}, "hostaddr")
+    # With an address that is none libpq gets to the end of its checks, and does not connect; with a password
+    # it reads no password file, of which it would warn once more.
+    _complete(participant, {**given, "host": "", "port": "", "password": "-"}, "hostaddr")
     if len((resolved.get("hostaddr") or resolved["host"]).split(",")) > 1:
         wanted = "read-write"
     elif wanted not in {"read-write", "primary", "any"}:
