@@ -35,6 +35,7 @@ FUTURE_XID = "22023"
 FAILED_TRANSACTION = "25P02"
 READ_ONLY_TRANSACTION = "25006"
 UNDEFINED_FUNCTION = "42883"
+CANNOT_BE_SET = "55P02"
 STALE_LOCK = "UL001"
 """Raised by ``undoubt.guard_lock``. Class UL is not one of the server's (manual, appendix A)."""
 
@@ -88,6 +89,12 @@ _PREPARED_MAX = (
     " postgresql.conf (at least max_connections is a good value) and restart it"
 )
 _UNAVAILABLE_CLASSES = frozenset({"08", "53", "57", "58"})
+_STARTUP_CLASSES = frozenset({"0A", "22", "28", "42"})
+"""A session that is refused with a code of these classes is refused again, until something is changed."""
+_STARTUP = (
+    "the server refuses what is asked of it as the session begins; look at the options of the dsn, and at"
+    " PGOPTIONS, PGTZ, PGDATESTYLE and PGGEQO in the environment"
+)
 _REFUSED = {
     "28P01": "the password was not accepted; check the dsn's user, and where the password comes from"
     " (dsn, password_file, PGPASSWORD, .pgpass)",
@@ -229,6 +236,17 @@ def participant_error(participant: str, error: ServerError | NoAnswer | NotSent)
     if error.fatal or error.sqlstate[:2] in _UNAVAILABLE_CLASSES:
         return ParticipantUnavailable(participant, _plain(error), sqlstate=error.sqlstate)
     return ParticipantRefused(participant, _plain(error), sqlstate=error.sqlstate)
+
+
+def startup_error(participant: str, error: ServerError | NoAnswer | NotSent) -> ParticipantError:
+    """The error of a session that the server did not let begin. Each such error is FATAL, so that only its
+    code shows whether the server will answer otherwise later."""
+    if not isinstance(error, ServerError) or error.sqlstate in _REFUSED:
+        return participant_error(participant, error)
+    if error.sqlstate[:2] in _STARTUP_CLASSES or error.sqlstate == CANNOT_BE_SET:
+        message = f"no connection: {_plain(error)}: {_STARTUP}"
+        return ParticipantRefused(participant, message, sqlstate=error.sqlstate)
+    return participant_error(participant, error)
 
 
 def unanswered(participant: str, error: ServerError | NoAnswer) -> ParticipantUnavailable:
