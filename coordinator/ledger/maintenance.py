@@ -32,17 +32,12 @@ async def init(settings: LedgerSettings, *, note: str = "", verb: str = "ledger 
     with ``verb``. Raises ``LedgerError``, and ``LedgerMissing`` if something shows that a ledger was there
     before."""
     made = False
-    match urls.backend_of(settings.url):
-        case urls.POSTGRES:
-            made = await tables.create(settings)
-        case urls.SQLITE:
-            path = urls.sqlite_path(settings.url)
-            with usable(path):
-                made = former.is_empty(path)
-        case _:
-            pass  # made by `undoubt cluster init`
-    ledger = await urls.open_ledger(settings, create=True)
+    if urls.backend_of(settings.url) == urls.POSTGRES:
+        made = await tables.create(settings)
+    ledger = await urls.open_ledger(settings, create=True)  # a cluster is made by `undoubt cluster init`
     try:
+        if isinstance(ledger, SqliteLedger):
+            made = ledger.owned is not None and ledger.owned.made
         if made:
             await ledger.record_act(new_act(verb, ledger.ledger_id, note, result=DONE))
         return await ledger.info()
@@ -177,8 +172,8 @@ def _alone(path: Path, work: Callable[[Path], T], *, must_exist: bool = True) ->
     with usable(path):
         there = path.exists()
     if must_exist and not there:
-        anchored.check_absent(path)
-        raise anchored.missing(path)
+        former.check_absent(path)
+        raise former.missing(path)
     lock = FileLock.take(path)
     if lock is None:
         raise LedgerLocked(f"ledger {path} is in use by process {holder(path)}; stop it first")
@@ -202,6 +197,8 @@ def _check(path: Path) -> list[str]:
     try:
         with usable(path):
             opened = store.SqliteStore(path)
+    except LedgerMissing:
+        raise
     except LedgerUnusable as error:
         return [str(error)]
     try:

@@ -21,7 +21,7 @@ from undoubt.coordinator.ledger.contract import DecisionRecord, Ledger, LedgerIn
 from undoubt.coordinator.ledger.disk import usable
 from undoubt.coordinator.ledger.pages import every_unfinished
 from undoubt.coordinator.ledger.session_mark import is_mark
-from undoubt.coordinator.ledger.sqlite import anchored
+from undoubt.coordinator.ledger.sqlite import former
 from undoubt.coordinator.ledger.sqlite.lock import holder
 from undoubt.coordinator.settings import LedgerSettings
 from undoubt.participants.findings import Finding, Severity
@@ -44,7 +44,7 @@ def missing(settings: LedgerSettings) -> Finding | None:
         with usable(path):
             if path.exists():
                 return None
-            anchored.check_absent(path)
+            former.check_absent(path)
     except LedgerMissing as error:
         return Finding(
             None,

@@ -26,7 +26,7 @@ from undoubt.coordinator.ledger.disk import StoreBroken
 from undoubt.coordinator.ledger.group_commit import GroupCommit, WriterThread
 from undoubt.coordinator.ledger.history import RecentHistory
 from undoubt.coordinator.ledger.machine import Machine
-from undoubt.coordinator.ledger.sqlite import anchored
+from undoubt.coordinator.ledger.sqlite import anchored, making
 from undoubt.coordinator.ledger.sqlite.store import Loaded, SqliteStore
 from undoubt.coordinator.ledger.state_machine_ledger import StateMachineLedger
 from undoubt.coordinator.settings import LedgerSettings
@@ -110,6 +110,8 @@ class OwnedLedger(StateMachineLedger):
         self._recent = RecentHistory(self.machine)
         """Finished transactions that are in the log and not yet in the table: the next snapshot stores
         them."""
+        self.made = False
+        """Whether the ledger was made when it was opened."""
         self._upkeep = self.upkeep("ledger upkeep")
 
     @classmethod
@@ -124,7 +126,8 @@ class OwnedLedger(StateMachineLedger):
             absent = await thread.do(lambda: anchored.is_absent(path))
             if absent:
                 await anchored.allow(path, create)
-            store = await thread.do(lambda: SqliteStore.create(path))
+                await thread.do(lambda: making.make_new(path))
+            store = await thread.do(lambda: SqliteStore(path))
             loaded = await thread.do(store.load)
             if absent:
                 log.info("there was no ledger at %s: a new one was made, %s", path, loaded.ledger_id)
@@ -134,6 +137,7 @@ class OwnedLedger(StateMachineLedger):
             new = not loaded.anchored or not loaded.place
             await thread.do(partial(store.hold, anchor, loaded.last, new=new))
             ledger = cls(store, thread, loaded, settings, clock)
+            ledger.made = absent
             if set_back:
                 # Before any session of the file is expired: the session may have continued after the lost
                 # entry.

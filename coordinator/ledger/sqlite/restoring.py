@@ -73,12 +73,12 @@ def from_backup(path: Path, file: Path, act: Act) -> RestoredLedger:
     machine.apply(RecordAct(act.clipped(), ACTS_MAX))
     index = kept.about.index + 1
     base = Mark(index, chained(START.chain, machine.snapshot()))
-    new = path.with_name(path.name + ".restored")
-    _remove(new)
+    new = former.part(path, ".restored")
+    former.remove(new)
     try:
-        make(new, kept.about.ledger_id, machine.snapshot(), base)
+        make(new, kept.about.ledger_id, (base, machine.snapshot()))
     except BaseException:
-        _remove(new)  # on a full disk the unfinished file would use up the room
+        former.remove(new)  # on a full disk the unfinished file would use up the room
         raise
     moved = former.move_aside(path)
     Anchor.create(anchored.path_of(path), kept.about.ledger_id, base).close()
@@ -87,11 +87,6 @@ def from_backup(path: Path, file: Path, act: Act) -> RestoredLedger:
     return RestoredLedger(
         kept.about.ledger_id, machine.state.incarnation, open_sessions, kept.about.at, moved, 0
     )
-
-
-def _remove(new: Path) -> None:
-    for left in new.parent.glob(new.name + "*"):
-        left.unlink()
 
 
 def _open_sessions(machine: Machine) -> int:
