@@ -65,11 +65,12 @@ class OpenedLedger:
 
 
 @contextlib.asynccontextmanager
-async def opened(context: Context) -> AsyncIterator[OpenedLedger]:
-    """The ledger of the settings, which must exist, and every participant. Both are closed on exit."""
+async def opened(context: Context, *, serves: bool = False) -> AsyncIterator[OpenedLedger]:
+    """The ledger of the settings, which must exist, and every participant. Both are closed on exit.
+    ``serves``: see ``open_ledger``."""
     settings = context.settings()
     must_exist(settings)
-    async with wiring.opened(settings) as (ledger, participants):
+    async with wiring.opened(settings, serves=serves) as (ledger, participants):
         yield OpenedLedger(settings, ledger, participants)
 
 

@@ -112,13 +112,25 @@ def problems(ledger: Path, loaded: Loaded) -> list[str]:
         if error.denied:
             return [str(not_allowed(ledger, error))]
         return [] if error.missing and not loaded.anchored else [str(error)]
-    if not index:
-        return []
-    return [
+    return [_set_back(index, loaded)] if index else []
+
+
+def check_may_accept(ledger: Path, index: int, loaded: Loaded, *, serves: bool) -> None:
+    """Raises ``LedgerUnusable`` if the process that opens a file that lacks entry ``index`` does not serve:
+    it only looks, or was started for something else. The anchor must stay as it is: it is the only proof."""
+    if not serves:
+        raise LedgerUnusable(f"ledger {ledger} is not opened: {_set_back(index, loaded)}")
+
+
+def _set_back(index: int, loaded: Loaded) -> str:
+    return (
         f"it lacks entry {index}, which was durable (the last is {loaded.last_index}): it was set back, or"
-        " the end of its WAL is damaged. When it is opened, a new incarnation begins: an operator has to"
-        " decide the undecided transactions"
-    ]
+        " the end of its WAL is damaged. Put the newer file back, with its -wal, before anything opens it. If"
+        " that is lost, `undoubt ledger restore BACKUP` makes it again from a newer backup, and `undoubt"
+        " ledger restore` accepts the file as it is. An application, a sidecar and `undoubt recover` accept"
+        " it when they open it. Then a new incarnation begins: an operator has to decide the undecided"
+        " transactions"
+    )
 
 
 def _marked(ledger: Path, loaded: Loaded) -> Mark:

@@ -48,12 +48,15 @@ def as_it_is(path: Path, act: Act) -> RestoredLedger:
         machine = rebuilt(loaded, path)
         lacking = anchored.lacking(path, loaded)
         open_sessions = _open_sessions(machine)
-        anchor = Anchor.create(anchored.path_of(path), loaded.ledger_id, loaded.last)
-        store.hold(anchor, loaded.last, new=True)
         commands = (Restore(SESSION_SKIP), RecordAct(act.clipped(), ACTS_MAX))
         for command in commands:
             machine.apply(command)
+        # Before the anchor: a crash in between leaves a file that is still refused.
         store.append(loaded.last_index + 1, [encode(command) for command in commands])
+        loaded = store.load()
+        store.hold(
+            Anchor.create(anchored.path_of(path), loaded.ledger_id, loaded.last), loaded.last, new=True
+        )
     finally:
         store.close()
     return RestoredLedger(loaded.ledger_id, machine.state.incarnation, open_sessions, None, kept, lacking)

@@ -337,8 +337,8 @@ def _check_unfinished(connection: sqlite3.Connection, path: Path, tables: set[st
     for table in sorted(tables):
         if connection.execute(f"select 1 from {table} limit 1").fetchone():  # noqa: S608 - one of _TABLES
             raise LedgerUnusable(
-                f"ledger {path} is damaged at the revision of its tables, which is missing. Nothing was changed."
-                f" {WAYS_OUT}"
+                f"ledger {path} is damaged at the revision of its tables, which is missing. Nothing was"
+                f" changed. {WAYS_OUT}"
             )
 
 

@@ -33,7 +33,8 @@ folder = Path(sys.argv[1])
 
 def open_at(path, create):
     async def opened():
-        found = await open_ledger(LedgerSettings(url=f"sqlite:///{path}", request_timeout_s=20.0), create=create)
+        settings = LedgerSettings(url=f"sqlite:///{path}", request_timeout_s=20.0)
+        found = await open_ledger(settings, create=create)
         await found.open_session("application", 5.0)
         await found.close()
         return found.ledger_id
@@ -53,8 +54,9 @@ def killed_before(step, at):
             os.kill(os.getpid(), signal.SIGKILL)
         left -= 1
     def hook(event, args):
-        if event in {"open", "os.rename", "os.remove", "sqlite3.connect"} and str(args[0]).startswith(str(at)):
-            count()
+        if event in {"open", "os.rename", "os.remove", "sqlite3.connect"}:
+            if str(args[0]).startswith(str(at)):
+                count()
     connect = sqlite3.connect
     def traced(*args, **named):
         connection = connect(*args, **named)
@@ -84,7 +86,8 @@ while True:
     if not os.WIFSIGNALED(status):
         break
     files = sorted(f"{each.name} {each.stat().st_size > 0}" for each in at.iterdir() if each.is_file())
-    opened = forked(lambda: json.dumps([open_at(at / "ledger.db", create) for create in (False, True, False)]))
+    starts = (False, True, False)
+    opened = forked(lambda: json.dumps([open_at(at / "ledger.db", create) for create in starts]))
     looked, made, again = json.loads(opened[1])
     rest = sorted(each.name for each in at.iterdir() if "making" in each.name)
     told.append([step, files, looked, made, again, rest])
@@ -100,7 +103,11 @@ def settings_of(path: Path) -> LedgerSettings:
 async def test_a_process_that_is_killed_at_any_step_needs_no_operator(tmp_path: Path) -> None:
     """Broken if a crash leaves a file that is neither a ledger nor made again, or a ledger without anchor."""
     done = await asyncio.to_thread(
-        subprocess.run, [sys.executable, "-c", KILLED, str(tmp_path)], capture_output=True, text=True, check=True
+        subprocess.run,
+        [sys.executable, "-c", KILLED, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     told = json.loads(done.stdout)
     assert len(told) > 30, "the steps were not counted"
@@ -139,7 +146,7 @@ async def test_what_an_older_version_left_half_made_is_made_again(
     left(path)
     before = path.read_bytes()
     for look in (ledgers.open_ledger, maintenance.check, maintenance.migrate):
-        with pytest.raises(LedgerMissing, match="no ledger at .*ledger init"):
+        with pytest.raises(LedgerMissing, match=r"no ledger at .*ledger init"):
             await look(settings_of(path))
     with pytest.raises(LedgerMissing, match="no ledger at"):
         await maintenance.restore(settings_of(path), None)
