@@ -20,7 +20,7 @@ from undoubt.coordinator.ledger.sqlite import anchored, former, restoring, store
 from undoubt.coordinator.ledger.sqlite.ledger import SqliteLedger
 from undoubt.coordinator.ledger.sqlite.lock import FileLock, holder
 from undoubt.coordinator.ledger.sqlite.owner import rebuilt
-from undoubt.coordinator.ledger.sqlite.restoring import RestoredLedger
+from undoubt.coordinator.ledger.sqlite.restoring import RestoredLedger, Restoring
 from undoubt.coordinator.settings import LedgerSettings
 from undoubt.participants.errors import UsageError
 
@@ -129,16 +129,28 @@ async def backup(settings: LedgerSettings, path: Path, *, note: str = "") -> int
         await ledger.close()
 
 
-async def restore(settings: LedgerSettings, file: Path | None, *, note: str = "") -> RestoredLedger:
+async def before_restore(settings: LedgerSettings, file: Path) -> Restoring:
+    """Which ledger a restore from ``file`` would make, and which is there. Changes nothing. Raises
+    ``UsageError``, ``LedgerUnusable``."""
+    _only_sqlite(settings, "detects by itself that it was restored", "`undoubt cluster restore`")
+    return await asyncio.to_thread(restoring.before_restore, urls.sqlite_file(settings.url), file)
+
+
+async def restore(
+    settings: LedgerSettings, file: Path | None, *, note: str = "", other_ledger: bool = False
+) -> RestoredLedger:
     """Restore a SQLite ledger from the backup ``file``, or, with None, accept the ledger's file as it is; a
-    new incarnation begins. Raises ``UsageError``, ``LedgerLocked`` if any process has the ledger open,
+    new incarnation begins. ``other_ledger``: ``file`` may be a backup of another ledger than the one that is
+    there, which is given up. Raises ``UsageError``, ``LedgerLocked`` if any process has the ledger open,
     ``LedgerUnusable``, ``LedgerMissing``."""
     _only_sqlite(settings, "detects by itself that it was restored", "`undoubt cluster restore`")
     path = urls.sqlite_file(settings.url)
     act = new_act("ledger restore", file or "the file as it is", note, result=DONE)
 
     def work(path: Path) -> RestoredLedger:
-        return restoring.as_it_is(path, act) if file is None else restoring.from_backup(path, file, act)
+        if file is None:
+            return restoring.as_it_is(path, act)
+        return restoring.from_backup(path, file, act, other_ledger=other_ledger)
 
     return await asyncio.to_thread(_alone, path, work, must_exist=file is None)
 

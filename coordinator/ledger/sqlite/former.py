@@ -6,7 +6,9 @@ A file of a former ledger must not stay beside a new one: SQLite replays a ``-wa
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sqlite3
 import time
 from pathlib import Path
 
@@ -67,6 +69,19 @@ def missing(ledger: Path) -> LedgerMissing:
         f"no ledger at {ledger}. If there was one, find its file, or restore it from a backup:"
         " `undoubt ledger restore BACKUP`. To make a new one: `undoubt ledger init`"
     )
+
+
+def id_of(ledger: Path) -> str:
+    """The id of the ledger whose anchor, or else whose file, is there; empty if it cannot be told. Changes
+    nothing: ``immutable`` reads the file alone, without its ``-wal``."""
+    if found := Anchor.owner_of(part(ledger, ANCHOR)):
+        return found
+    try:
+        with contextlib.closing(sqlite3.connect(f"{ledger.as_uri()}?immutable=1", uri=True)) as connection:
+            row = connection.execute("select value from meta where key = 'ledger_id'").fetchone()
+    except sqlite3.Error:
+        return ""
+    return "" if row is None else str(row[0])
 
 
 def ways_out(ledger: Path) -> str:
