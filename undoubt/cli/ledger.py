@@ -229,7 +229,7 @@ def _from_backup(settings: LedgerSettings, would: Restoring, file: Path, other_l
         raise CommandError(
             Exit.CONFLICT,
             f"{both}. Nothing was changed. Look for a backup of {would.present}; or pass --other-ledger to"
-            " give it up: its files, with what is recorded of its operators, are then kept under another name",
+            " give it up: its files, with what is recorded of its operators, are then kept elsewhere",
         )
     return (
         f"{both}. Give up {would.present}, with its decisions and what is recorded of its operators, and"
