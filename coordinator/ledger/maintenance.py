@@ -18,7 +18,7 @@ from undoubt.coordinator.ledger.postgres import tables
 from undoubt.coordinator.ledger.postgres.ledger import PostgresLedger
 from undoubt.coordinator.ledger.sqlite import anchored, former, restoring, store
 from undoubt.coordinator.ledger.sqlite.ledger import SqliteLedger
-from undoubt.coordinator.ledger.sqlite.lock import FileLock, holder
+from undoubt.coordinator.ledger.sqlite.lock import FileLock, check_not_open, holder
 from undoubt.coordinator.ledger.sqlite.owner import rebuilt
 from undoubt.coordinator.ledger.sqlite.restoring import RestoredLedger, Restoring
 from undoubt.coordinator.settings import LedgerSettings
@@ -190,6 +190,7 @@ def _alone(path: Path, work: Callable[[Path], T], *, must_exist: bool = True) ->
     if lock is None:
         raise LedgerLocked(f"ledger {path} is in use by process {holder(path)}; stop it first")
     try:
+        check_not_open(path)
         with usable(path):
             return work(path)
     finally:

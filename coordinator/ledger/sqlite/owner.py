@@ -28,6 +28,7 @@ from undoubt.coordinator.ledger.group_commit import GroupCommit, WriterThread
 from undoubt.coordinator.ledger.history import RecentHistory
 from undoubt.coordinator.ledger.machine import Machine
 from undoubt.coordinator.ledger.sqlite import anchored, making
+from undoubt.coordinator.ledger.sqlite.lock import check_not_open
 from undoubt.coordinator.ledger.sqlite.store import Loaded, SqliteStore
 from undoubt.coordinator.ledger.state_machine_ledger import (
     SESSION_SKIP,
@@ -134,6 +135,7 @@ class OwnedLedger(StateMachineLedger):
         thread = WriterThread("undoubt-ledger")
         store: SqliteStore | None = None
         try:
+            await thread.do(lambda: check_not_open(path))
             absent = await thread.do(lambda: anchored.is_absent(path))
             if absent:
                 await anchored.allow(path, create)
