@@ -328,7 +328,11 @@ def revision(path: Path, *, cut: bool = False) -> str | None:
                 raise LedgerUnusable(f"{path} is a SQLite database, but not a ledger; name another file")
             return str(row[0])
     except sqlite3.Error as error:
-        why = f"cannot read ledger {path}: {error}"
+        why = f"cannot read ledger {path}: {error}. Nothing was changed"
+        if error.sqlite_errorcode in {sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT}:
+            why += (
+                f". If it is not the ledger's file, correct ledger.url; if it is, it is damaged: {WAYS_OUT}"
+            )
         raise disk.not_opened(error, path.parent, f"ledger {path}", why) from error
 
 

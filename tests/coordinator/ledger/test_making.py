@@ -100,6 +100,7 @@ def settings_of(path: Path) -> LedgerSettings:
     return LedgerSettings(url=f"sqlite:///{path}", request_timeout_s=20.0)
 
 
+@pytest.mark.timeout(600)
 async def test_a_process_that_is_killed_at_any_step_needs_no_operator(tmp_path: Path) -> None:
     """Broken if a crash leaves a file that is neither a ledger nor made again, or a ledger without anchor."""
     done = await asyncio.to_thread(
