@@ -309,44 +309,6 @@ async def test_maintenance_needs_the_ledger_for_itself(
     assert await maintenance.migrate(settings) == []
 
 
-async def test_a_removed_lock_file_does_not_let_another_process_at_the_file(
-    owner: Owner, settings: LedgerSettings, path: Path, tmp_path: Path
-) -> None:
-    """Broken if a restore takes the file away from beneath its owner, or if nobody is told who has it."""
-    client = await open_ledger(settings)
-    await client.backup(tmp_path / "some.backup")
-    await client.close()
-    path.with_name("ledger.db.lock").unlink()
-    before = path.stat().st_ino
-    named = rf"is open in process {owner.process.pid}, .*stop that process first"
-    for work in (
-        maintenance.restore(settings, tmp_path / "some.backup"),
-        maintenance.restore(settings, None),
-        maintenance.check(settings),
-        maintenance.migrate(settings),
-    ):
-        with pytest.raises(LedgerLocked, match=named):
-            await work
-    with pytest.raises(LedgerLocked, match=named):
-        await open_ledger(LedgerSettings(url=settings.url, request_timeout_s=0.1))
-    assert path.stat().st_ino == before
-
-
-async def test_a_removed_lock_file_does_not_let_this_process_at_its_own_file(
-    ledger: Signing, settings: LedgerSettings, path: Path
-) -> None:
-    """Broken also if looking ends SQLite's locks: closing any descriptor of a file ends those of the
-    process."""
-    path.with_name("ledger.db.lock").unlink()
-    with pytest.raises(LedgerLocked, match="which is this one"):
-        await maintenance.restore(settings, None)
-    child = f"import sqlite3; sqlite3.connect({str(path)!r}, timeout=0).execute('select 1 from meta')"
-    tried = await asyncio.to_thread(
-        subprocess.run, [sys.executable, "-c", child], capture_output=True, text=True
-    )
-    assert "locked" in tried.stderr
-
-
 async def test_the_newest_revision_is_alembics_head() -> None:
     """A forgotten constant would refuse every new ledger."""
     for tree in (schema.SQLITE, schema.POSTGRES):
