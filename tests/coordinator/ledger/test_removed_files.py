@@ -126,7 +126,7 @@ async def test_a_removed_lock_file_does_not_let_another_process_at_the_file(
     with pytest.raises(LedgerLocked, match=named):
         await ledgers.open_ledger(LedgerSettings(url=settings.url, request_timeout_s=0.1))
     assert path.stat().st_ino == before
-    await owner.communicate()
+    await owner.communicate(b"")
     assert owner.returncode == 0
 
 
