@@ -119,12 +119,13 @@ async def nothing_left(settings: Settings) -> None:
 
 
 @contextlib.asynccontextmanager
-async def opened(settings: Settings) -> AsyncIterator[tuple[Ledger, Registry]]:
-    """The ledger and the participants of the settings; both are closed on exit. Raises ``LedgerError``."""
+async def opened(settings: Settings, *, serves: bool = False) -> AsyncIterator[tuple[Ledger, Registry]]:
+    """The ledger and the participants of the settings; both are closed on exit. ``serves``: see
+    ``open_ledger``. Raises ``LedgerError``."""
     from undoubt.coordinator.ledger import open_ledger  # noqa: PLC0415
 
     async with contextlib.AsyncExitStack() as stack:
-        ledger = await open_ledger(settings.ledger)
+        ledger = await open_ledger(settings.ledger, serves=serves)
         stack.push_async_callback(ledger.close)
         participants = registry(settings, ledger.ledger_id)
         stack.push_async_callback(participants.close)
