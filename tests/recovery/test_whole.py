@@ -180,6 +180,40 @@ async def test_a_participant_that_is_gone_is_waited_for_no_more(world: World) ->
     assert await world.unfinished() == set()
 
 
+@pytest.mark.parametrize("before", [False, True])
+async def test_the_hazard_of_what_came_back_is_closed_where_it_ended_as_recorded(
+    world: World, before: bool
+) -> None:
+    """Broken if monitoring cries forever: recovery committed the branch as decided (or it had been committed
+    before the database went down), and its hazard stays open."""
+    gids = await world.left(COMMIT)
+    if before:
+        world.payments.finish_by_hand(gids[1], COMMIT)
+    world.payments.down = ParticipantUnavailable("payments", "down")
+    await resolver(world).gone(gids[0].txid, "payments")
+    assert gids[1] in await world.heuristics()
+    world.payments.down = None
+    await world.recover()
+    assert fates(world, gids) == [XactStatus.COMMITTED, XactStatus.COMMITTED]
+    assert await world.heuristics() == {}
+    (act, *_) = await world.ledger.acts(limit=5)
+    assert (act.verb, act.subject, act.result) == ("recovery: hazard closed", str(gids[1]), "done")
+
+
+async def test_a_hazard_without_a_proof_stays(world: World) -> None:
+    """Broken if a branch that was rolled back, or of which nothing is known, is taken for committed."""
+    gids = [await world.left(COMMIT) for _ in range(2)]
+    world.payments.down = ParticipantUnavailable("payments", "down")
+    for one, _ in gids:
+        await resolver(world).gone(one.txid, "payments")
+    world.payments.down = None
+    world.payments.finish_by_hand(gids[0][1], ABORT)
+    world.payments.finish_by_hand(gids[1][1], COMMIT)
+    world.payments.timeline = "00000002"
+    await world.recover()
+    assert (await world.heuristics()).keys() == {gids[0][1], gids[1][1]}
+
+
 async def test_nothing_is_called_gone_without_a_decision(world: World) -> None:
     gids = await world.left()
     world.payments.down = ParticipantUnavailable("payments", "down")

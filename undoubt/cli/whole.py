@@ -11,7 +11,7 @@ from undoubt.cli.context import Context, common, note_option, opened, pass_conte
 from undoubt.cli.exits import CommandError, Exit
 from undoubt.cli.names import TxIdParam
 from undoubt.cli.output import Output, printable
-from undoubt.participants.contract import Decision
+from undoubt.participants.contract import Decision, Settled
 from undoubt.participants.ids import Gid, TxId
 from undoubt.participants.plural import plural
 from undoubt.recovery.errors import Conflict, NotAllSeen
@@ -157,7 +157,7 @@ def page(out: Output, found: Whole) -> None:
                 one.participant,
                 one.now.replace("_", " "),
                 "-" if str(one.proved) == "unknown" else str(one.proved).replace("_", " "),
-                "-" if one.heuristic is None else str(one.heuristic.kind).replace("_", " "),
+                _heuristic(one),
                 one.gid or "-",
             )
             for one in found.branches
@@ -168,10 +168,20 @@ def page(out: Output, found: Whole) -> None:
     for one in found.branches:
         if one.now == "prepared" and ROLE_GONE in one.why:
             out.line(f"  branch {one.number}: {one.why}" + (f": {one.fix}" if one.fix else ""))
-        if one.heuristic is not None and one.heuristic.note:
+        if one.heuristic is not None and one.heuristic.note and _heuristic(one) != "-":
             out.line(f"  branch {one.number}: {one.heuristic.note}")
     for line in not_seen(found):
         out.line(f"  {line}")
+
+
+def _heuristic(one: BranchNow) -> str:
+    """Of a branch whose end is proved, a hazard says nothing any more."""
+    found = one.heuristic
+    if found is None or (
+        found.kind is Settled.HEURISTIC_HAZARD and str(one.proved) in {"committed", "aborted"}
+    ):
+        return "-"
+    return str(found.kind).replace("_", " ") + (" (forgotten)" if found.forgotten else "")
 
 
 def end_unless_all_seen(found: Whole) -> None:
