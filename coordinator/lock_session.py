@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Callable
 
 from undoubt.coordinator.errors import CoordinatorClosed, LedgerError, SessionLost
@@ -24,6 +25,15 @@ log = logging.getLogger(__name__)
 
 RENEWALS = 3
 """Renewals within one lifetime of the session."""
+DRIFT = 0.01
+"""How much faster the ledger's clock may run than that of this process: the session is certain for so much
+less of its lifetime."""
+
+
+def _suspended_s() -> float:
+    """For how long this machine has been suspended since it was booted: time that the clock of the event loop
+    does not count (clock_gettime(2), CLOCK_BOOTTIME)."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - time.clock_gettime(time.CLOCK_MONOTONIC)
 
 
 class LockSession:
@@ -39,6 +49,8 @@ class LockSession:
         self._renewed_at = 0.0
         """When the last renewal that was answered was sent, by the clock of the loop: the session lasts for a
         lifetime at least from then on."""
+        self._suspended_s = 0.0
+        """What :func:`_suspended_s` was then."""
         self._opening = asyncio.Lock()
         self._last_number = 0
         self._lost: dict[int, Callable[[str], None]] = {}
@@ -59,9 +71,9 @@ class LockSession:
             if self._closed:
                 raise CoordinatorClosed
             if self._current is None:
-                sent_at = asyncio.get_running_loop().time()
+                sent_at, suspended_s = asyncio.get_running_loop().time(), _suspended_s()
                 self._current = await self.ledger.open_session(self._name, self._ttl_s)
-                self._renewed_at = sent_at
+                self._renewed_at, self._suspended_s = sent_at, suspended_s
                 self._wake.set()
                 if self._task is None:
                     self._task = Supervised("locks", self._keep).start("undoubt-locks")
@@ -79,7 +91,9 @@ class LockSession:
         """Whether the session of ``request`` is certainly open: the last renewal is young enough."""
         session = self._current
         mine = session is not None and session.id == request.session
-        return mine and asyncio.get_running_loop().time() < self._renewed_at + self._ttl_s
+        unseen_s = max(_suspended_s() - self._suspended_s, 0.0)
+        passed_s = asyncio.get_running_loop().time() - self._renewed_at + unseen_s
+        return mine and passed_s < self._ttl_s * (1 - DRIFT)
 
     def drop(self, request: LockRequest) -> None:
         """This process has no use for ``request`` any more; the ledger hears it soon, and as often as it
@@ -160,7 +174,8 @@ class LockSession:
                 self._current = None
             await self.ledger.close_session(session)
             return
-        sent_at, held, known = asyncio.get_running_loop().time(), set(self._held), set(self._lost)
+        sent_at, suspended_s = asyncio.get_running_loop().time(), _suspended_s()
+        held, known = set(self._held), set(self._lost)
         try:
             await self.ledger.keep_alive(session, 1)
         except SessionLost:
@@ -168,7 +183,7 @@ class LockSession:
                 log.warning("session %d was closed or has expired: its locks are lost", session.id)
                 self._lose("its session was closed or has expired")
             return
-        self._renewed_at = sent_at
+        self._renewed_at, self._suspended_s = sent_at, suspended_s
         entries = await self.ledger.session_locks(session.id, session.nonce)
         there = {entry.request.number: entry for entry in entries}
         for number in held & self._held - there.keys():

@@ -4,6 +4,7 @@ fails."""
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 
@@ -176,6 +177,36 @@ async def test_a_ledger_that_does_not_answer_makes_the_lock_uncertain() -> None:
         await until(lambda: lock.held)
         await lock.release()
         assert await queue_of(ledger) == []
+
+
+async def test_a_lock_is_uncertain_after_the_machine_was_suspended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock of the event loop stands still while a machine is suspended; the ledger's does not."""
+    clock_gettime, asleep_s = time.clock_gettime, 0.0
+
+    def clock(which: int) -> float:
+        return clock_gettime(which) + (asleep_s if which == time.CLOCK_BOOTTIME else 0.0)
+
+    monkeypatch.setattr(time, "clock_gettime", clock)
+    async with coordinators(MemoryLedger(), 1) as (one,), one.lock("job") as lock:
+        held = [lock.held]
+        asleep_s = 3600.0
+        assert [*held, lock.held] == [True, False]
+        await until(lambda: lock.held)  # its session is renewed: this ledger has not noticed
+
+
+async def test_a_ledger_whose_clock_runs_faster_has_not_given_the_lock_away(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Broken if a holder is certain for as long by its own clock as the ledger waits by another one."""
+    async with coordinators(MemoryLedger(), 1) as (one,), one.lock("job") as lock:
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        monkeypatch.setattr(loop, "time", lambda: now + 0.9 * TTL_S)
+        held = [lock.held]
+        monkeypatch.setattr(loop, "time", lambda: now + 0.995 * TTL_S)
+        held.append(lock.held)
+        monkeypatch.undo()
+    assert held == [True, False]
 
 
 async def test_a_release_that_is_not_answered_is_repeated() -> None:
