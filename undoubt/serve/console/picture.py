@@ -84,10 +84,10 @@ def _entry(told: dict[str, Any], gid: str) -> dict[str, Any]:
     return {"gid": gid, "document": told, "sections": sections(told)}
 
 
-async def branch_of(ledger: Ledger, participants: Registry, gid: str) -> dict[str, Any]:
+async def branch_of(ledger: Ledger, participants: Registry, participant: str, gid: str) -> dict[str, Any]:
     """A prepared transaction that is no branch of ours, as ``explain`` tells it. Raises ``NotPrepared`` and
     the like."""
     seen = await survey(ledger, participants)
-    one = seen.one(Gid.parse(gid))
+    one = seen.one(Gid.parse(gid), participant)
     told = await explain(ledger, participants, one, seen)
     return _entry(document(told, seen.siblings(one)), gid)
