@@ -15,6 +15,7 @@ from tests.participants import support
 from tests.participants.scene import Scene
 from tests.participants.support import SETTINGS, Database, new_gid, participant_at
 from tests.pgbouncer import PgBouncer, program_or_skip
+from tests.servers import Control
 from undoubt.embedded import EmbeddedServer
 from undoubt.participants.ids import Gid
 from undoubt.participants.postgres import PostgresParticipant
@@ -53,6 +54,13 @@ def server() -> Iterator[EmbeddedServer]:
 
 
 @pytest.fixture(scope="package")
+def control(server: EmbeddedServer) -> Iterator[Control]:
+    control = Control(server.socket_dsn(), server.socket_dsn("template1"), loses_data=True)
+    yield control
+    control.close()
+
+
+@pytest.fixture(scope="package")
 def pooler(server: EmbeddedServer) -> Iterator[PgBouncer]:
     """PgBouncer in transaction mode before that server."""
     program_or_skip()
@@ -70,22 +78,21 @@ def way(request: pytest.FixtureRequest) -> PgBouncer | None:
 
 
 @pytest_asyncio.fixture
-async def database(server: EmbeddedServer) -> AsyncIterator[Database]:
+async def database(server: EmbeddedServer, control: Control) -> AsyncIterator[Database]:
     """An empty database with ``account(id, balance)``, two rows of 100; its prepared branches go with it."""
     name = f"db{next(_names)}"
-    dsn = await server.create_database(name)
+    control.create(name)
+    dsn = server.dsn(name)
     admin = await asyncpg.connect(dsn, server_settings={"lock_timeout": "10s"})
     await admin.execute(
         "create table account (id int primary key, balance int not null);"
         " insert into account values (1, 100), (2, 100)"
     )
     yield Database(name, dsn, admin)
-    for [gid] in await admin.fetch("select gid from pg_prepared_xacts where database = current_database()"):
+    for gid in control.prepared(name):
         await admin.execute(f"rollback prepared '{gid}'")
     await admin.close()
-    control = await asyncpg.connect(server.dsn())
-    await control.execute(f"drop database {name} with (force)")
-    await control.close()
+    control.drop(name)
 
 
 @pytest_asyncio.fixture
