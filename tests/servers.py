@@ -15,7 +15,7 @@ import secrets
 import socket
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
@@ -25,6 +25,7 @@ from undoubt.embedded import BinariesMissing, EmbeddedServer
 from undoubt.embedded.binaries import bin_folder
 
 ENV_DSN = "UNDOUBT_TEST_DSN"
+_T = TypeVar("_T")
 
 
 async def column(dsn: str, statement: str) -> list[Any]:
@@ -53,8 +54,9 @@ class Control:
         self._strategy = " strategy file_copy" if copied else ""
         psycopg.connect(template1).close()
 
-    def create(self, name: str) -> None:
-        self._execute(f'create database "{name}"{self._strategy}')
+    def create(self, name: str, template: str = "template1") -> None:
+        """A copy of ``template``, to which nobody may be connected."""
+        self._execute(f'create database "{name}" template "{template}"{self._strategy}')
 
     def prepared(self, name: str) -> list[str]:
         """The gids that are prepared in database ``name``."""
@@ -95,22 +97,23 @@ class Embedded(Server):
 
     def __init__(self) -> None:
         self.server = EmbeddedServer(durable=False)
-        _run(self.server.start())
+        run_apart(self.server.start())
 
     def dsn(self, database: str = "postgres") -> str:
         return self.server.dsn(database)
 
     def close(self) -> None:
         super().close()
-        _run(self.server.close())
+        run_apart(self.server.close())
 
 
-def _run(coroutine: Coroutine[Any, Any, object]) -> None:
+def run_apart(coroutine: Coroutine[Any, Any, _T]) -> _T:
     """``asyncio.run`` would take the loop away that pytest-asyncio has set for this thread."""
     loop = asyncio.new_event_loop()
     try:
-        loop.run_until_complete(coroutine)
+        result = loop.run_until_complete(coroutine)
         loop.run_until_complete(loop.shutdown_default_executor())
+        return result
     finally:
         loop.close()
 
