@@ -82,7 +82,8 @@ class Survey:
             names = ", ".join(f"{name} ({error})" for name, error in self.unreachable.items())
             raise NotAllSeen(f"{gid} was not found, but not all participants answered: {names}")
         more = f"; what the ledger knows of it: undoubt tx show {gid.txid}" if isinstance(gid, Gid) else ""
-        raise NotPrepared(f"no prepared branch {gid} in any participant{more}")
+        where = f"participant {participant!r}" if participant else "any participant"
+        raise NotPrepared(f"no prepared branch {gid} in {where}{more}")
 
     def in_doubt(self, older_than_s: float = 0.0) -> list[SurveyedBranch]:
         """The branches of this ledger, or of a lost one, that have been prepared for at least that long."""
