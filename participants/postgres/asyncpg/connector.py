@@ -15,12 +15,10 @@ from undoubt.participants.errors import (
     ParticipantUnavailable,
 )
 from undoubt.participants.postgres.asyncpg.dsn import connect_arguments, set_keepalive
-from undoubt.participants.postgres.asyncpg.line import Deadlines
 from undoubt.participants.postgres.asyncpg.session import TRANSLATED, AsyncpgSession, translate
 from undoubt.participants.postgres.connecting import Connector
 from undoubt.participants.postgres.dsn import UNREADABLE, Conninfo
 from undoubt.participants.postgres.sqlstate import participant_error, pooler_refusal, tls_refusal
-from undoubt.participants.settings import ParticipantSettings
 
 STATEMENT_CACHE_SIZE = 100
 
@@ -34,10 +32,6 @@ class UniqueNames(asyncpg.Connection):
 
 
 class AsyncpgConnector(Connector):
-    def __init__(self, participant: str, settings: ParticipantSettings, application_name: str) -> None:
-        super().__init__(participant, settings, application_name)
-        self._deadlines = Deadlines()
-
     async def open(self, address: Conninfo, password: str | None, options: str) -> AsyncpgSession:
         try:
             arguments = await asyncio.to_thread(connect_arguments, address, password)
@@ -67,7 +61,7 @@ class AsyncpgConnector(Connector):
         set_keepalive(sock, address.resolved)
         major, minor, *_ = connection.get_server_version()
         self.version = major * 10_000 + minor
-        return AsyncpgSession(connection, self._deadlines)
+        return AsyncpgSession(connection)
 
     def _connect_error(self, error: BaseException) -> ParticipantError:  # noqa: PLR0911 - a line per meaning
         match error:
