@@ -21,6 +21,7 @@ from undoubt.coordinator.errors import (
     NotPermitted,
     OutcomeUnknown,
     SessionLost,
+    UnknownNode,
     VersionHeldBack,
 )
 from undoubt.participants.errors import UndoubtError, UsageError
@@ -94,6 +95,7 @@ def requests_of(call: Any, *, many: bool = False) -> Any:
 _RAISED = (
     ClusterRefused,
     ClusterNotReady,
+    UnknownNode,
     Impostor,
     NotPermitted,
     VersionHeldBack,
