@@ -23,6 +23,7 @@ from functools import partial
 from typing import Any, Generic, Protocol, TypeVar, cast
 
 from undoubt.participants.deadlines import deadlines
+from undoubt.participants.invariant import invariant
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -89,7 +90,7 @@ class Continued(asyncio.Future[T]):
         first.add_done_callback(self._go_on)
 
     @classmethod
-    def failed(cls, error: Exception) -> Continued[Any]:
+    def failed(cls, error: BaseException) -> Continued[Any]:
         """One whose first answer is ``error``."""
         return cls(failed(error))
 
@@ -97,6 +98,7 @@ class Continued(asyncio.Future[T]):
         """Add ``judge``, which gets the answer, and returns another one or raises; this future has the answer
         of the last judge. A judge that has to wait returns a coroutine, which runs as an
         :class:`Uncancellable` task. To be called before any other callback of this future is set."""
+        invariant(not self.done(), "a judge was added to an answer that is judged already")
         self._judges.append(judge)
         return cast("Continued[U]", self)
 
@@ -147,7 +149,7 @@ def _error_of(done: asyncio.Future[Any]) -> BaseException | None:
     return None if done.cancelled() else done.exception()
 
 
-def failed(error: Exception) -> asyncio.Future[Any]:
+def failed(error: BaseException) -> asyncio.Future[Any]:
     """A future that has failed with ``error``."""
     future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
     future.set_exception(error)
@@ -156,11 +158,18 @@ def failed(error: Exception) -> asyncio.Future[Any]:
 
 def started(call: Callable[[], Awaitable[T]]) -> Awaitable[T]:
     """What ``call`` returns; if it raises at once, a future that has failed: others that were started before
-    have to be awaited."""
+    have to be awaited. The loop hears of an interrupt as well, when the caller next waits."""
     try:
         return call()
+    except (KeyboardInterrupt, SystemExit) as error:
+        asyncio.get_running_loop().call_soon(_interrupt, error)
+        return Continued.failed(error)
     except Exception as error:  # noqa: BLE001 - raised where the future is awaited
-        return failed(error)
+        return Continued.failed(error)
+
+
+def _interrupt(error: BaseException) -> None:
+    raise error
 
 
 async def all_done(futures: Sequence[asyncio.Future[Any]], timeout_s: float | None = None) -> None:

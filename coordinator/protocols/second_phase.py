@@ -70,18 +70,20 @@ def report_bugs(context: CommitContext, results: Sequence[BaseException | None])
 
 
 def _commit_branch(context: CommitContext, branch: Branch) -> Awaitable[None]:
-    """Send COMMIT PREPARED; where its answer is final at once, this costs no task."""
-    if context.observer is not None:
-        return _commit_observed(context, branch)
-    asked = started(branch.commit)
-    if isinstance(asked, Continued):
-        return asked.then(partial(_committed, context, branch))
-    return _commit_asked(context, branch, asked)
+    return _send_commit(context, branch) if context.observer is None else _commit_observed(context, branch)
 
 
 async def _commit_observed(context: CommitContext, branch: Branch) -> None:
     await context.reach(TwoPhaseStep.BEFORE_SECOND_PHASE, branch.gid)
-    await _commit_asked(context, branch, started(branch.commit))
+    await _send_commit(context, branch)
+
+
+def _send_commit(context: CommitContext, branch: Branch) -> Awaitable[None]:
+    """Send COMMIT PREPARED; where its answer is final at once, this costs no task."""
+    asked = started(branch.commit)
+    if isinstance(asked, Continued):
+        return asked.then(partial(_committed, context, branch))
+    return _commit_asked(context, branch, asked)
 
 
 async def _commit_asked(context: CommitContext, branch: Branch, asked: Awaitable[Settled]) -> None:
@@ -99,7 +101,7 @@ def _committed(
         settled = asked.result()
     except ParticipantError:
         return None  # as above
-    if settled is not Settled.APPLIED:
+    if settled is not Settled.APPLIED or context.observer is not None:
         return _commit_on(context, branch, settled)
     del context.pending[branch.gid]
     return None

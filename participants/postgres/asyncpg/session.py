@@ -156,6 +156,9 @@ class AsyncpgSession:
             answers, *later = self._lent().send([steps, behind] if behind else [steps], patience_s)
         except NotSent as error:
             return Continued.failed(error)
+        except BaseException:
+            self.discard()  # a part of the steps may have been sent
+            raise
         self.behind = later[0] if later else None
         return Continued(answers).then(self._answered)
 

@@ -45,7 +45,7 @@ class Polling(asyncio.Future[Any]):
         if self.done():
             return  # a callback that the loop had called for already
         try:
-            waits = self._generator.send(ready)  # type: ignore[arg-type]
+            self._look_for(self._generator.send(ready))  # type: ignore[arg-type]
         except StopIteration as stop:
             self._end()
             self.set_result(stop.value)
@@ -54,8 +54,6 @@ class Polling(asyncio.Future[Any]):
         except BaseException as error:
             self.fail(error)  # an interrupt: the loop hears of it too
             raise
-        else:
-            self._look_for(waits)
 
     def _look_for(self, waits: int) -> None:
         """``add_reader`` and ``add_writer`` are system calls: only changes are given to the loop."""

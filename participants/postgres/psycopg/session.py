@@ -219,7 +219,9 @@ class PsycopgSession:
         def answered(polled: Answered[list[PGresult]]) -> Answers:
             pgconn.notice_handler = handler
             answers = self._answers(polled)
-            if behind:
+            if self._broken:
+                self.behind = None  # discarded since the answer came: the connection is being closed
+            elif behind:
                 self._read_behind(timeout_s)
             else:
                 pgconn.exit_pipeline_mode()
