@@ -12,8 +12,9 @@ import pytest
 
 from undoubt.participants import deadlines as deadlines_module
 from undoubt.participants.deadlines import Deadlines, deadlines
+from undoubt.participants.invariant import InvariantViolation
 from undoubt.participants.postgres.psycopg.polling import Polling
-from undoubt.participants.tasks import Answered, Continued, failed, started
+from undoubt.participants.tasks import Answered, Continued, all_within, failed, started
 
 KINDS = ("asyncpg",)
 WAYS = ("",)
@@ -200,6 +201,49 @@ def test_an_interrupt_ends_what_is_waited_for() -> None:
 
     for start in (judged, waited, polled):
         assert isinstance(interrupted(start), KeyboardInterrupt), start
+
+
+def test_an_interrupt_at_once_is_heard_once() -> None:
+    """Broken if the votes that were asked for before are not awaited, or if the program is not interrupted,
+    or is a second time by what waits."""
+
+    def judge(answered: Answered[Any]) -> Any:
+        return answered.result()
+
+    def asked() -> asyncio.Future[Any]:
+        future: Any = started(lambda: interrupt(None))  # type: ignore[arg-type, return-value]
+        return future.then(judge)  # type: ignore[no-any-return]
+
+    assert isinstance(interrupted(asked), KeyboardInterrupt)
+
+
+async def test_a_judge_that_comes_too_late() -> None:
+    """Broken if a second phase whose answer has come is taken for applied although nobody has judged it."""
+    answer = first()
+    answer.set_result(1)
+    continued = Continued(answer)
+    await continued
+    with pytest.raises(InvariantViolation):
+        continued.then(lambda answered: answered.result())
+
+
+@pytest.mark.parametrize("first_to_come", ["answer", "deadline"])
+async def test_an_answer_in_the_turn_of_the_deadline(first_to_come: str) -> None:
+    """Broken if a vote that came in the same turn of the event loop as the deadline is lost, or is waited for
+    for ever."""
+    loop = asyncio.get_running_loop()
+    answer, silent = first(), first()
+    votes = [Continued(answer).then(lambda answered: answered.result()), Continued(silent)]
+    waiting = loop.create_task(all_within(votes, 3600))
+    await asyncio.sleep(0)
+    [deadline] = deadlines().waiting
+    calls: list[Callable[[], object]] = [lambda: answer.set_result(7), deadline.expire]
+    for call in calls if first_to_come == "answer" else reversed(calls):
+        call()
+    vote, none = await waiting
+    assert vote == 7
+    assert isinstance(none, asyncio.CancelledError)
+    assert silent.cancelled()
 
 
 async def test_an_error_at_once_is_an_error_of_the_future() -> None:

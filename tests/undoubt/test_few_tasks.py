@@ -18,13 +18,15 @@ from undoubt.participants.tasks import Uncancellable
 
 TASKS_MAX = 2
 """For each commit."""
+TASKS_OF_BEGINS = 2
+"""For each transaction: each branch is opened by a task."""
 COMMITS = 5
 UPKEEP_MAX = 4
 """For all commits: the timers of two pools, each at most one for the sessions that have to be cleaned, and
 one for those that may be closed."""
 
 _counts: ContextVar[bool] = ContextVar("_counts", default=False)
-"""True in the commit that is counted, and in all tasks and callbacks that come of it."""
+"""True in the calls that are counted, and in all tasks and callbacks that come of them."""
 
 
 class Counted:
@@ -60,15 +62,27 @@ class Counted:
         if _counts.get():
             self.tasks.append(coroutine.__qualname__)
 
+    def taken(self) -> list[str]:
+        """The tasks since the last call."""
+        taken, self.tasks = self.tasks, []
+        return taken
 
-async def transfer(coordinator: Coordinator, counts: bool) -> None:
+
+async def transfer(coordinator: Coordinator, counted: Counted | None = None) -> tuple[list[str], list[str]]:
+    """Returns the tasks of begin, and those of commit. The application's own statements are not counted:
+    what they cost is their driver's."""
+    counts = counted is not None
+    _counts.set(counts)
     async with coordinator.transaction() as tx:
         for name in ("orders", "payments"):
             connection: Any = await tx.branch(name)
+            _counts.set(False)
             await connection.execute("update note set id = id + 1")
-        _counts.set(counts)
+            _counts.set(counts)
+        begins = counted.taken() if counted is not None else []
         await tx.commit()
-        _counts.set(False)
+    _counts.set(False)
+    return begins, counted.taken() if counted is not None else []
 
 
 @pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
@@ -85,11 +99,12 @@ async def test_a_commit_of_two_branches(
     monkeypatch.setattr(pool, "CLEAN_AFTER_S", 3600.0)
     async with undoubt.connect(chosen) as coordinator:
         for _ in range(2):  # the timers that serve all commits are set
-            await transfer(coordinator, False)
+            await transfer(coordinator)
         counted = Counted(monkeypatch)
-        for _ in range(COMMITS):
-            await transfer(coordinator, True)
+        tasks = [await transfer(coordinator, counted) for _ in range(COMMITS)]
         asyncio.get_running_loop().set_task_factory(None)
-    assert COMMITS <= len(counted.tasks) <= TASKS_MAX * COMMITS, counted.tasks
+    for begins, commit in tasks:
+        assert len(begins) == TASKS_OF_BEGINS, begins
+        assert 1 <= len(commit) <= TASKS_MAX, commit
     assert counted.timers == []
     assert len(counted.upkeep) <= UPKEEP_MAX, counted.upkeep
