@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import select
 import socket
 from collections.abc import Callable, Coroutine
 from contextvars import ContextVar
 from typing import Any
 
 import pytest
+import uvloop
+from psycopg.waiting import Ready, Wait
 
 from undoubt.participants import deadlines as deadlines_module
 from undoubt.participants.deadlines import Deadlines, deadlines
@@ -347,9 +350,51 @@ def test_closed_loops_are_forgotten() -> None:
     assert [each in kept for each in used] == [False, False, True]
 
 
-async def test_polling_leaves_the_socket_alone() -> None:
+LOOPS = pytest.mark.parametrize(
+    "new_loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"]
+)
+
+
+@LOOPS
+def test_polling_gets_what_comes(new_loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
+    """Broken if an answer that comes in pieces, or that can be read before everything is written, is not
+    read."""
+
+    async def poll() -> list[int]:
+        here, there = socket.socketpair()
+        with here, there:
+
+            def reads() -> Any:
+                seen = []
+                for waits in (Wait.RW, Wait.RW, Wait.R, Wait.R, Wait.W):
+                    ready = yield waits
+                    seen.append(int(ready))
+                    if ready & Ready.R:
+                        here.recv(1)
+                return seen
+
+            polling = Polling(reads(), here.fileno(), 60)
+            while not polling.done():
+                if not select.select([here], [], [], 0)[0]:
+                    there.send(b"1")
+                await asyncio.sleep(0)
+            return list(await polling)
+
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        seen = runner.run(poll())
+    assert Ready.R in seen
+    assert seen[2:] == [Ready.R, Ready.R, Ready.W]
+
+
+@LOOPS
+def test_polling_leaves_the_socket_alone(new_loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
     """Broken if the event loop looks at a socket whose connection is closed, and whose number another one may
     have by then."""
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(polled_and_left())
+
+
+async def polled_and_left() -> None:
     here, there = socket.socketpair()
     with here, there:
 

@@ -122,6 +122,7 @@ async def test_a_reset_that_is_lost_when_nobody_waits(database: Database, gid: G
         assert again.session is not session  # type: ignore[attr-defined]
         await again.rollback()
         await again.release()
+    await database.admin.execute("select pg_terminate_backend($1)", session.pid)  # it has heard of nothing
     await gone(database, session.pid)
     del session.pipeline, session, branch
     gc.collect()
