@@ -243,12 +243,22 @@ async def test_a_loop_that_ends(stage: Stage, driver: str) -> None:
     """``asyncio.run`` returns while both votes are on their way. Broken if it does not wait for the commit,
     or waits for ever for a vote that is no task."""
     here = asyncio.get_running_loop()
-    left = asyncio.Event()
+    cancelled = asyncio.Event()
     leave_there: list[Callable[[], object]] = []
+
+    async def freeze() -> None:
+        stage.freeze()
+
+    def freeze_from_there() -> None:
+        asyncio.run_coroutine_threadsafe(freeze(), here).result()
 
     async def work() -> None:
         async with undoubt.connect(stage.settings(driver)) as coordinator:
-            await transfer(coordinator, lambda: here.call_soon_threadsafe(stage.freeze) and None)
+            try:
+                await transfer(coordinator, freeze_from_there)
+            except asyncio.CancelledError:
+                here.call_soon_threadsafe(cancelled.set)  # and so are all tasks of that loop
+                raise
 
     async def program() -> None:
         there, may_leave = asyncio.get_running_loop(), asyncio.Event()
@@ -256,13 +266,12 @@ async def test_a_loop_that_ends(stage: Stage, driver: str) -> None:
         working = asyncio.create_task(work())
         await may_leave.wait()
         assert not working.done()
-        here.call_soon_threadsafe(left.set)
 
     ended = asyncio.create_task(asyncio.to_thread(asyncio.run, program()))
     await stage.prepared(2)
     await stage.held()
     leave_there[0]()
-    await left.wait()
+    await cancelled.wait()
     stage.thaw()
     await ended
     assert await stage.left() == 0
