@@ -15,6 +15,7 @@ import pytest
 from psycopg.rows import dict_row
 
 from undoubt.participants.contract import Branch
+from undoubt.participants.postgres.participant import PostgresParticipant
 from undoubt.participants.postgres.session import Step
 
 
@@ -87,6 +88,13 @@ async def is_lost(branch: Branch) -> None:
     else:
         while not connection.is_closed():
             await asyncio.sleep(0.005)
+
+
+async def cleaned(participant: PostgresParticipant) -> None:
+    """Return once every session that was given back is reset and can be lent."""
+    pool = participant._pool
+    while pool._cleaning or any(slot.used for slot in pool._idle):
+        await asyncio.sleep(0)
 
 
 def only_the_last(session: Any) -> None:

@@ -11,7 +11,7 @@ import pytest
 import pytest_asyncio
 import uvloop
 
-from tests.participants.hands import at
+from tests.participants.hands import at, cleaned
 from tests.participants.proxy import Proxy, tls_context
 from tests.participants.support import WRITE, Database, new_gid, participant_at
 from undoubt.embedded import EmbeddedServer
@@ -219,8 +219,7 @@ async def test_session_that_was_idle_begins_in_a_round_trip(
     await at(first).execute(WRITE)
     await first.rollback()
     await first.release()
-    while one._pool._cleaning:
-        await asyncio.sleep(0)
+    await cleaned(one)
     [slot] = one._pool._idle
     slot.idle_since -= 1.0
     branch = await one.begin(new_gid(), timeout_s=30)
