@@ -417,16 +417,16 @@ class Participant(Protocol):
         ...
 
 
-def judge(order: Decision, fate: XactStatus) -> Settled:
+def judge(order: Decision, xact_status: XactStatus) -> Settled:
     """The result of ``order`` if no such prepared branch exists, given the status of its transaction id.
 
     For COMMIT only proof counts: committed means applied, aborted or never assigned is a heuristic rollback,
     no proof is a hazard. For ROLLBACK only a proved commit is a heuristic outcome.
     """
-    if fate is XactStatus.IN_PROGRESS:
+    if xact_status is XactStatus.IN_PROGRESS:
         return Settled.BUSY
     table = _ABSENT_AT_COMMIT if order is Decision.COMMIT else _ABSENT_AT_ROLLBACK
-    return table[fate]
+    return table[xact_status]
 
 
 _ABSENT_AT_COMMIT = {

@@ -245,7 +245,7 @@ def test_commit_carries_out_a_recorded_commit_without_asking(stage: Stage) -> No
     ran = stage.run("indoubt", "commit", str(gid), "-o", "json")
     assert ran.status == 0
     assert ran.json == {"gid": str(gid), "result": "committed"}
-    assert stage.orders.fate(gid) is XactStatus.COMMITTED
+    assert stage.orders.xact_status(gid) is XactStatus.COMMITTED
     assert stage.ledger.known == {}
 
 
@@ -271,7 +271,7 @@ def test_heuristic_commit_is_recorded_before_and_after(stage: Stage) -> None:
     recorded = stage.ledger.known[gid]
     assert (recorded.kind, recorded.decision) == (Settled.HEURISTIC_COMMIT, Decision.ABORT)
     assert "agreed" in recorded.note
-    assert stage.orders.fate(gid) is XactStatus.COMMITTED
+    assert stage.orders.xact_status(gid) is XactStatus.COMMITTED
 
 
 def test_heuristic_that_agrees_with_the_decision_is_none(stage: Stage) -> None:
@@ -289,7 +289,7 @@ def test_rollback_records_abort_first(stage: Stage, verdict: Verdict) -> None:
     assert stage.run("indoubt", "rollback", str(gid), "--yes").status == 0
     [[*looked, last]] = seen
     assert (set(looked), last) == ({"outcomes"}, "decide abort"), "looked at, and recorded"
-    assert stage.orders.fate(gid) is XactStatus.ABORTED
+    assert stage.orders.xact_status(gid) is XactStatus.ABORTED
     assert other in stage.payments.prepared
 
 
@@ -309,7 +309,7 @@ def test_heuristic_rollback_against_a_commit_is_recorded(stage: Stage) -> None:
     gid, _ = stage.prepare(1, Decision.COMMIT)
     assert stage.run("indoubt", "rollback", str(gid), "--heuristic", "--yes").status == 0
     assert stage.ledger.known[gid].kind is Settled.HEURISTIC_ROLLBACK
-    assert stage.orders.fate(gid) is XactStatus.ABORTED
+    assert stage.orders.xact_status(gid) is XactStatus.ABORTED
 
 
 def test_a_forgotten_branch_needs_heuristic(stage: Stage) -> None:

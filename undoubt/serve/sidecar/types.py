@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-ProtocolName = Literal["2pc", "3pc", "paxos"]
+from undoubt.coordinator.settings import ProtocolName
+
 Name = Annotated[
     str,
     Meta(min_length=1, max_length=63, pattern="^[A-Za-z0-9_][A-Za-z0-9_.-]*$", description="A participant."),
