@@ -112,7 +112,7 @@ async def test_a_rollback_that_finds_nothing_is_recorded(stages: Any) -> None:
 
 async def test_a_deadline_that_finds_nothing_is_recorded(stages: Any) -> None:
     stage = await stages(MISSING)
-    tx = await begun(stage.coordinator, timeout=0.05)
+    tx = await begun(stage.coordinator, timeout=0.2)
     await tx.announce(Announcer(stage.participants["alpha"]))
     while tx.active:
         await asyncio.sleep(0.01)

@@ -169,7 +169,7 @@ async def test_readers_do_not_commit_after_the_deadline(stages: Any) -> None:
     stage = await stages(reader(), reader())
     stage.hold("poll alpha")
     with pytest.raises(TransactionAborted):
-        await stage.transfer(timeout=0.05)
+        await stage.transfer(timeout=0.2)
     assert stage.xact_statuses() == {XactStatus.ABORTED}
 
 

@@ -236,7 +236,7 @@ async def test_a_body_that_hangs_is_interrupted_at_the_deadline(stages: Any) -> 
     """Broken if a transaction can outlive its timeout by never coming to commit."""
     stage = await stages(Script())
     with pytest.raises(TransactionAborted) as raised:
-        async with stage.coordinator.transaction(timeout=0.05) as tx:
+        async with stage.coordinator.transaction(timeout=0.2) as tx:
             await tx.branch("alpha")
             await asyncio.Event().wait()
     assert isinstance(raised.value.cause, TimeoutError)

@@ -128,7 +128,7 @@ def test_a_branch_that_cannot_be_opened_is_told_as_it_is(stage: Stage) -> None:
 def test_the_timeout_aborts_at_the_next_call_and_at_the_end(stage: Stage) -> None:
     """Broken if a thread that does not look could commit what was rolled back, or is never told."""
     aborted = pytest.raises(TransactionAborted, match="timeout")
-    with aborted as caught, stage.coordinator.transaction(timeout=0.01) as tx:
+    with aborted as caught, stage.coordinator.transaction(timeout=0.3) as tx:
         tx.branch("alpha")
         until(lambda: not tx.active)
         with pytest.raises(TransactionAborted, match="timeout"):
@@ -144,7 +144,7 @@ def test_the_end_waits_for_the_rollback(stage: Stage) -> None:
     gate = stage.gate("rollback alpha")
 
     def body() -> None:
-        with stage.coordinator.transaction(timeout=0.01) as tx:
+        with stage.coordinator.transaction(timeout=0.3) as tx:
             tx.branch("alpha")
             gate.wait()
 
@@ -171,7 +171,7 @@ def test_what_a_cancelled_statement_says_is_explained(
     stage: Stage, raised: BaseException, told: type[BaseException]
 ) -> None:
     """Broken if the user is told "statement canceled" and not why, or loses an error of the application."""
-    with pytest.raises(told) as caught, stage.coordinator.transaction(timeout=0.01) as tx:
+    with pytest.raises(told) as caught, stage.coordinator.transaction(timeout=0.3) as tx:
         tx.branch("alpha")
         until(lambda: not tx.active)
         raise raised
