@@ -17,7 +17,7 @@ from undoubt.participants.contract import Decision, Evidence, PreparedBranch, Se
 from undoubt.participants.errors import ParticipantRefused
 from undoubt.participants.ids import Foreign, Gid
 from undoubt.participants.postgres.admin_pool import Management, refuse_standby
-from undoubt.participants.postgres.branch import end_prepared
+from undoubt.participants.postgres.end_prepared import end_prepared
 from undoubt.participants.postgres.history import lsn
 from undoubt.participants.postgres.roles import missing_grant, owned
 from undoubt.participants.postgres.session import (

@@ -104,10 +104,8 @@ def only_the_last(session: Any) -> None:
     async def shorter_script(sql: str, *, timeout_s: float) -> Any:
         return await script(sql.rpartition(";")[2], timeout_s=timeout_s)
 
-    async def shorter_pipeline(
-        steps: Sequence[Step], *, behind: Sequence[Step] = (), timeout_s: float
-    ) -> Any:
-        return await pipeline(steps[-1:], behind=behind, timeout_s=timeout_s)
+    def shorter_pipeline(steps: Sequence[Step], *, behind: Sequence[Step] = (), timeout_s: float) -> Any:
+        return pipeline(steps[-1:], behind=behind, timeout_s=timeout_s)
 
     session.script, session.pipeline = shorter_script, shorter_pipeline
 
@@ -119,9 +117,9 @@ def spoil(session: Any) -> None:
     async def spoilt_script(sql: str, *, timeout_s: float) -> Any:
         return await script(f"select 1/0; {sql}", timeout_s=timeout_s)
 
-    async def spoilt_pipeline(steps: Sequence[Step], *, behind: Sequence[Step] = (), timeout_s: float) -> Any:
+    def spoilt_pipeline(steps: Sequence[Step], *, behind: Sequence[Step] = (), timeout_s: float) -> Any:
         spoilt = (Step("select 1/0"), *behind) if behind else ()
-        return await pipeline(steps, behind=spoilt, timeout_s=timeout_s)
+        return pipeline(steps, behind=spoilt, timeout_s=timeout_s)
 
     session.script, session.pipeline = spoilt_script, spoilt_pipeline
 

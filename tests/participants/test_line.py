@@ -196,7 +196,7 @@ async def test_given_up_while_lent(one: PostgresParticipant, database: Database,
     await at(branch).execute(WRITE)
     session = session_of(branch)
     slept = session.pipeline([Step("select pg_sleep(600)")], timeout_s=0.2 if how == "late" else 600)
-    task = asyncio.create_task(slept)
+    task = asyncio.ensure_future(slept)
     if how == "late":
         with pytest.raises(AnswerTimedOut):
             await task

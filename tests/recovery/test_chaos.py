@@ -13,11 +13,11 @@ import pytest
 from tests.recovery.world import World, until
 from undoubt.coordinator.coordinator import Coordinator
 from undoubt.coordinator.settings import CoordinatorSettings
-from undoubt.coordinator.uncancellable import Uncancellable
 from undoubt.participants.contract import Decision, Evidence, Settled, XactStatus
 from undoubt.participants.errors import ParticipantUnavailable, UndoubtError
 from undoubt.participants.ids import Gid, TxId
 from undoubt.participants.scripted import ScriptedParticipant
+from undoubt.participants.tasks import Uncancellable
 
 NAMES = ("inventory", "orders", "payments")
 SEEDS = 30

@@ -37,12 +37,12 @@ from undoubt.coordinator.errors import HeuristicOutcome, LedgerUnavailable, Outc
 from undoubt.coordinator.ledger.contract import BranchRecord, RecordedDecision, SessionState
 from undoubt.coordinator.protocols.steps import TwoPhaseStep
 from undoubt.coordinator.settings import CoordinatorSettings
-from undoubt.coordinator.uncancellable import Uncancellable
 from undoubt.participants.contract import Decision, Evidence, PrepareUnanswered, Settled, Vote, XactStatus
 from undoubt.participants.errors import ParticipantUnavailable
 from undoubt.participants.ids import NO_KEY, Gid, SessionKey, TxId
 from undoubt.participants.registry import Registry
 from undoubt.participants.scripted import ScriptedAnswer, ScriptedBranch, ScriptedParticipant
+from undoubt.participants.tasks import Uncancellable
 from undoubt.recovery.report import Report
 from undoubt.recovery.service import RecoveryService
 from undoubt.recovery.settings import RecoverySettings
