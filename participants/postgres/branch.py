@@ -23,7 +23,7 @@ from undoubt.participants.contract import (
     Vote,
     Work,
 )
-from undoubt.participants.errors import BranchFailed, ParticipantRefused, StaleLock
+from undoubt.participants.errors import BranchFailed, ParticipantRefused
 from undoubt.participants.ids import Gid, Protocol, SessionKey
 from undoubt.participants.invariant import invariant
 from undoubt.participants.last_agent import AgentEntry, AgentUnanswered
@@ -36,7 +36,9 @@ from undoubt.participants.postgres.guard import (
     guard_script,
     note_script,
     read_report,
+    read_row,
     report_head,
+    shown_again,
 )
 from undoubt.participants.postgres.history import columns, evidence_at, place_in, place_of
 from undoubt.participants.postgres.last_agent import (
@@ -48,7 +50,6 @@ from undoubt.participants.postgres.last_agent import (
 )
 from undoubt.participants.postgres.outbox import publish_statement
 from undoubt.participants.postgres.pipeline import (
-    GUARD_COLUMNS,
     ROLLBACK,
     end_reading_steps,
     guards_of_prepare,
@@ -77,7 +78,6 @@ from undoubt.participants.postgres.sql import fill, query
 from undoubt.participants.postgres.sqlstate import (
     ENDED_BY_APPLICATION,
     IN_USE,
-    STALE_LOCK,
     UNDEFINED_FUNCTION,
     branch_failure,
     lost,
@@ -140,6 +140,8 @@ class PostgresBranch:
         self._xid: int | None = None
         self._place = place_of(slot.session.intro)
         """The place of the server in which the branch is open; behind a pooler it is known after ``poll``."""
+        self._guards: list[str] = []
+        """The statements that have shown tokens of locks, or have tried to."""
         self._published = 0
         """How many messages were published, or tried to be."""
         self._asked = False
@@ -170,6 +172,8 @@ class PostgresBranch:
 
     async def guard_lock(self, ledger: str, name: str, token: int) -> None:
         guard = fill("guard_lock", ledger=ledger, lock=name, token=str(token))
+        if guard not in self._guards:
+            self._guards.append(guard)
         await self._call(guard, "a guard", "table of locks")
 
     async def publish(self, publication: Publication) -> str:
@@ -188,8 +192,6 @@ class PostgresBranch:
         try:
             await self.session.script(same_schema(intro) + statement, timeout_s=self._timeout_s)
         except ServerError as error:
-            if error.sqlstate == STALE_LOCK:
-                raise StaleLock(name, error.message, sqlstate=error.sqlstate) from error
             if error.sqlstate == UNDEFINED_FUNCTION:
                 raise ParticipantRefused(name, _NO_TABLE.format(table, name)) from error
             raise self._refused(error) from error
@@ -217,7 +219,7 @@ class PostgresBranch:
         if intro.pooled:
             self._place = place_in(row, intro)
         # A SERIALIZABLE branch that wrote nothing may still have to fail, because of its predicate locks.
-        if self._xid is None and row["isolation"] != "serializable":
+        if self._xid is None and row["isolation"] != "serializable" and not self._guards:
             return Work.READ_ONLY
         return Work.WRITES
 
@@ -273,7 +275,7 @@ class PostgresBranch:
     def _prepare_in_pipeline(self) -> Continued[Answers]:
         intro, keep, proof = self.session.intro, self._handle.undoubt_keeps, self._note_proof
         before, guard = guards_of_prepare(intro, self._around.owners, bool(proof), keep)
-        steps = [*before, Step(guard, (self._marker,), keep)]
+        steps = [*self._guards_again(), *before, Step(guard, (self._marker,), keep)]
         if proof:
             steps += note_steps(proof, intro)
         steps.append(Step(f"prepare transaction {self._quoted}"))
@@ -282,15 +284,13 @@ class PostgresBranch:
     def _evidence_of(self, answers: Answers) -> Evidence | None:
         """The evidence that the guard has given in its row before PREPARE. None if the row is not one that
         the guard gives: the guard has been replaced."""
-        rows = answers.rows[-4 if self._note_proof else -2]
-        guard = rows[0] if len(rows) == 1 else ()
-        if len(guard) != GUARD_COLUMNS or guard[0] is None or not guard[0].isdecimal():
-            return None
-        xid = int(guard[0])
-        if self._place is None:
-            return Evidence(xid)
-        high, _, low = (guard[1] or "0/0").partition("/")
-        return Evidence(xid, *self._place, (int(high, 16) << 32) + int(low, 16) or None)
+        return read_row(answers.rows[-4 if self._note_proof else -2], self._place)
+
+    def _guards_again(self) -> list[Step]:
+        return [Step(each) for each in shown_again(self._guards, self.session.intro)]
+
+    def _with_guards(self, script: str) -> str:
+        return "; ".join([*shown_again(self._guards, self.session.intro), script])
 
     def _prepare_script(self) -> str:
         intro = self.session.intro
@@ -298,7 +298,7 @@ class PostgresBranch:
         head = report_head(self._name, pooler=intro.pooled)
         note = note_script(self._note_proof, intro)
         script = guard_script(self._marker, head, intro, self._around.owners, lent=lent, noted=bool(note))
-        return f"{script}; {note}prepare transaction {self._quoted}"
+        return self._with_guards(f"{script}; {note}prepare transaction {self._quoted}")
 
     async def _reported(self, report: str) -> Evidence | None:
         intro = self.session.intro
@@ -361,12 +361,12 @@ class PostgresBranch:
         try:
             if self._pipelines:
                 steps = one_phase_steps(self._marker, proof, intro, certain=certain, keep=keep)
-                answer = await self._last_of(steps)
+                answer = await self._last_of([*self._guards_again(), *steps])
             else:
                 note = f"{query('note_certain')}; " if certain else ""
                 note += note_script(proof, intro)
                 script = f"{query('guard_deferred')}; {commit_guard(self._marker)}; {note}commit"
-                answer = await self.session.script(script, timeout_s=self._timeout_s)
+                answer = await self.session.script(self._with_guards(script), timeout_s=self._timeout_s)
         except ServerError as error:
             if error.fatal:
                 return await self._ask_books(proof, certain, error)
@@ -409,9 +409,9 @@ class PostgresBranch:
         try:
             if self._pipelines:
                 steps = agent_steps(self._marker, entry, branches, intro, keep=keep)
-                answer = await self._last_of(steps)
+                answer = await self._last_of([*self._guards_again(), *steps])
             else:
-                script = agent_script(self._marker, entry, branches, intro)
+                script = self._with_guards(agent_script(self._marker, entry, branches, intro))
                 answer = await self.session.script(script, timeout_s=self._timeout_s)
         except ServerError as error:
             if not unanswered_commit(error):

@@ -238,7 +238,8 @@ class LockShown(msgspec.Struct, frozen=True):
     held: bool
     """Whether it is certain that no other holder has been granted the lock."""
     guard: str
-    """The statement with which a branch that you run begins, so that its database refuses a stale holder."""
+    """The statement with which a branch that you run begins, so that its database refuses a stale holder. A
+    savepoint that is rolled back undoes it."""
 
 
 class LockList(msgspec.Struct, frozen=True):
