@@ -248,6 +248,8 @@ class LockList(msgspec.Struct, frozen=True):
 
 class LockReleased(msgspec.Struct, frozen=True):
     token: Token
+    held: bool
+    """Whether it is certain that no other holder had been granted the lock before."""
 
 
 class GuardRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
