@@ -25,6 +25,8 @@ from types import TracebackType
 from typing import TypeVar
 
 from undoubt.coordinator.errors import (
+    LedgerError,
+    LedgerLocked,
     LedgerUnavailable,
     LockLost,
     LockTimeout,
@@ -95,7 +97,7 @@ class Lock:
         self._entry: LockEntry | None = None
         self._why_lost = ""
         self._lost = asyncio.Event()
-        self._unanswered: LedgerUnavailable | None = None
+        self._unanswered: LedgerError | None = None
         """The last failure of the ledger while the lock was asked for."""
 
     def __repr__(self) -> str:
@@ -187,7 +189,7 @@ class Lock:
         while True:
             try:
                 return await call()
-            except LedgerUnavailable as error:
+            except (LedgerUnavailable, LedgerLocked) as error:
                 log.debug("lock %r: %s", self.name, error)
                 if self._lost.is_set() or self._aborted:
                     return None

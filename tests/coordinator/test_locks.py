@@ -15,6 +15,7 @@ from tests.coordinator.stage import Stage
 from undoubt.coordinator.coordinator import Coordinator
 from undoubt.coordinator.errors import (
     CoordinatorClosed,
+    LedgerLocked,
     LedgerUnavailable,
     LockLost,
     LockTimeout,
@@ -334,13 +335,13 @@ async def test_a_request_waits_while_the_ledger_does_not_answer(
                 return await method(*arguments, **options)
             if silent:
                 await asyncio.Event().wait()
-            raise LedgerUnavailable("down, in this test")
+            raise (LedgerUnavailable if asked % 2 else LedgerLocked)("down, in this test")
 
         setattr(ledger, call, no_answer)
-        for timeout in (0, 0.01) if call != "lock_entry" else (0.01,):
+        for timeout in (0, 0.01) if call != "lock_entry" else (2.0,):
             with pytest.raises(LockTimeout, match="the ledger does not answer") as late:
                 await one.lock("job", timeout=timeout).acquire()
-            assert isinstance(late.value.__cause__, LedgerUnavailable)
+            assert isinstance(late.value.__cause__, LedgerUnavailable | LedgerLocked)
         if call != "lock_entry":
             with pytest.raises(LockTimeout):
                 await one.lock("job").try_acquire()
