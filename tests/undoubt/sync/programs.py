@@ -104,12 +104,12 @@ def forks_in_a_branch(folder: str) -> None:
 
 
 def holds(folder: str) -> None:
-    """Holds a lock until its input ends; prints its token, and whether the lock was lost."""
+    """Holds a lock until it reads a line; prints its token, and whether the lock was lost."""
     with connected(folder, session_ttl_s=5.0) as coordinator:
         try:
             with coordinator.lock("job") as lock:
                 print(lock.token, flush=True)
-                sys.stdin.read()
+                sys.stdin.readline()
         except LockLost:
             print("lost", flush=True)
         else:

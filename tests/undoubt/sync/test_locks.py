@@ -276,7 +276,8 @@ def ended(process: subprocess.Popen[str]) -> str:
     """What a holder says at the end of its block."""
     assert process.stdin is not None
     assert process.stdout is not None
-    process.stdin.close()
+    process.stdin.write("\n")
+    process.stdin.flush()
     return process.stdout.readline().strip()
 
 
