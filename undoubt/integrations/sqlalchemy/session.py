@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -18,7 +17,7 @@ from undoubt.coordinator.locks import Lock
 from undoubt.coordinator.publishing import checked
 from undoubt.coordinator.settings import PROTOCOLS
 from undoubt.coordinator.transaction import Transaction
-from undoubt.integrations.sqlalchemy.enlisted_connection import checked_in, failed
+from undoubt.integrations.sqlalchemy.noticed_engines import watch
 from undoubt.integrations.sqlalchemy.sync_bridge import Bridge
 from undoubt.integrations.sqlalchemy.unit_of_work import Unit
 from undoubt.participants import bounds
@@ -36,8 +35,6 @@ TWOPHASE = (
     " decision: remove twophase=True from this sessionmaker or Session; undoubt's class prepares and commits"
     " by itself"
 )
-
-_watched: weakref.WeakSet[sa.Engine] = weakref.WeakSet()
 
 
 class Session(orm.Session):
@@ -73,6 +70,7 @@ class Session(orm.Session):
             check_key(key)
         bridge = Bridge(coordinator)
         engines = _judged(participants)
+        watch(engines)
         super().__init__(*arguments, **options)
         self.undoubt_timeout = timeout
         self.undoubt_protocol = protocol
@@ -80,12 +78,6 @@ class Session(orm.Session):
         self._undoubt_bridge = bridge
         self._undoubt_participants = engines
         self._undoubt_unit: Unit | None = None
-        for engine in self._undoubt_participants:
-            if engine not in _watched:
-                _watched.add(engine)
-                event.listen(engine, "checkin", checked_in)
-                event.listen(engine, "handle_error", failed)
-                event.listen(engine, "begin_twophase", _refuse_twophase)
 
     @property
     def twophase(self) -> bool:
@@ -183,16 +175,6 @@ class Session(orm.Session):
             if known is engine or known.pool is engine.pool:
                 return name
         return None
-
-
-def _refuse_twophase(connection: sa.Connection, _: object) -> None:
-    """Handler of the engine's event ``begin_twophase``. A session of SQLAlchemy's own on an engine that is a
-    participant's would leave prepared transactions that no recovery knows."""
-    raise UsageError(
-        f"a session with twophase=True uses {connection.engine!r}, an engine of a participant of undoubt:"
-        " change Session(twophase=True, …) to undoubt.integrations.sqlalchemy.Session(coordinator=…,"
-        " participants=…)"
-    )
 
 
 def _judged(participants: object) -> dict[sa.Engine, str]:
