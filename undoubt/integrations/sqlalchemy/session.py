@@ -114,6 +114,13 @@ class Session(orm.Session):
         self._undoubt_transaction.result = value
 
     @property
+    def undoubt_repeated(self) -> bool:
+        """Whether another transaction had committed with the key of the current transaction, or of the last
+        one, before: ``undoubt_txid`` and ``undoubt_result`` are those of that one then."""
+        transaction = self._undoubt_transaction
+        return transaction is not None and transaction.repeated
+
+    @property
     def undoubt_may_have_committed(self) -> bool:
         """Whether the transaction of ``undoubt_txid`` may have committed: False until its commit begins, and
         again once it is certain that it did not commit."""
@@ -221,6 +228,11 @@ class AsyncSession(sa_asyncio.AsyncSession):
     @undoubt_result.setter
     def undoubt_result(self, value: object) -> None:
         self._undoubt_session.undoubt_result = value
+
+    @property
+    def undoubt_repeated(self) -> bool:
+        """As that of :class:`Session`."""
+        return self._undoubt_session.undoubt_repeated
 
     @property
     def undoubt_may_have_committed(self) -> bool:
