@@ -17,6 +17,7 @@ from undoubt.coordinator.ledger.locks import LockRequest
 from undoubt.coordinator.protocols.steps import AbortStep, TwoPhaseStep
 from undoubt.participants.contract import Decision, PreparedBranch, Settled
 from undoubt.participants.ids import Foreign
+from undoubt.serve.console import rows as console_rows
 
 LONG = "the statement was cancelled because the row is held by another transaction, " * 4
 FAR = 12_345_678
@@ -75,6 +76,26 @@ async def test_no_text_is_cut(one: Rig, browser: Browser, width: int) -> None:
                 await settle(seen)
                 assert await seen.clipped() == [], (place, share)
         assert await seen.page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+async def test_a_burst_is_listed_as_a_whole(
+    one: Rig, browser: Browser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Broken if decisions that came faster than they were read, while no page was open, stay missing."""
+    monkeypatch.setattr(console_rows, "PAGE", 5)
+    monkeypatch.setattr(console_rows, "PAGES_MAX", 2)
+    await one.decided(1)
+    await one.console.feed.rows.read(one.ledger)
+    for seq in range(2, 62):
+        await one.decided(seq)
+    async with opened(browser, one.base) as seen:
+        await seen.sign_in(token("watcher"))
+        await seen.go("transactions")
+        found = seen.page.locator("#found")
+        await expect(found).to_contain_text(
+            "61 transactions of 61; finished ones: all that the ledger keeps."
+        )
+        await expect(found).not_to_contain_text("missing")
 
 
 async def test_an_id_is_one_line_on_a_wide_screen(one: Rig, browser: Browser) -> None:

@@ -101,7 +101,8 @@ class Console:
         if self.counts_rows:
             for row in self.feed.rows:
                 self._count(row)
-            self.hour.missed_before = max(self.hour.missed_before, self.feed.rows.missed_before)
+            rows = self.feed.rows
+            self.hour.missed_before = max(rows.missed_before, rows.left_out_before)
         return self.feed.rows.about()
 
     def _count(self, row: Row) -> None:
