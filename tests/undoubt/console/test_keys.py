@@ -22,3 +22,76 @@ async def test_skipping_to_the_content_stays_on_the_page(one: Rig, browser: Brow
         await expect(seen.page.locator("#main")).to_be_focused()
         assert seen.page.url.endswith("#sessions")
         await expect(seen.page.get_by_role("heading", name="Sessions")).to_be_visible()
+
+
+async def test_an_act_that_is_under_way_is_told_and_closes_its_own_dialog(one: Rig, browser: Browser) -> None:
+    """Broken if an act that goes on leaves no trace once its dialog is closed, or if its answer takes the
+    dialog of another transaction away, with what was written there."""
+    answers = asyncio.Event()
+
+    async def hold(route: Route) -> None:
+        await answers.wait()
+        await route.continue_()
+
+    for seq in (1, 2):
+        await one.prepared(seq)
+    first, second = (str(one.session.txid(seq)) for seq in (1, 2))
+    async with opened(browser, one.base) as seen:
+        await seen.page.route("**/v1/console/resolve", hold)
+        await seen.sign_in(token("operator"))
+        dialog = seen.page.get_by_role("dialog")
+        await seen.go(f"tx/{first}")
+        await seen.page.get_by_role("button", name="End this transaction").click()
+        await dialog.get_by_label("Roll back all prepared branches").check()
+        for flag in await dialog.get_by_role("checkbox").all():
+            await flag.check()
+        await dialog.get_by_label("Type the id").fill(first)
+        await dialog.get_by_role("button", name="Do it").click()
+        await expect(dialog).to_contain_text("This is under way.")
+        await expect(dialog.get_by_role("button", name="Cancel")).to_have_count(0)
+        await expect(dialog.get_by_label("Type the id")).to_be_disabled()
+        await seen.page.keyboard.press("Escape")
+        await expect(dialog).to_be_hidden()
+        await expect(seen.page.locator("#acting")).to_contain_text("is under way since")
+        await expect(seen.page.get_by_role("button", name="End this transaction")).to_have_count(0)
+        await seen.go(f"tx/{second}")
+        await seen.page.get_by_role("button", name="End this transaction").click()
+        await dialog.get_by_label("Why").fill("half written")
+        answers.set()
+        await expect(seen.page.locator("#said")).to_contain_text(f"on the page of transaction {first}")
+        await expect(dialog).to_contain_text(second)
+        await expect(dialog.get_by_label("Why")).to_have_value("half written")
+        await dialog.get_by_role("button", name="Cancel").click()
+        await seen.go(f"tx/{first}")
+        await expect(seen.page.locator("#acting")).to_have_count(0)
+        await expect(seen.page.locator("#answer")).to_contain_text("branch 1 in orders: done")
+        assert seen.errors == []
+
+
+HASTE = """
+{
+  const timeout = AbortSignal.timeout;
+  AbortSignal.timeout = (most_ms) => timeout.call(AbortSignal, most_ms / 1000);
+}
+"""
+
+
+async def test_an_act_without_an_answer_is_said_to_have_none(one: Rig, browser: Browser) -> None:
+    """Broken if a server that is silent leaves the dialog at work without end."""
+    await one.prepared(1)
+    txid = str(one.session.txid(1))
+    async with opened(browser, one.base) as seen:
+        await seen.page.add_init_script(HASTE)
+        await seen.page.reload()
+        await seen.page.route("**/v1/console/resolve", lambda _: None)
+        await seen.sign_in(token("operator"))
+        await seen.go(f"tx/{txid}")
+        await seen.page.get_by_role("button", name="End this transaction").click()
+        dialog = seen.page.get_by_role("dialog")
+        await dialog.get_by_label("Roll back all prepared branches").check()
+        for flag in await dialog.get_by_role("checkbox").all():
+            await flag.check()
+        await dialog.get_by_label("Type the id").fill(txid)
+        await dialog.get_by_role("button", name="Do it").click()
+        await expect(seen.page.locator("#answer")).to_contain_text("No answer in 2 min 0 s")
+        await expect(dialog).to_be_hidden()
