@@ -232,3 +232,36 @@ async def test_one_name_in_two_databases_is_two_branches(one: Rig, browser: Brow
         for name in ("orders", "payments"):
             row = table.get_by_role("row").filter(has_text=name)
             await expect(row.get_by_role("cell").nth(1)).to_have_text("1")
+
+
+SCROLLED = """
+async () => {
+  const box = document.getElementById('rows-sessions');
+  const seen = new Set();
+  let last = -1;
+  for (let turn = 0; turn < 3000 && box.scrollTop !== last; turn += 1) {
+    last = box.scrollTop;
+    const edge = box.getBoundingClientRect();
+    for (const row of box.querySelectorAll('[data-key]')) {
+      const { top, bottom } = row.getBoundingClientRect();
+      if (bottom > edge.top && top < edge.bottom) seen.add(row.dataset.key);
+    }
+    box.scrollTop += 250;
+    await new Promise((done) => requestAnimationFrame(() => setTimeout(done)));
+  }
+  return [...seen];
+}
+"""
+
+
+async def test_every_session_can_be_scrolled_to(one: Rig, browser: Browser) -> None:
+    """Broken if a list whose rows have numbers as ids skips rows, or never reaches its end, when names
+    wrap."""
+    for number in range(150):
+        await one.ledger.open_session(f"shop {number} {LONG}"[:200], 3600.0)
+    async with opened(browser, one.base, width=800) as seen:
+        await seen.sign_in(token("watcher"))
+        await seen.go("sessions")
+        await expect(seen.page.locator("#rows-sessions")).to_have_attribute("aria-rowcount", "152")
+        keys = await seen.page.evaluate(SCROLLED)
+        assert sorted(map(int, keys)) == sorted(each.id for each in await one.ledger.sessions())
