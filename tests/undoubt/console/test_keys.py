@@ -95,3 +95,31 @@ async def test_an_act_without_an_answer_is_said_to_have_none(one: Rig, browser: 
         await dialog.get_by_role("button", name="Do it").click()
         await expect(seen.page.locator("#answer")).to_contain_text("No answer in 2 min 0 s")
         await expect(dialog).to_be_hidden()
+
+
+async def test_what_was_pressed_is_seen_to_have_happened(one: Rig, browser: Browser) -> None:
+    """Broken if only a screen reader is told that an id was copied, or that doctor checks again."""
+    txid = str(await one.decided(1))
+    checking = asyncio.Event()
+
+    async def hold(route: Route) -> None:
+        await checking.wait()
+        await route.continue_()
+
+    async with opened(browser, one.base, permissions=["clipboard-read", "clipboard-write"]) as seen:
+        await seen.page.route("**/v1/console/doctor", hold)
+        await seen.sign_in(token("watcher"))
+        toast = seen.page.locator("#toast")
+        await expect(toast).to_be_hidden()
+        await seen.page.get_by_role("button", name="Check again").click()
+        await expect(toast).to_have_text("Checking…")
+        await expect(toast).to_be_in_viewport()
+        await expect(seen.page.get_by_role("button", name="Checking…")).to_be_visible()
+        checking.set()
+        await expect(toast).to_contain_text("Checked")
+        await expect(seen.page.get_by_role("button", name="Check again")).to_be_visible()
+        await seen.go(f"tx/{txid}")
+        await seen.page.get_by_role("heading").get_by_role("button", name=f"Copy {txid}").click()
+        await expect(toast).to_have_text(f"Copied: {txid}")
+        assert await seen.page.evaluate("navigator.clipboard.readText()") == txid
+        assert await seen.violations() == []
