@@ -12,6 +12,7 @@ from playwright.async_api import Browser, expect
 from tests.undoubt.console.browser import WAIT_MS, Opened, opened
 from tests.undoubt.console.rig import Rig
 from tests.undoubt.sidecar.stage import token
+from undoubt.cli.output import printable
 from undoubt.coordinator.ledger.acting import new_act
 from undoubt.coordinator.ledger.contract import Heuristic, record_of
 from undoubt.participants.contract import Decision, PreparedBranch, Settled
@@ -364,3 +365,28 @@ async def test_an_id_copies(one: Rig, browser: Browser) -> None:
         await seen.page.get_by_role("button", name=f"Copy {txid}").click()
         await expect(seen.page.locator("#said")).to_have_text("Copied.")
         assert await seen.page.evaluate("navigator.clipboard.readText()") == txid
+
+
+async def test_characters_that_are_not_seen_are_written_out(one: Rig, browser: Browser) -> None:
+    """Broken if a name with characters that turn the text around, or have no width, looks like another
+    name."""
+    hidden = "pay\u202estnem\u200b-\u00a0\ufeff\U000e0041 end"
+    shown = "pay\\u202estnem\\u200b-\\xa0\\ufeff\\U000e0041 end"
+    assert printable(hidden) == shown, "as the command line has it"
+    one.participants["orders"].foreign.append(
+        PreparedBranch(Foreign(hidden), "me", "orders", time.time(), 1.0)
+    )
+    await one.ledger.open_session(hidden, 3600.0)
+    async with opened(browser, one.base) as seen:
+        await seen.sign_in(token("watcher"))
+        for place in ("impostors", "sessions"):
+            await seen.go(place)
+            await expect(seen.page.locator("main")).to_contain_text(shown)
+            text = await seen.page.locator("main").inner_text()
+            assert not set(text) & set("\u202e\u200b\ufeff\u00a0\U000e0041")
+        await seen.go("impostors")
+        await seen.page.get_by_role("link", name=shown).click()
+        await expect(seen.page.locator("main")).to_contain_text("foreign")
+        await expect(seen.page.get_by_role("button", name=f"Copy {shown}")).to_have_attribute(
+            "data-text", hidden
+        )
