@@ -265,3 +265,29 @@ async def test_every_session_can_be_scrolled_to(one: Rig, browser: Browser) -> N
         await expect(seen.page.locator("#rows-sessions")).to_have_attribute("aria-rowcount", "152")
         keys = await seen.page.evaluate(SCROLLED)
         assert sorted(map(int, keys)) == sorted(each.id for each in await one.ledger.sessions())
+
+
+async def test_a_printed_list_has_all_its_rows(one: Rig, browser: Browser) -> None:
+    """Broken if paper shows the part of a list that was in sight, beside the sections, in the colors of a
+    dark screen."""
+    for number in range(120):
+        put(one, FAR + number)
+    async with opened(browser, one.base, dark=True) as seen:
+        await seen.sign_in(token("watcher"))
+        await seen.go("transactions")
+        rows = seen.page.locator("#rows-transactions [data-key]")
+        await expect(seen.page.locator("#rows-transactions")).to_have_attribute("aria-rowcount", "121")
+        assert await rows.count() < 60
+        await seen.page.evaluate("addEventListener('afterprint', () => { window.paper = window.atPrint; })")
+        await seen.page.evaluate(
+            "addEventListener('beforeprint', () => {"
+            " window.atPrint = document.querySelectorAll('#rows-transactions [data-key]').length; })"
+        )
+        await seen.page.pdf()
+        assert await seen.page.evaluate("window.paper") == 120
+        await expect(rows).not_to_have_count(120)
+        await seen.page.emulate_media(media="print", color_scheme="dark")
+        await expect(seen.page.get_by_role("navigation")).to_be_hidden()
+        assert await seen.page.evaluate("getComputedStyle(document.body).color") == "rgb(27, 36, 48)"
+        box = seen.page.locator("#rows-transactions")
+        assert await box.evaluate("(box) => getComputedStyle(box).overflowY") == "visible"
