@@ -291,3 +291,23 @@ async def test_a_printed_list_has_all_its_rows(one: Rig, browser: Browser) -> No
         assert await seen.page.evaluate("getComputedStyle(document.body).color") == "rgb(27, 36, 48)"
         box = seen.page.locator("#rows-transactions")
         assert await box.evaluate("(box) => getComputedStyle(box).overflowY") == "visible"
+
+
+async def test_forced_colors_say_the_same(one: Rig, browser: Browser) -> None:
+    """Broken if with the system's colors the current section, a state or a warning looks like any text."""
+    await one.decided(1)
+    async with opened(browser, one.base, forced_colors="active") as seen:
+        await seen.sign_in(token("watcher"))
+        await expect(seen.page.locator("main .note").first).to_be_visible()
+        style = "(node, name) => getComputedStyle(node)[name]"
+        current = seen.page.locator("nav a[aria-current]")
+        other = seen.page.locator("nav a:not([aria-current])").first
+        back = "backgroundColor"
+        assert await current.evaluate(style, back) != await other.evaluate(style, back)
+        for box in (".pill", "main .note"):
+            assert await seen.page.locator(box).first.evaluate(style, "borderTopStyle") != "none"
+        await seen.go("overview")
+        text = seen.page.locator("svg text").first
+        assert await text.evaluate(style, "fill") == await seen.page.locator("main h2").evaluate(
+            style, "color"
+        )
