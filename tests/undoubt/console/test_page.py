@@ -18,6 +18,7 @@ from undoubt.coordinator.ledger.contract import Heuristic, record_of
 from undoubt.participants.contract import Decision, PreparedBranch, Settled
 from undoubt.participants.errors import ParticipantUnavailable
 from undoubt.participants.ids import Foreign
+from undoubt.serve.console import app as console_app
 from undoubt.serve.console.page import page as the_page
 
 PLACES = ("overview", "transactions", "sessions", "locks", "heuristics", "impostors", "audit")
@@ -390,3 +391,27 @@ async def test_characters_that_are_not_seen_are_written_out(one: Rig, browser: B
         await expect(seen.page.get_by_role("button", name=f"Copy {shown}")).to_have_attribute(
             "data-text", hidden
         )
+
+
+async def test_a_token_that_no_header_can_carry_is_refused(one: Rig, browser: Browser) -> None:
+    """Broken if a token with a wrong letter is said to be a server that does not answer."""
+    async with opened(browser, one.base) as seen:
+        await seen.page.get_by_label("Token").fill("undoubt_ключ")
+        await seen.page.keyboard.press("Enter")
+        await expect(seen.page.get_by_role("alert")).to_contain_text("only letters from a to z")
+        await seen.sign_in(token("watcher"))
+        await clean(seen)
+
+
+async def test_a_page_too_many_is_told_why(
+    one: Rig, browser: Browser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Broken if a server that answers, and says why it serves no more pages, is said not to answer."""
+    monkeypatch.setattr(console_app, "STREAMS_MAX", 0)
+    async with opened(browser, one.base) as seen:
+        await seen.page.get_by_label("Token").fill(token("watcher"))
+        await seen.page.keyboard.press("Enter")
+        await expect(seen.page.locator("main")).to_contain_text("0 consoles are open here")
+        await expect(seen.page.locator("main")).not_to_contain_text("does not answer")
+        monkeypatch.setattr(console_app, "STREAMS_MAX", 32)
+        await seen.live()
