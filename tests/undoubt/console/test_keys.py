@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+from msgspec.structs import replace
 from playwright.async_api import Browser, Route, expect
 
 from tests.undoubt.console.browser import opened
 from tests.undoubt.console.rig import Rig
 from tests.undoubt.sidecar.stage import token
+from undoubt.coordinator.ledger.acting import new_act
+from undoubt.serve.console import app as console_app
+from undoubt.serve.console.settings import ConsoleSettings
 
 
 async def test_skipping_to_the_content_stays_on_the_page(one: Rig, browser: Browser) -> None:
@@ -123,3 +128,40 @@ async def test_what_was_pressed_is_seen_to_have_happened(one: Rig, browser: Brow
         await expect(toast).to_have_text(f"Copied: {txid}")
         assert await seen.page.evaluate("navigator.clipboard.readText()") == txid
         assert await seen.violations() == []
+
+
+async def test_a_token_that_expires_keeps_what_was_written(
+    one: Rig, browser: Browser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Broken if an operator who writes why, and reads what is recorded, has to begin again."""
+    monkeypatch.setattr(console_app, "RECHECK_S", 0.0)
+    await one.prepared(1)
+    txid = str(one.session.txid(1))
+    async with opened(browser, one.base) as seen:
+        await seen.sign_in(token("operator"))
+        await seen.go(f"tx/{txid}")
+        await seen.page.get_by_role("button", name="End this transaction").click()
+        dialog = seen.page.get_by_role("dialog")
+        await dialog.get_by_label("Why").fill("half written")
+        await dialog.get_by_label("Type the id").fill(txid)
+        one.doorkeeper.reload(ConsoleSettings().server)
+        await expect(seen.page.get_by_role("alert")).to_contain_text("What you have written")
+        await expect(seen.page.get_by_label("Token")).to_be_focused()
+        one.doorkeeper.reload(one.settings.console.server)
+        await seen.sign_in(token("operator"))
+        await expect(dialog.get_by_label("Why")).to_have_value("half written")
+        await expect(dialog.get_by_label("Type the id")).to_have_value(txid)
+
+
+async def test_acts_of_one_moment_are_all_listed(one: Rig, browser: Browser) -> None:
+    """Broken if the audit shows one of two acts that were recorded in the same millisecond."""
+    act = new_act("indoubt forget", "the same", "first")
+    for note in ("first", "second"):
+        await one.ledger.record_act(replace(act, id=f"act {note}", note=note))
+    async with opened(browser, one.base) as seen:
+        await seen.sign_in(token("watcher"))
+        await seen.go("audit")
+        rows = seen.page.locator("#rows-audit [data-key]")
+        await expect(rows).to_have_count(2)
+        for note in ("first", "second"):
+            await expect(rows.filter(has_text=note)).to_have_count(1)
