@@ -415,3 +415,46 @@ async def test_a_page_too_many_is_told_why(
         await expect(seen.page.locator("main")).not_to_contain_text("does not answer")
         monkeypatch.setattr(console_app, "STREAMS_MAX", 32)
         await seen.live()
+
+
+async def test_the_list_is_where_it_was_left(one: Rig, browser: Browser) -> None:
+    """Broken if looking at one transaction loses the place of the next one in a long list."""
+    for seq in range(1, 201):
+        await one.decided(seq)
+    async with opened(browser, one.base) as seen:
+        await seen.sign_in(token("watcher"))
+        await seen.go("transactions")
+        box = seen.page.locator("#rows-transactions")
+        await expect(box).to_have_attribute("aria-rowcount", "201")
+        await box.evaluate("(box) => { box.scrollTop = 100 * 37.5 }")
+        row = box.get_by_role("link", name=str(one.session.txid(98)), exact=True)
+        before = await row.bounding_box()
+        await row.click()
+        await expect(seen.page.locator("main h2")).to_contain_text(str(one.session.txid(98)))
+        await seen.page.go_back()
+        await expect(row).to_be_in_viewport()
+        after = await row.bounding_box()
+        assert before is not None
+        assert after is not None
+        assert abs(before["y"] - after["y"]) < 40
+
+
+async def test_what_is_searched_is_found(one: Rig, browser: Browser) -> None:
+    """Broken if an id finds the transactions whose ids begin with it too, or a gid that is not ours is found
+    nowhere."""
+    for seq in (1, 10, 11, 12):
+        await one.decided(seq)
+    foreign = PreparedBranch(Foreign("batch of the night"), "someone", "orders", time.time(), 1.0)
+    one.participants["orders"].foreign.append(foreign)
+    async with opened(browser, one.base) as seen:
+        await seen.sign_in(token("watcher"))
+        await seen.go("transactions")
+        rows = seen.page.locator("#rows-transactions [data-key]")
+        await expect(rows).to_have_count(4)
+        field = seen.page.get_by_label("Search")
+        await field.fill(str(one.session.txid(1)))
+        await expect(rows).to_have_count(1)
+        await field.fill("of the night")
+        await expect(seen.page.locator("#found")).to_contain_text("1 prepared transaction that is not ours")
+        await seen.page.get_by_role("link", name="batch of the night").click()
+        await expect(seen.page.get_by_role("heading", name="A prepared transaction")).to_be_visible()
