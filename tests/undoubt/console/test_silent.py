@@ -40,6 +40,8 @@ async def test_what_is_not_ours_stays_listed_when_its_database_dies(one: Rig, br
         box = seen.page.locator("#rows-impostors")
         await expect(box).to_have_attribute("aria-rowcount", "3")
         await expect(seen.page.locator("main [data-stale]")).to_have_count(0)
+        repair = f"undoubt indoubt rollback {false} --participant orders"
+        await expect(box.get_by_role("button", name=repair)).to_be_visible()
         dies(one, "orders", "payments")
         main = seen.page.locator("main")
         await expect(main).to_contain_text("Participant orders does not answer")
