@@ -458,3 +458,16 @@ async def test_what_is_searched_is_found(one: Rig, browser: Browser) -> None:
         await expect(seen.page.locator("#found")).to_contain_text("1 prepared transaction that is not ours")
         await seen.page.get_by_role("link", name="batch of the night").click()
         await expect(seen.page.get_by_role("heading", name="A prepared transaction")).to_be_visible()
+
+
+async def test_durations_have_one_form(one: Rig, browser: Browser) -> None:
+    """Broken if one page has an age as 1 min 58 s and as 1m 58s."""
+    told = {
+        "for 1m 58s.": "for 1 min 58 s.",
+        "(2h 05m) and 3d 01h": "(2 h 5 min) and 3 d 1 h",
+        "in 9.5s": "in 9.5 s",
+        "role 45s-x of shop-3m": "role 45s-x of shop-3m",
+    }
+    async with opened(browser, one.base) as seen:
+        for said, shown in told.items():
+            assert await seen.page.evaluate("(text) => withUnits(text)", said) == shown

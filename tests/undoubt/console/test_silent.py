@@ -89,3 +89,20 @@ async def test_branches_in_a_dead_database_still_need_somebody(one: Rig, browser
         warning = main.get_by_text("4 branches have been in doubt for more than 5 minutes.")
         await expect(warning).to_contain_text("2 of them at")
         await expect(warning).to_contain_text("payments has not answered since")
+
+
+async def test_a_branch_in_a_dead_database_stays_in_the_table(one: Rig, browser: Browser) -> None:
+    """Broken if a transaction looks like one of fewer branches once a database has died."""
+    await one.prepared(1)
+    async with opened(browser, one.base) as seen:
+        await seen.sign_in(token("watcher"))
+        await seen.go(f"tx/{one.session.txid(1)}")
+        rows = seen.page.get_by_role("region", name="Branches").get_by_role("row")
+        await expect(rows).to_have_count(3)
+        dies(one, "payments")
+        await expect(seen.page.locator("main")).to_contain_text(
+            "does not answer, and may have a branch of it"
+        )
+        row = rows.filter(has_text="payments")
+        await expect(row).to_contain_text("no answer")
+        await expect(row).to_contain_text("it was prepared there at")
