@@ -15,7 +15,7 @@ from undoubt.coordinator.ledger.acting import new_act
 from undoubt.coordinator.ledger.contract import Heuristic
 from undoubt.coordinator.ledger.locks import LockRequest
 from undoubt.coordinator.protocols.steps import AbortStep, TwoPhaseStep
-from undoubt.participants.contract import Decision, PreparedBranch, Settled
+from undoubt.participants.contract import Decision, PreparedBranch, Settled, Waiting
 from undoubt.participants.ids import Foreign
 from undoubt.serve.console import rows as console_rows
 
@@ -311,3 +311,30 @@ async def test_forced_colors_say_the_same(one: Rig, browser: Browser) -> None:
         assert await text.evaluate(style, "fill") == await seen.page.locator("main h2").evaluate(
             style, "color"
         )
+
+
+async def test_the_picture_of_a_deadlocks_victim_has_its_wait_and_its_end(one: Rig, browser: Browser) -> None:
+    """Broken if the victim of a deadlock is drawn as a transaction that worked until its end."""
+    gid, holder = one.gids(1)[0], one.gids(2)[0]
+    id_ = str(gid.txid)
+    traces = one.console.traces
+    traces.note(id_, "begin")
+    traces.note(id_, "branch", gid.branch, gid.participant)
+    async with opened(browser, one.base) as seen:
+        await seen.sign_in(token("watcher"))
+        table = seen.page.get_by_role("region", name="Participants").get_by_role("row")
+        waits = table.filter(has_text="orders").get_by_role("cell").nth(3)
+        one.participants["orders"].waiting.append(Waiting(gid, holder, "since", 7, None))
+        await expect(waits).to_have_text("1")
+        one.participants["orders"].waiting.clear()
+        await expect(waits).to_have_text("0")
+        traces.note(id_, "end")
+        put(one, 1, "DistributedDeadlock: deadlock across orders, payments")
+        await seen.go(f"tx/{id_}")
+        picture = seen.page.get_by_role("img", name="The transaction in time")
+        told = await picture.get_attribute("aria-label") or ""
+        assert f"1 orders: waits for {holder.txid} for" in told
+        assert "rolled back: DistributedDeadlock: deadlock across orders, payments" in told
+        await expect(picture.locator(".cross")).to_have_count(1)
+        await expect(picture.locator(".c-lock")).to_have_count(1)
+        assert await seen.clipped() == []
