@@ -72,6 +72,38 @@ async def test_every_scene_has_a_name_of_its_own() -> None:
     assert len({str(scene) for scene in SCENES}) == len(SCENES)
 
 
+def message(kind: bytes, content: bytes = b"") -> bytes:
+    return kind + (4 + len(content)).to_bytes(4, "big") + content
+
+
+async def test_what_is_held_back_belongs_to_the_transaction_before() -> None:
+    """Broken if messages behind one that is late, on a connection that its server has ended meanwhile, count
+    as messages of the next transaction."""
+    over = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await over.wait()
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        async with Wire(f"host=127.0.0.1 port={port}") as wire:
+            reader, writer = await asyncio.open_connection("127.0.0.1", int(wire.parameters["port"]))
+            wire.arm(Strike("P", Fault.LATE, hold_s=0.3))
+            startup = (196608).to_bytes(4, "big")
+            parse = message(b"P", b"\0select 1\0\0\0")
+            writer.write((8).to_bytes(4, "big") + startup + parse + message(b"B", b"\0\0") + message(b"S"))
+            while not wire.struck:
+                await asyncio.sleep(0.01)
+            wire.arm(None)
+            over.set()
+            assert await reader.read() == b""
+            while wire.kept:  # until everything that was read from the client has been passed on
+                await asyncio.sleep(0.01)
+            assert (wire.heard, wire.to_nobody) == ([], [])
+            writer.close()
+
+
 ARRIVES = set(Fault) - {Fault.CUT_BEFORE, Fault.HALF, Fault.HOLE}
 ANSWERED = {Fault.DELAYED, Fault.LATE}
 

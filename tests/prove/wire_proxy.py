@@ -14,7 +14,7 @@ import re
 import socket
 import struct
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import NamedTuple
@@ -199,15 +199,24 @@ class Wire:
         except OSError:
             _reset(writer)
             return
-        link = _Link((reader, writer), far, self._judge)
+        link = _Link((reader, writer), far, self)
         self._links.add(link)
         try:
             await link.carry()
         finally:
             self._links.discard(link)
 
-    def _judge(self, link: _Link, label: str) -> Strike | None:
-        """Count a message; the strike if it is the one to be struck."""
+    @property
+    def generation(self) -> int:
+        """How often it was armed."""
+        return self._generation
+
+    def judge(self, link: _Link, label: str, generation: int) -> Strike | None:
+        """Count a message that was read in ``generation``; the strike if it is the one to be struck. What
+        was sent together with a message that was held back, before the wire was armed again, is not
+        counted: it belongs to the transaction before."""
+        if generation != self._generation:
+            return None
         if link.generation != self._generation:
             link.generation, link.number, link.messages = self._generation, self._numbers, 0
             link.said.clear()
@@ -241,7 +250,7 @@ class _Link:
         self,
         client: tuple[asyncio.StreamReader, asyncio.StreamWriter],
         server: tuple[asyncio.StreamReader, asyncio.StreamWriter],
-        judge: Callable[[_Link, str], Strike | None],
+        wire: Wire,
     ) -> None:
         self.generation = self.number = self.messages = 0
         self.said: Counter[tuple[str, str]] = Counter()
@@ -249,7 +258,7 @@ class _Link:
         self._about = ""
         self._client_reader, self._client = client
         self._server_reader, self._server = server
-        self._judge = judge
+        self._wire = wire
         self._frontend, self._backend = _Frames(typed=False), _Frames(typed=True)
         self._prepared: dict[bytes, bytes] = {}
         """What the client has prepared under a name, by that name."""
@@ -318,16 +327,17 @@ class _Link:
     async def _carry_up(self) -> None:
         with contextlib.suppress(OSError):
             while data := await self._client_reader.read(65536):
+                generation = self._wire.generation
                 for frame in self._frontend.feed(data):
-                    await self._pass(frame)
+                    await self._pass(frame, generation)
                 self._flush()
         self._client_over = True
         if not self._hole:
             self._end_server()
 
-    async def _pass(self, frame: bytes) -> None:
+    async def _pass(self, frame: bytes, generation: int) -> None:
         label, counts = self._look_at(frame)
-        strike = self._judge(self, label) if counts else None
+        strike = self._wire.judge(self, label, generation) if counts else None
         if self._hole or self._eof_sent:
             return
         if strike is None:
