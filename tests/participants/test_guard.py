@@ -268,6 +268,20 @@ async def test_a_guard_may_be_repeated_behind_a_savepoint(
     assert await noted.balance() == 90
 
 
+async def test_every_guard_has_to_be_in_effect(participant: PostgresParticipant, noted: Database) -> None:
+    """Another holder of the second lock would write beside the branch."""
+    branch = await participant.begin(new_gid(), timeout_s=30.0, key=KEY)
+    await guard(branch, 1, "another job")
+    await at(branch).execute("savepoint s")
+    await guard(branch, 1, "job")
+    await at(branch).execute("rollback to savepoint s")
+    await at(branch).execute(WRITE)
+    with pytest.raises(BranchFailed, match="was undone when a savepoint was rolled back"):
+        await prepared(branch, participant)
+    await branch.rollback()
+    await branch.release()
+
+
 async def test_a_branch_whose_guard_has_failed_is_no_reader(
     participant: PostgresParticipant, noted: Database
 ) -> None:
