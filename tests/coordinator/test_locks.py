@@ -518,7 +518,7 @@ async def test_a_transaction_that_would_wait_for_itself_from_two_tasks() -> None
 
     async with coordinators(ledger, 1) as (one,):
         tx = await one.transaction(timeout=60).start()
-        ledger.open_session = slowly  # type: ignore[method-assign]
+        ledger.open_session = slowly  # type: ignore[method-assign, assignment]
         async with asyncio.timeout(20):
             asked = [one.lock("job", tx=tx).acquire() for _ in range(2)]
             first, second = await asyncio.gather(*asked, return_exceptions=True)

@@ -33,7 +33,7 @@ async def candidates(stack: AsyncExitStack, ledger: MemoryLedger, count: int) ->
 async def test_a_candidate_that_is_cancelled_has_ended_before_the_next_leads() -> None:
     """Two leaders at once."""
     lead, leading, most, turns = recipe(), set[int](), 0, asyncio.Semaphore(0)
-    cleaning, clean = asyncio.Event(), asyncio.Event()
+    ledger, cleaning, clean = MemoryLedger(), asyncio.Event(), asyncio.Event()
 
     async def serve(number: int) -> None:
         nonlocal most
@@ -48,13 +48,16 @@ async def test_a_candidate_that_is_cancelled_has_ended_before_the_next_leads() -
             leading.discard(number)
 
     async with asyncio.timeout(60), AsyncExitStack() as stack:
-        made = await candidates(stack, MemoryLedger(), 2)
+        made = await candidates(stack, ledger, 2)
         one = asyncio.create_task(lead(made[0], lambda _: serve(1)))
         await turns.acquire()
         other = asyncio.create_task(lead(made[1], lambda _: serve(2)))
+        [leader] = await ledger.locks()
         one.cancel()
         await cleaning.wait()
-        assert leading == {1}
+        assert await made[1].lock("another").try_acquire()  # the ledger has heard what was sent before
+        [now] = await ledger.locks(only=leader.name)
+        assert (now.holders, leading) == (leader.holders, {1})
         clean.set()
         await turns.acquire()
         assert (one.done(), leading, most) == (True, {2}, 1)
