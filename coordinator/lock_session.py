@@ -67,6 +67,8 @@ class LockSession:
         self._held: set[int] = set()
         self._to_end: dict[int, LockRequest] = {}
         """Requests that this process has no use for, and that the ledger may still have."""
+        self._ending: set[int] = set()
+        """The requests that are being ended, of which a caller waits for the ledger's answer."""
         self._tasks: list[asyncio.Task[None]] = []
         self._opened = asyncio.Event()
         self._renewed = False
@@ -80,15 +82,16 @@ class LockSession:
         """A new request, not yet sent, under a session that is open. ``lost`` is called once if it ends
         before :meth:`drop`, with the reason. Raises ``LedgerError``, ``CoordinatorClosed``, and
         ``UsageError`` if the transaction would wait for a lock of its own."""
-        for request, _ in self._live.values():
-            if request.txid == txid is not None and request.name == name and not (request.shared and shared):
-                raise UsageError(
-                    f"transaction {txid} has lock {name!r} already, or waits for it: a lock is not reentrant,"
-                    " and a shared one does not become exclusive"
-                )
         async with self._opening:
             if self._closed:
                 raise CoordinatorClosed
+            for request, _ in self._live.values():
+                beside = request.shared and shared
+                if request.txid == txid is not None and request.name == name and not beside:
+                    raise UsageError(
+                        f"transaction {txid} has lock {name!r} already, or waits for it: a lock is not"
+                        " reentrant, and a shared one does not become exclusive"
+                    )
             if self._current is None:
                 sent_at, suspended_s = asyncio.get_running_loop().time(), _suspended_s()
                 self._current = await self.ledger.open_session(self._name, self._ttl_s)
@@ -134,12 +137,15 @@ class LockSession:
         self._live.pop(request.number, None)
         self._held.discard(request.number)
         sure = self.sure(request)
+        self._ending.add(request.number)
         try:
             return await self.ledger.unlock(request)
         except LedgerError as error:
             log.warning("lock %r could not be released yet: %s", request.name, error)
             self.drop(request)
             return sure
+        finally:
+            self._ending.discard(request.number)
 
     def session_lost(self, request: LockRequest) -> None:
         """The ledger has answered that the session of ``request`` is gone."""
@@ -224,14 +230,14 @@ class LockSession:
         session = self._current
         if session is None:
             return
-        if not self._live and not self._to_end:
+        if not self._live and not self._to_end and not self._ending:
             async with self._opening:
-                if self._live or session is not self._current:
+                if self._live or self._ending or session is not self._current:
                     return
                 self._current = None
             await self.ledger.close_session(session)
             return
-        held, known = set(self._held), set(self._live)
+        held, known = set(self._held), self._live.keys() | self._ending
         entries = await self.ledger.session_locks(session.id, session.nonce)
         there = {entry.request.number: entry for entry in entries}
         if held & self._held - there.keys():

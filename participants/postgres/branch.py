@@ -23,7 +23,7 @@ from undoubt.participants.contract import (
     Vote,
     Work,
 )
-from undoubt.participants.errors import BranchFailed, ParticipantRefused
+from undoubt.participants.errors import BranchFailed, ParticipantRefused, StaleLock
 from undoubt.participants.ids import Gid, Protocol, SessionKey
 from undoubt.participants.invariant import invariant
 from undoubt.participants.last_agent import AgentEntry, AgentUnanswered
@@ -34,11 +34,12 @@ from undoubt.participants.postgres.end_prepared import end_prepared, not_confirm
 from undoubt.participants.postgres.guard import (
     commit_guard,
     guard_script,
+    lock_script,
     note_script,
     read_report,
     read_row,
     report_head,
-    shown_again,
+    still_locked,
 )
 from undoubt.participants.postgres.history import columns, evidence_at, place_in, place_of
 from undoubt.participants.postgres.last_agent import (
@@ -69,17 +70,14 @@ from undoubt.participants.postgres.session import (
     Step,
     standby_warning,
 )
-from undoubt.participants.postgres.session_setup import (
-    branch_name,
-    known_pid,
-    marker,
-)
+from undoubt.participants.postgres.session_setup import branch_name, known_pid, marker
 from undoubt.participants.postgres.sql import fill, query
 from undoubt.participants.postgres.sqlstate import (
     ENDED_BY_APPLICATION,
     IN_USE,
     UNDEFINED_FUNCTION,
     branch_failure,
+    guard_undone,
     lost,
     note_impossible,
     participant_error,
@@ -142,6 +140,8 @@ class PostgresBranch:
         """The place of the server in which the branch is open; behind a pooler it is known after ``poll``."""
         self._guards: list[str] = []
         """The statements that have shown tokens of locks, or have tried to."""
+        self._stale: StaleLock | None = None
+        """The refusal of one of them."""
         self._published = 0
         """How many messages were published, or tried to be."""
         self._asked = False
@@ -174,7 +174,8 @@ class PostgresBranch:
         guard = fill("guard_lock", ledger=ledger, lock=name, token=str(token))
         if guard not in self._guards:
             self._guards.append(guard)
-        await self._call(guard, "a guard", "table of locks")
+        script = lock_script(guard, self._guards.index(guard), self._marker)
+        await self._call(script, "a guard", "table of locks")
 
     async def publish(self, publication: Publication) -> str:
         self._published += 1
@@ -275,7 +276,7 @@ class PostgresBranch:
     def _prepare_in_pipeline(self) -> Continued[Answers]:
         intro, keep, proof = self.session.intro, self._handle.undoubt_keeps, self._note_proof
         before, guard = guards_of_prepare(intro, self._around.owners, bool(proof), keep)
-        steps = [*self._guards_again(), *before, Step(guard, (self._marker,), keep)]
+        steps = [*self._still_locked(), *before, Step(guard, (self._marker,), keep)]
         if proof:
             steps += note_steps(proof, intro)
         steps.append(Step(f"prepare transaction {self._quoted}"))
@@ -286,11 +287,11 @@ class PostgresBranch:
         the guard gives: the guard has been replaced."""
         return read_row(answers.rows[-4 if self._note_proof else -2], self._place)
 
-    def _guards_again(self) -> list[Step]:
-        return [Step(each) for each in shown_again(self._guards, self.session.intro)]
+    def _still_locked(self) -> list[Step]:
+        return [Step(each) for each in still_locked(len(self._guards), self._marker)]
 
-    def _with_guards(self, script: str) -> str:
-        return "; ".join([*shown_again(self._guards, self.session.intro), script])
+    def _if_still_locked(self, script: str) -> str:
+        return "; ".join([*still_locked(len(self._guards), self._marker), script])
 
     def _prepare_script(self) -> str:
         intro = self.session.intro
@@ -298,7 +299,7 @@ class PostgresBranch:
         head = report_head(self._name, pooler=intro.pooled)
         note = note_script(self._note_proof, intro)
         script = guard_script(self._marker, head, intro, self._around.owners, lent=lent, noted=bool(note))
-        return self._with_guards(f"{script}; {note}prepare transaction {self._quoted}")
+        return self._if_still_locked(f"{script}; {note}prepare transaction {self._quoted}")
 
     async def _reported(self, report: str) -> Evidence | None:
         intro = self.session.intro
@@ -361,12 +362,12 @@ class PostgresBranch:
         try:
             if self._pipelines:
                 steps = one_phase_steps(self._marker, proof, intro, certain=certain, keep=keep)
-                answer = await self._last_of([*self._guards_again(), *steps])
+                answer = await self._last_of([*self._still_locked(), *steps])
             else:
                 note = f"{query('note_certain')}; " if certain else ""
                 note += note_script(proof, intro)
                 script = f"{query('guard_deferred')}; {commit_guard(self._marker)}; {note}commit"
-                answer = await self.session.script(self._with_guards(script), timeout_s=self._timeout_s)
+                answer = await self.session.script(self._if_still_locked(script), timeout_s=self._timeout_s)
         except ServerError as error:
             if error.fatal:
                 return await self._ask_books(proof, certain, error)
@@ -409,9 +410,9 @@ class PostgresBranch:
         try:
             if self._pipelines:
                 steps = agent_steps(self._marker, entry, branches, intro, keep=keep)
-                answer = await self._last_of([*self._guards_again(), *steps])
+                answer = await self._last_of([*self._still_locked(), *steps])
             else:
-                script = self._with_guards(agent_script(self._marker, entry, branches, intro))
+                script = self._if_still_locked(agent_script(self._marker, entry, branches, intro))
                 answer = await self.session.script(script, timeout_s=self._timeout_s)
         except ServerError as error:
             if not unanswered_commit(error):
@@ -583,7 +584,10 @@ class PostgresBranch:
     def _refused(self, error: ServerError) -> BranchFailed:
         if schema_changed(error):
             self.session.discard()  # the next session checks the schema anew
-        return branch_failure(self._around.name, error, self._handle.undoubt_failure)
+        failure = branch_failure(self._around.name, error, self._handle.undoubt_failure)
+        if isinstance(failure, StaleLock):
+            self._stale = failure
+        return self._stale if self._stale is not None and guard_undone(error) else failure
 
     def _failed(self, message: str) -> BranchFailed:
         return BranchFailed(self._around.name, message)

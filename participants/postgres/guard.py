@@ -103,16 +103,21 @@ def note_script(proof: bytes, intro: ServerParameters) -> str:
     return same_schema(intro) + fill("note_commit", proof=f"\\x{proof.hex()}") + "; "
 
 
-def shown_again(guards: Sequence[str], intro: ServerParameters) -> list[str]:
-    """The statements that repeat ``guards``, which have shown tokens of locks in a branch; none without any.
+def lock_script(guard: str, number: int, marked: str) -> str:
+    """``guard`` shows the token of a lock, as the branch's guard ``number``; behind it that is noted for
+    :func:`still_locked`. ``marked`` is the branch's marker."""
+    return f"{guard}; {fill('guard_locked', setting=_locked(number), marker=marked)}"
 
-    They are sent before the end of the branch, in its round trip: a savepoint that was rolled back has undone
-    a guard inside of it, and a later holder may have been there since. The application may have changed the
-    role: they run in the role of the session."""
-    if not guards:
-        return []
-    schema = same_schema(intro).removesuffix("; ")
-    return [schema, fill("guard_as", role=intro.role), *guards, query("guard_as_before")]
+
+def still_locked(count: int, marked: str) -> list[str]:
+    """The statements before the end of a branch, in its round trip, that fail unless all its ``count`` guards
+    are in effect. A savepoint that was rolled back has undone a guard inside of it: another holder may have
+    been there since, and nothing in the row of the lock would show a former one."""
+    return [fill("still_locked", setting=_locked(number), marker=marked) for number in range(count)]
+
+
+def _locked(number: int) -> str:
+    return f"undoubt.locked_{number}"
 
 
 GUARD_COLUMNS = 4

@@ -293,13 +293,18 @@ delete from undoubt.undoubt_agent as a
 -- then. The row stays locked until the branch ends, so that the next holder waits for it.
 select undoubt.guard_lock({ledger}::pg_catalog.text, {lock}::pg_catalog.text, {token}::pg_catalog.int8)
 
--- name: guard_as
--- Before guard_lock is repeated: from here on the role of the session, instead of the one that the application chose.
-select pg_catalog.set_config('undoubt.role', pg_catalog.current_setting('role'), true),
-       pg_catalog.set_config('role', {role}, true)
+-- name: guard_locked
+-- Behind guard_lock: what undoes the one, a savepoint that is rolled back, undoes the other.
+select pg_catalog.set_config({setting}, {marker}, true)
 
--- name: guard_as_before
-select pg_catalog.set_config('role', pg_catalog.current_setting('undoubt.role'), true)
+-- name: still_locked
+-- Sent before the end of a branch for each of its guard_lock: fails with 22P02 and the text "undoubt lock" unless the row
+-- of the lock has been locked since, or the branch has been ended, which the guard behind it tells.
+select case when (pg_catalog.current_setting({setting}, true) operator(pg_catalog.=) {marker})
+                 or (coalesce(pg_catalog.current_setting('undoubt.tx', true), '') operator(pg_catalog.<>) {marker})
+            then 0
+            else ('undoubt lock ' operator(pg_catalog.||)
+                     coalesce(pg_catalog.current_setting({setting}, true), ''))::pg_catalog.int4 end
 
 -- name: publish
 -- Fails with 22P02 and the text "undoubt marker" outside the transaction of the branch: the message would be visible

@@ -22,6 +22,7 @@ from undoubt.participants.postgres.session import NoAnswer, Notice, NotSent, Ser
 MARKER_TEXT = "undoubt marker"
 SCHEMA_TEXT = "undoubt schema"
 NOTE_TEXT = "undoubt note"
+LOCK_TEXT = "undoubt lock"
 _ROLE = re.compile(r"undoubt role <(.*)>", re.DOTALL)
 
 UNDEFINED_OBJECT = "42704"
@@ -77,6 +78,11 @@ NOTE_IMPOSSIBLE = (
 SCHEMA_CHANGED = (
     "schema undoubt of its database was created or replaced after this connection was opened, or was not"
     " trusted then: run the transaction again, on a new connection"
+)
+
+GUARD_UNDONE = (
+    "a guard of a lock has failed, or was undone when a savepoint was rolled back: another holder may have"
+    " been in this database since. Guard before the savepoint, or again behind it, before anything is read"
 )
 
 _ROLE_LEFT = (
@@ -177,10 +183,16 @@ def schema_changed(error: ServerError) -> bool:
     return error.sqlstate == "22P02" and SCHEMA_TEXT in error.message
 
 
+def guard_undone(error: ServerError) -> bool:
+    """Whether ``still_locked`` of ``queries.sql`` raised ``error``."""
+    return error.sqlstate == "22P02" and LOCK_TEXT in error.message
+
+
 _RAISED_BY_GUARDS = (
     (marker_lost, ENDED_BY_APPLICATION),
     (schema_changed, SCHEMA_CHANGED),
     (note_impossible, NOTE_IMPOSSIBLE),
+    (guard_undone, GUARD_UNDONE),
 )
 
 

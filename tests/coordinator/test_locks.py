@@ -23,8 +23,9 @@ from undoubt.coordinator.errors import (
     TransactionEnded,
 )
 from undoubt.coordinator.ledger.contract import Session
-from undoubt.coordinator.ledger.locks import LockEntry
+from undoubt.coordinator.ledger.locks import LockEntry, LockRequest
 from undoubt.coordinator.ledger.memory import MemoryLedger
+from undoubt.coordinator.locks import Lock
 from undoubt.coordinator.settings import CoordinatorSettings
 from undoubt.coordinator.transaction import Transaction
 from undoubt.participants.errors import StaleLock, UsageError
@@ -272,6 +273,39 @@ async def test_a_release_that_is_not_answered_is_repeated() -> None:
         await until(lambda: not ledger.machine.state.locks.queues)
 
 
+@pytest.mark.parametrize("kept", [True, False])
+async def test_a_lock_that_is_being_given_back_is_not_ended_otherwise(kept: bool) -> None:
+    """The end of a block would raise ``LockLost`` because its own process has ended the request, or the
+    session, before the ledger has heard of the end."""
+    ledger, renewed, hears = MemoryLedger(), 0, asyncio.Event()
+    unlock, keep_alive = ledger.unlock, ledger.keep_alive
+    asked: list[LockRequest] = []
+
+    async def late(request: LockRequest) -> bool:
+        asked.append(request)
+        if len(asked) == 1:
+            await hears.wait()
+        return await unlock(request)
+
+    async def count(session: Session, floor: int) -> None:
+        nonlocal renewed
+        await keep_alive(session, floor)
+        renewed += session.id == mine
+
+    async with coordinators(ledger, 1) as (one,):
+        if kept:
+            await one.lock("kept").acquire()
+        lock = await one.lock("job").acquire()
+        mine = ledger.machine.state.locks.queues["job"][0].request.session
+        ledger.unlock = late  # type: ignore[method-assign]
+        ledger.keep_alive = count  # type: ignore[method-assign]
+        released = asyncio.create_task(lock.release())
+        await until(lambda: renewed > 3)
+        hears.set()
+        assert await released is True
+        del ledger.unlock
+
+
 async def test_a_session_that_ends_while_its_locks_are_compared() -> None:
     """An operator would look for another one who has released the lock."""
     ledger = MemoryLedger()
@@ -470,6 +504,26 @@ async def test_a_transaction_that_would_wait_for_itself() -> None:
             other = await one.transaction(timeout=60).start()
             assert not await one.lock("job", tx=other).try_acquire()
             await other.rollback()
+        await tx.rollback()
+
+
+async def test_a_transaction_that_would_wait_for_itself_from_two_tasks() -> None:
+    """As above, if both ask before the session of locks is open."""
+    ledger = MemoryLedger()
+    open_session = ledger.open_session
+
+    async def slowly(name: str, ttl_s: float) -> Session:
+        await asyncio.sleep(0)
+        return await open_session(name, ttl_s)
+
+    async with coordinators(ledger, 1) as (one,):
+        tx = await one.transaction(timeout=60).start()
+        ledger.open_session = slowly  # type: ignore[method-assign, assignment]
+        async with asyncio.timeout(20):
+            asked = [one.lock("job", tx=tx).acquire() for _ in range(2)]
+            first, second = await asyncio.gather(*asked, return_exceptions=True)
+        assert isinstance(first, Lock)
+        assert isinstance(second, UsageError)
         await tx.rollback()
 
 

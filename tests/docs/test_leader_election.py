@@ -11,7 +11,9 @@ import pytest
 from tests.docs.pages import ROOT, blocks
 from undoubt.coordinator.coordinator import Coordinator
 from undoubt.coordinator.ledger.memory import MemoryLedger
+from undoubt.coordinator.locks import Lock
 from undoubt.coordinator.settings import CoordinatorSettings
+from undoubt.participants.errors import StaleLock
 from undoubt.participants.registry import Registry
 
 
@@ -31,7 +33,7 @@ async def candidates(stack: AsyncExitStack, ledger: MemoryLedger, count: int) ->
 async def test_a_candidate_that_is_cancelled_has_ended_before_the_next_leads() -> None:
     """Two leaders at once."""
     lead, leading, most, turns = recipe(), set[int](), 0, asyncio.Semaphore(0)
-    cleaning, clean = asyncio.Event(), asyncio.Event()
+    ledger, cleaning, clean = MemoryLedger(), asyncio.Event(), asyncio.Event()
 
     async def serve(number: int) -> None:
         nonlocal most
@@ -46,19 +48,43 @@ async def test_a_candidate_that_is_cancelled_has_ended_before_the_next_leads() -
             leading.discard(number)
 
     async with asyncio.timeout(60), AsyncExitStack() as stack:
-        made = await candidates(stack, MemoryLedger(), 2)
+        made = await candidates(stack, ledger, 2)
         one = asyncio.create_task(lead(made[0], lambda _: serve(1)))
         await turns.acquire()
         other = asyncio.create_task(lead(made[1], lambda _: serve(2)))
+        [leader] = await ledger.locks()
         one.cancel()
         await cleaning.wait()
-        assert leading == {1}
+        assert await made[1].lock("another").try_acquire()  # the ledger has heard what was sent before
+        [now] = await ledger.locks(only=leader.name)
+        assert (now.holders, leading) == (leader.holders, {1})
         clean.set()
         await turns.acquire()
         assert (one.done(), leading, most) == (True, {2}, 1)
         other.cancel()
         await asyncio.wait([other])
         assert leading == set()
+
+
+async def test_a_stale_leader_is_a_candidate_again() -> None:
+    """A leader that was stopped, and that hears of it first from a database, would never lead again."""
+    lead, tokens = recipe(), list[int]()
+
+    async def serve(lock: Lock) -> None:
+        tokens.append(lock.token)
+        if len(tokens) == 1:
+            raise StaleLock("orders", "another holder has been there")
+        await asyncio.Event().wait()
+
+    async with asyncio.timeout(60), AsyncExitStack() as stack:
+        [coordinator] = await candidates(stack, MemoryLedger(), 1)
+        leading = asyncio.create_task(lead(coordinator, serve))
+        while len(tokens) < 2:
+            assert not leading.done()
+            await asyncio.sleep(0.01)
+        assert tokens[0] < tokens[1]
+        leading.cancel()
+        await asyncio.wait([leading])
 
 
 async def test_an_error_of_the_work_ends_the_candidate() -> None:

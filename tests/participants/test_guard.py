@@ -13,7 +13,7 @@ from tests.participants.scene import Scene
 from tests.participants.support import KEY, LEDGER, WRITE, Database, new_gid, participant_at
 from undoubt.embedded import EmbeddedServer
 from undoubt.participants.contract import Branch, GuardingBranch, Settled, Vote, Work
-from undoubt.participants.errors import ParticipantRefused, StaleLock, UsageError
+from undoubt.participants.errors import BranchFailed, ParticipantRefused, StaleLock, UsageError
 from undoubt.participants.last_agent import AgentEntry, LastAgentBranch
 from undoubt.participants.postgres import PostgresParticipant, schema
 from undoubt.participants.settings import ParticipantSettings
@@ -206,18 +206,24 @@ async def guarded_in_a_savepoint(participant: PostgresParticipant) -> Branch:
 
 
 @each_end
-async def test_a_guard_that_a_savepoint_has_undone_is_shown_again(
-    participant: PostgresParticipant, noted: Database, end: End
+@pytest.mark.parametrize("other", [0, 2])
+async def test_a_guard_that_a_savepoint_has_undone_aborts_its_branch(
+    participant: PostgresParticipant, noted: Database, end: End, other: int
 ) -> None:
-    """A former holder would write beside the next one."""
+    """Another holder would write beside it: the next one, or a former one, whose token is lower than the one
+    that was undone, and which leaves no trace in the row of the lock."""
     branch = await guarded_in_a_savepoint(participant)
-    await noted.admin.execute(SHOW, LEDGER, 2)
-    await at(branch).execute(WRITE)
-    with pytest.raises(StaleLock, match="token 1 is stale, another holder has shown 2"):
+    before = await at(branch).fetchval("select balance from account where id = 1")
+    former = await begun(participant)
+    await guard(former, other, "job")
+    await at(former).execute(WRITE)
+    await committed(former)
+    await at(branch).execute(f"update account set balance = {before} - 1 where id = 1")
+    with pytest.raises(BranchFailed, match="was undone when a savepoint was rolled back"):
         await end(branch, participant)
     await branch.rollback()
     await branch.release()
-    assert await noted.balance() == 100
+    assert await noted.balance() == 90
 
 
 @each_end
@@ -239,17 +245,44 @@ async def test_a_refused_guard_is_not_undone_by_a_savepoint(
     assert await noted.balance() == 100
 
 
-async def test_a_guard_in_a_savepoint_holds_at_the_end(
-    participant: PostgresParticipant, noted: Database
+@each_end
+async def test_a_guard_may_be_repeated_behind_a_savepoint(
+    participant: PostgresParticipant, noted: Database, end: End
 ) -> None:
-    """The next holder would begin before the branch has ended."""
+    """A branch that is guarded could not commit: its guard was repeated, or the savepoint did not undo it."""
     branch = await guarded_in_a_savepoint(participant)
+    await guard(branch, 1, "job")
+    await at(branch).execute("savepoint s")
+    await guard(branch, 1, "job")
     await guard(branch, 1, "another job")
-    await committed(branch)
+    await at(branch).execute("release savepoint s")
+    await at(branch).execute("savepoint s")
+    await guard(branch, 1, "job")
+    await at(branch).execute("rollback to savepoint s")
+    await at(branch).execute(WRITE)
+    await end(branch, participant)
+    if end is prepared:
+        await branch.commit()
+    await branch.release()
     assert await shown(noted) == [(LEDGER, "another job", 1), (LEDGER, "job", 1)]
+    assert await noted.balance() == 90
 
 
-async def test_a_branch_that_only_reads_is_shown_again(
+async def test_every_guard_has_to_be_in_effect(participant: PostgresParticipant, noted: Database) -> None:
+    """Another holder of the second lock would write beside the branch."""
+    branch = await participant.begin(new_gid(), timeout_s=30.0, key=KEY)
+    await guard(branch, 1, "another job")
+    await at(branch).execute("savepoint s")
+    await guard(branch, 1, "job")
+    await at(branch).execute("rollback to savepoint s")
+    await at(branch).execute(WRITE)
+    with pytest.raises(BranchFailed, match="was undone when a savepoint was rolled back"):
+        await prepared(branch, participant)
+    await branch.rollback()
+    await branch.release()
+
+
+async def test_a_branch_whose_guard_has_failed_is_no_reader(
     participant: PostgresParticipant, noted: Database
 ) -> None:
     """A guard that has failed before it wrote would let its branch count as one that has only read."""
@@ -286,3 +319,19 @@ async def test_a_branch_may_end_in_another_role(noted: Database, scene: Scene, e
     await branch.release()
     await participant.close()
     assert await noted.balance() == 90
+
+
+async def test_a_guarded_branch_that_the_application_has_ended(
+    participant: PostgresParticipant, noted: Database
+) -> None:
+    """The program would look for a savepoint, and not for the COMMIT that has made its changes permanent."""
+    branch = await begun(participant)
+    await guard(branch, 1)
+    await at(branch).execute("commit; begin")
+    await at(branch).execute(WRITE)
+    result = await branch.prepare()
+    assert result.vote is Vote.ABORT
+    assert "ended by the application" in str(result.reason)
+    await branch.rollback()
+    await branch.release()
+    assert await noted.balance() == 100

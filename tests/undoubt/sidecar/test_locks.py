@@ -76,7 +76,8 @@ def test_one_holder_and_a_higher_token_for_the_next(guarded: Stage) -> None:
     )
     assert problem(ask(other, "job")) == (409, "LockHeld")
     assert problem(ask(other, "job", mode="shared")) == (409, "LockHeld")
-    assert one.client.delete(f"/v1/locks/{first['token']}").json() == {"token": first["token"]}
+    given_back = one.client.delete(f"/v1/locks/{first['token']}").json()
+    assert given_back == {"token": first["token"], "held": True}
     assert problem(one.client.delete(f"/v1/locks/{first['token']}")) == (404, "NoSuchLock")
     assert taken(other, "job")["token"] > first["token"]
     for work in (one, other):
@@ -176,6 +177,17 @@ def test_a_stale_holder_is_refused_by_the_database(guarded: Stage) -> None:
         with psycopg.connect(dsn) as connection, pytest.raises(psycopg.Error) as refused:
             connection.execute(stale["guard"])
         assert refused.value.sqlstate == STALE_LOCK
+
+
+def test_a_lock_that_an_operator_has_released(guarded: Stage) -> None:
+    """The client would take its work for protected until it gave the lock back."""
+    work = guarded.tcp("shop").begin()
+    lock = taken(work, "job")
+    release = ("locks", "release", "job", "--token", str(lock["token"]), "--yes")
+    ran = undoubt(*release, "--config", str(guarded.config))
+    assert ran.status == 0, ran.err
+    given_back = work.client.delete(f"/v1/locks/{lock['token']}").json()
+    assert given_back == {"token": lock["token"], "held": False}
 
 
 def test_no_more_locks_than_the_limit_where_several_are_waited_for(guarded: Stage) -> None:
