@@ -211,7 +211,9 @@ async def test_a_branch_that_did_not_prepare_waits_for_nothing(one: Rig, browser
         assert "2 payments: voted PREPARED" not in told
         assert "1 orders: voted PREPARED, until it is rolled back" in told
         assert "1 orders: ROLLBACK PREPARED" in told
-        await expect(picture.locator(".refused")).to_have_count(1)
+        await expect(picture.locator(".refused")).to_have_text(
+            ["rolled back: no more credit", "PREPARE failed: voted ABORT, nothing is prepared"]
+        )
         await expect(picture.locator(".s-wait")).to_have_count(1)
         await seen.page.get_by_text("moments, with the waits between").click()
         await expect(seen.page.locator("main")).to_contain_text("voted ABORT: PREPARE failed")
@@ -232,6 +234,11 @@ async def test_one_name_in_two_databases_is_two_branches(one: Rig, browser: Brow
         for name in ("orders", "payments"):
             row = table.get_by_role("row").filter(has_text=name)
             await expect(row.get_by_role("cell").nth(1)).to_have_text("1")
+        await seen.go(f"tx/{gid.txid}")
+        rows = seen.page.get_by_role("region", name="Branches").get_by_role("row")
+        for name in ("orders", "payments"):
+            row = rows.filter(has=seen.page.get_by_role("cell", name=name, exact=True))
+            await expect(row).to_contain_text("prepared")
 
 
 SCROLLED = """
