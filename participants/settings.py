@@ -77,6 +77,9 @@ class ParticipantSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
     other_ledgers: tuple[str, ...] = ()
     """Ids of the ledgers of other installations that prepare branches in its database under its name and by
     its roles. Such branches of any other ledger are taken for branches of a lost ledger."""
+    temporary: bool = False
+    """Its data may be lost in a crash of the machine, as in tests: settings of the server that risk that are
+    no problem."""
 
     def __post_init__(self) -> None:
         text("dsn", self.dsn, most=DSN_BYTES_MAX)

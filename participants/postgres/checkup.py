@@ -202,7 +202,11 @@ class Checkup:
 
     def _durability(self, row: Row) -> Iterator[Finding]:
         for name in ("fsync", "full_page_writes"):
-            if row[name] == "off":
+            if row[name] == "off" and self._settings.temporary:
+                yield self._ok(
+                    name, f"{name} is off: temporary = true allows that a crash of the machine loses data"
+                )
+            elif row[name] == "off":
                 yield self._found(
                     name,
                     Severity.PROBLEM,

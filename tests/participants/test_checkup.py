@@ -108,6 +108,9 @@ async def test_a_server_that_may_lose_what_it_promised(name: str) -> None:
         server.settings.pop(name, None)
         await server.stop()
         await server.start()
+        allowed = (await look(server.dsn(), temporary=True))[name]
+        assert (allowed.severity, allowed.fix) == (Severity.OK, None)
+        assert allowed.what.startswith(f"{name} is off: temporary = true allows")
         found = (await look(server.dsn()))[name]
         assert found.severity is Severity.PROBLEM
         assert found.fix is not None

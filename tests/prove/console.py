@@ -111,7 +111,8 @@ async def _window(
 
 
 async def _wait(page: Page, text: str) -> None:
-    await page.get_by_text(text).first.wait_for(state="visible")
+    # The first one may be the title of a shape, which is only seen when it is pointed at.
+    await page.get_by_text(text).locator("visible=true").first.wait_for()
 
 
 async def _look(seen: Opened, window: str, found: Found, photos: Path | None) -> None:

@@ -79,6 +79,9 @@ async def test_a_transaction_runs_through_it() -> None:
         )
         assert shown.status == 0, shown.err
         assert shown.json["decision"] == "commit"
+        looked = await asyncio.to_thread(undoubt, "doctor", "--config", one.told["config"], "-o", "json")
+        wrong = [each for each in looked.json["findings"] if each["severity"] != "ok"]
+        assert wrong == [], "its console would begin with problems that it has made itself"
 
 
 async def test_first_success() -> None:

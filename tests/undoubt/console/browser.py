@@ -86,6 +86,11 @@ CLIPPED = """
         && box.top < other.bottom - 4 && other.top < box.bottom - 4)) tell('over another text', text);
       seen.push(box);
     }
+    for (const mark of picture.querySelectorAll('.break, .decision')) {
+      const line = mark.getBoundingClientRect();
+      if (seen.some((box) => line.left < box.right - 1 && box.left < line.right - 1
+        && line.top < box.bottom - 3 && box.top < line.bottom - 3)) tell('a mark is over a text', picture);
+    }
   }
   return found;
 })()

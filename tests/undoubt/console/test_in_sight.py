@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from types import SimpleNamespace
 
 import pytest
 from playwright.async_api import Browser, expect
@@ -184,14 +185,19 @@ async def test_the_mark_of_a_slow_source_stays(one: Rig, browser: Browser) -> No
         assert told == ["......xx", "xxxxxxxx", "xxxxxxxx", "x", ".", "."]
 
 
-async def test_a_branch_that_did_not_prepare_waits_for_nothing(one: Rig, browser: Browser) -> None:
-    """Broken if a branch whose PREPARE failed is drawn as one that has voted and waits."""
+async def test_a_branch_that_did_not_prepare_waits_for_nothing(
+    one: Rig, browser: Browser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Broken if a branch whose PREPARE failed is drawn as one that has voted and waits, or if the mark of the
+    longer scale is drawn over what is written beneath it."""
     id_ = put(one, 1, "no more credit")
     first, second = one.gids(1)
     traces = one.console.traces
-    traces.note(id_, "begin")
-    for gid in (first, second):
-        traces.note(id_, "branch", gid.branch, gid.participant)
+    with monkeypatch.context() as earlier:
+        earlier.setattr("undoubt.serve.console.traces.time", SimpleNamespace(time=lambda: time.time() - 9))
+        traces.note(id_, "begin")
+        for gid in (first, second):
+            traces.note(id_, "branch", gid.branch, gid.participant)
     traces.note(id_, "commit")
     for gid in (first, second):
         traces.observe(TwoPhaseStep.BEFORE_PREPARE, str(gid))
@@ -211,8 +217,15 @@ async def test_a_branch_that_did_not_prepare_waits_for_nothing(one: Rig, browser
         assert "2 payments: voted PREPARED" not in told
         assert "1 orders: voted PREPARED, until it is rolled back" in told
         assert "1 orders: ROLLBACK PREPARED" in told
-        await expect(picture.locator(".refused")).to_have_count(1)
+        await expect(picture.locator(".refused")).to_have_text(
+            ["rolled back: no more credit", "PREPARE failed: voted ABORT, nothing is prepared"]
+        )
         await expect(picture.locator(".s-wait")).to_have_count(1)
+        await expect(picture.locator(".break")).to_have_count(2)
+        assert await seen.clipped() == []
+        await seen.page.set_viewport_size({"width": 360, "height": 740})
+        await expect(picture).to_have_attribute("width", re.compile(r"^3\d\d$"))
+        assert await seen.clipped() == []
         await seen.page.get_by_text("moments, with the waits between").click()
         await expect(seen.page.locator("main")).to_contain_text("voted ABORT: PREPARE failed")
 
@@ -232,6 +245,11 @@ async def test_one_name_in_two_databases_is_two_branches(one: Rig, browser: Brow
         for name in ("orders", "payments"):
             row = table.get_by_role("row").filter(has_text=name)
             await expect(row.get_by_role("cell").nth(1)).to_have_text("1")
+        await seen.go(f"tx/{gid.txid}")
+        rows = seen.page.get_by_role("region", name="Branches").get_by_role("row")
+        for name in ("orders", "payments"):
+            row = rows.filter(has=seen.page.get_by_role("cell", name=name, exact=True))
+            await expect(row).to_contain_text("prepared")
 
 
 SCROLLED = """

@@ -364,7 +364,7 @@ async def test_an_id_copies(one: Rig, browser: Browser) -> None:
         await seen.sign_in(token("watcher"))
         await seen.go(f"tx/{txid}")
         await seen.page.get_by_role("button", name=f"Copy {txid}").click()
-        await expect(seen.page.locator("#said")).to_have_text("Copied.")
+        await expect(seen.page.locator("#said")).to_have_text(f"Copied: {txid}")
         assert await seen.page.evaluate("navigator.clipboard.readText()") == txid
 
 

@@ -40,6 +40,7 @@ SIDECAR_END_S = 5.0
 PARTICIPANT = """
 [participants.{name}]
 dsn = {dsn}
+temporary = true
 """
 CONFIG = """\
 # Written by `undoubt dev`.
