@@ -41,8 +41,8 @@ def watch(engines: Iterable[sa.Engine]) -> None:
                     f"a session with twophase=True has used {engine!r} in this process, an engine of a"
                     f" participant of undoubt: {_CHANGE}"
                 )
+            event.listen(engine, "checkin", checked_in)
             _of_participants.add(engine.dialect)
-        event.listen(engine, "checkin", checked_in)
 
 
 def _notice(connection: sa.Connection, _: object) -> None:
