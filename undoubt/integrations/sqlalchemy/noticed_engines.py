@@ -57,6 +57,6 @@ def _notice(connection: sa.Connection, _: object) -> None:
     )
 
 
-# For all engines: what listens to a derived engine does not hear of the one behind it.
+# For all engines: what listens for begin_twophase on a derived engine does not hear of the one behind it.
 event.listen(sa.Engine, "handle_error", failed)
 event.listen(sa.Engine, "begin_twophase", _notice)
