@@ -10,7 +10,7 @@ from undoubt.coordinator.ledger.commands import RULES, Command, Judge, decode, e
 from undoubt.coordinator.ledger.contract import DecisionRecord
 from undoubt.coordinator.ledger.history import newest
 from undoubt.coordinator.ledger.machine import Machine
-from undoubt.coordinator.ledger.state_machine_ledger import StateMachineLedger
+from undoubt.coordinator.ledger.state_machine_ledger import TIME_STEP_S, StateMachineLedger
 from undoubt.coordinator.settings import LedgerSettings
 from undoubt.participants.ids import TxId, new_ledger_id
 
@@ -35,9 +35,13 @@ class MemoryLedger(StateMachineLedger):
     async def elapse(self, seconds: float) -> None:
         """Advance time by ``seconds``: sessions that are not renewed expire, old sessions are dropped."""
         self._leases.due(self.machine.session_infos(), self.now_s)
-        self.now_s += seconds
-        await self.expire_due()
-        await self.advance_time()
+        end_s = self.now_s + seconds
+        while True:
+            self.now_s = min(self.now_s + TIME_STEP_S, end_s)
+            await self.expire_due()
+            await self.advance_time()
+            if self.now_s == end_s:
+                return
 
     async def close(self) -> None:
         """Nothing to release."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import abc
 import asyncio
+import contextlib
 import logging
 import time
 import typing
@@ -78,9 +79,12 @@ from undoubt.participants.errors import UndoubtError, UsageError
 from undoubt.participants.ids import Gid, Protocol, TxId
 
 UPKEEP_INTERVAL_S = 0.5
-TURNS_PER_TIME = 120
-"""Ledger time is advanced once in so many turns of upkeep: once a minute."""
-TIME_STEP_S = UPKEEP_INTERVAL_S * TURNS_PER_TIME
+TIME_STEP_S = 60.0
+"""How often ledger time is advanced."""
+TIME_STEP_S_MAX = TIME_STEP_S + 10 * UPKEEP_INTERVAL_S
+"""The most by which ledger time is advanced at once. What was stored since the last advance has the time of
+that advance: it would look older than it is by all that is advanced now. Ledger time stands still for the
+rest of the time in which the process was stopped, or a quorum was missing."""
 SESSION_SKIP = 1 << 32
 """More sessions than any ledger can open after its backup, so that no number is issued twice."""
 
@@ -134,7 +138,6 @@ class StateMachineLedger(KeyedLedger, MachineLocks):
         self._leases = Leases()
         self._pages = Pages()
         self._time_advanced_at = clock()
-        self._turns = 0
         self._names = Names(machine.state.ledger_id, machine.state.secret)
 
     @property
@@ -514,12 +517,11 @@ class StateMachineLedger(KeyedLedger, MachineLocks):
         return Upkeep(name, self._keep_up, UPKEEP_INTERVAL_S, undone=undone, pause=self._pause)
 
     async def _keep_up(self) -> None:
-        """One turn: expire sessions, and once in :data:`TURNS_PER_TIME` turns advance ledger time."""
-        self._turns += 1
+        """One turn: expire sessions, and once in :data:`TIME_STEP_S` advance ledger time."""
         try:
             await self._look_after()
         finally:
-            if self._turns % TURNS_PER_TIME == 0 and self.leads:
+            if self.leads and self._clock() - self._time_advanced_at >= TIME_STEP_S:
                 await self.advance_time()
 
     async def _look_after(self) -> None:
@@ -546,17 +548,18 @@ class StateMachineLedger(KeyedLedger, MachineLocks):
         return expired
 
     async def advance_time(self) -> None:
-        """Advance ledger time by the elapsed time, and drop sessions and keys that are older than the
-        retention. What a key or a session has as its time is that of the last advance before: so they are
-        kept for a step of time longer, and none is dropped within the retention."""
+        """Advance ledger time by the elapsed time, at most by :data:`TIME_STEP_S_MAX`, and drop sessions and
+        keys that are older than the retention. What a key or a session has as its time is that of the last
+        advance before: so they are kept for the longest step of time longer, and none is dropped within the
+        retention."""
         now = self._clock()
-        elapsed_ms = int((now - self._time_advanced_at) * 1000)
-        kept_ms = min(round((self.settings.retention_s + TIME_STEP_S) * 1000), DURATION_MS_MAX)
-        try:
-            await self._run(AdvanceTime(elapsed_ms, kept_ms))
-        except LedgerError:
-            return  # the next call adds it; a delay only makes retention longer
-        self._time_advanced_at += elapsed_ms / 1000
+        elapsed_s = min(now - self._time_advanced_at, TIME_STEP_S_MAX)
+        kept_ms = min(round((self.settings.retention_s + TIME_STEP_S_MAX) * 1000), DURATION_MS_MAX)
+        # Before the answer: a command whose answer is lost may be applied, and must not be counted twice. One
+        # that is lost itself only makes the retention longer.
+        self._time_advanced_at = now
+        with contextlib.suppress(LedgerError):
+            await self._run(AdvanceTime(round(elapsed_s * 1000), kept_ms))
 
 
 def log_new_incarnation(why: str) -> None:

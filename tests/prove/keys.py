@@ -95,7 +95,8 @@ class Shop:
 
     async def run(self, options: argparse.Namespace) -> None:
         """The options are those of the proof."""
-        await asyncio.gather(*(self._start(place) for place in range(PROCESSES)))
+        for place in range(PROCESSES):  # the first one owns a SQLite ledger, and serves the others
+            await self._start(place)
         total = options.kills + options.kills_before
         every = max(options.keys // max(total, 1), 1)
         killing = [number for number in range(options.keys) if number % every == 0][:total]

@@ -132,7 +132,7 @@ class World:
         snapshots.CHUNK_BYTES = self.random.choice([300, 64 * 1024])
         return LedgerSettings(
             url=self.cluster.url if self.cluster is not None else "sqlite:////simulated/ledger.db",
-            retention_s=max(self.random.choice([90.0, 7 * 86_400.0]), 7 * 86_400.0 if self.keyed else 0.0),
+            retention_s=max(self.random.choice([30.0, 7 * 86_400.0]), 7 * 86_400.0 if self.keyed else 0.0),
             request_timeout_s=self.random.choice([1.0, 5.0]),
         )
 

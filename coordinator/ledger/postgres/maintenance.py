@@ -100,8 +100,10 @@ class Leadership:
 
     async def retire(self) -> list[int]:
         """Drop the sessions that are older than the retention, and delete the history of dropped sessions
-        that is older than ``history_s``. Returns the numbers of the sessions that were dropped."""
-        retention_ms = round(self._settings.retention_s * 1000)
+        that is older than ``history_s``. Returns the numbers of the sessions that were dropped. What a key
+        or a session has as its time is that of the last beat before: so they are kept for the longest beat
+        longer."""
+        retention_ms = round((self._settings.retention_s + BEAT_S_MAX) * 1000)
         history_ms = round(self._settings.history_s * 1000)
         dropped = await self._connections.work(lambda line, left_s: _drop(line, left_s, retention_ms))
         await self._connections.ask("drop_doomed")

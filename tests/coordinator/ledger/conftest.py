@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from tests.coordinator.ledger.signing import Signing
-from tests.coordinator.node.cluster import Cluster
+from tests.coordinator.node.cluster import Cluster, steps_of_time
 from tests.servers import Server, fresh_database
 from undoubt.coordinator.ledger import maintenance
 from undoubt.coordinator.ledger.cluster.ledger import ClusterLedger
@@ -91,9 +91,10 @@ class Sqlite(Backend):
         owned = self.owner.owned
         assert owned is not None
         await owned.expire_due()
-        self.now_s += seconds
-        await owned.expire_due()
-        await owned.advance_time()
+        for step_s in steps_of_time(seconds):
+            self.now_s += step_s
+            await owned.expire_due()
+            await owned.advance_time()
 
     def secret(self) -> bytes:
         owned = self.owner.owned

@@ -21,6 +21,7 @@ from undoubt.coordinator.ledger.contract import (
     Verdict,
 )
 from undoubt.coordinator.ledger.rules import Names
+from undoubt.coordinator.ledger.state_machine_ledger import TIME_STEP_S_MAX
 from undoubt.participants.contract import Claim, Decision, Settled
 from undoubt.participants.ids import Gid, Protocol, SessionKey, TxId
 
@@ -358,7 +359,7 @@ async def test_retention_drops_old_sessions_and_their_answers_become_forgotten(b
     await ledger.close_session(session)
     await backend.elapse(backend.retention_s - 60)
     assert await verdict(ledger, session.txid(1)) is Verdict.COMMITTED
-    await backend.elapse(120)
+    await backend.elapse(60 + TIME_STEP_S_MAX)
     assert await verdict(ledger, session.txid(1)) is Verdict.FORGOTTEN
     assert await verdict(ledger, session.txid(2)) is Verdict.FORGOTTEN
     with pytest.raises(OutcomeUnknown):

@@ -21,6 +21,7 @@ from undoubt.coordinator.errors import SessionLost
 from undoubt.coordinator.ledger import commands as c
 from undoubt.coordinator.ledger import maintenance
 from undoubt.coordinator.ledger.contract import DecisionRecord, RecordedDecision, Session, Verdict
+from undoubt.coordinator.ledger.postgres.maintenance import BEAT_S_MAX
 from undoubt.participants.errors import UndoubtError
 from undoubt.participants.ids import Gid, Protocol, TxId
 
@@ -109,7 +110,7 @@ class Rows:
                 return await ledger.forget_heuristic(command.gid)
             case c.AdvanceTime():
                 upkeep = ledger.upkeep
-                retention_s = command.retention_ms / 1000
+                retention_s = command.retention_ms / 1000 - BEAT_S_MAX
                 upkeep._settings = msgspec.structs.replace(upkeep._settings, retention_s=retention_s)
                 await upkeep.move(command.elapsed_ms)
                 return await upkeep.retire()

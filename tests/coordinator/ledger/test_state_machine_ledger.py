@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from tests.coordinator.ledger.signing import Signing, TaggingLedger
-from undoubt.coordinator.ledger.commands import Command, ExpireSession
+from undoubt.coordinator.errors import LedgerUnavailable
+from undoubt.coordinator.ledger.commands import AdvanceTime, Command, ExpireSession
 from undoubt.coordinator.ledger.contract import (
     BranchRecord,
     DecisionRecord,
@@ -134,3 +135,22 @@ async def test_what_is_not_known_any_more_is_not_made_up() -> None:
     assert (told := await ledger.transaction(txid)) is not None
     assert (told.record, told.verdict, told.finished) == (RecordedDecision.COMMIT, Verdict.COMMITTED, True)
     assert (told.protocol, told.branches) == (None, ())
+
+
+class LosesAnswers(MemoryLedger):
+    """Applies what advances time, and does not answer."""
+
+    async def propose(self, command: Command) -> Any:
+        answer = await super().propose(command)
+        if isinstance(command, AdvanceTime):
+            raise LedgerUnavailable("the answer is lost")
+        return answer
+
+
+async def test_time_is_counted_once_if_its_answer_is_lost() -> None:
+    """Broken if the same minute is counted again, as often as no answer comes: retention would drop sessions
+    and keys too early."""
+    ledger = LosesAnswers()
+    for _ in range(3):
+        await ledger.elapse(60.0)
+    assert (await ledger.info()).ledger_time_s == 180.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from random import SystemRandom
 
@@ -12,6 +12,7 @@ from tests.coordinator.ledger.signing import Signing
 from tests.ports import free_ports
 from undoubt.coordinator.errors import LedgerUnavailable
 from undoubt.coordinator.ledger.cluster.ledger import ClusterLedger
+from undoubt.coordinator.ledger.state_machine_ledger import TIME_STEP_S
 from undoubt.coordinator.node.bootstrap import beginning
 from undoubt.coordinator.node.node import Node
 from undoubt.coordinator.node.settings import NodeSettings
@@ -120,13 +121,25 @@ class Cluster:
         """Let ledger time pass, and what is due then happen, whoever leads meanwhile."""
         leader = await self.leader()
         await leader.ledger.expire_due()  # begins the lifetimes that nobody has seen yet
-        self.now_s += seconds
+        for step_s in steps_of_time(seconds):
+            self.now_s += step_s
+            await self._look_at_time()
+
+    async def _look_at_time(self) -> None:
         while True:
             leader = await self.leader()
             with contextlib.suppress(LedgerUnavailable):
                 await leader.ledger.expire_due()
                 await leader.ledger.advance_time()
                 return
+
+
+def steps_of_time(seconds: float) -> Iterator[float]:
+    """``seconds`` in the steps in which a ledger may count them."""
+    while seconds > TIME_STEP_S:
+        yield TIME_STEP_S
+        seconds -= TIME_STEP_S
+    yield seconds
 
 
 @contextlib.asynccontextmanager

@@ -41,8 +41,8 @@ def watch(engines: Iterable[sa.Engine]) -> None:
                     f"a session with twophase=True has used {engine!r} in this process, an engine of a"
                     f" participant of undoubt: {_CHANGE}"
                 )
+            event.listen(engine, "checkin", checked_in)
             _of_participants.add(engine.dialect)
-        event.listen(engine, "checkin", checked_in)
 
 
 def _notice(connection: sa.Connection, _: object) -> None:
@@ -57,6 +57,6 @@ def _notice(connection: sa.Connection, _: object) -> None:
     )
 
 
-# For all engines: what listens to a derived engine does not hear of the one behind it.
+# For all engines: what listens for begin_twophase on a derived engine does not hear of the one behind it.
 event.listen(sa.Engine, "handle_error", failed)
 event.listen(sa.Engine, "begin_twophase", _notice)
