@@ -54,7 +54,8 @@ class BranchStanding(enum.StrEnum):
     OTHER_LEDGER = "other_ledger"
     FOREIGN = "foreign"
     NOT_KNOWN = "not_known"
-    """The ledger did not answer. This value appears only in lists for operators."""
+    """The ledger, or the participant that its name has, did not answer. This value appears only in lists for
+    operators."""
 
     @property
     def ours(self) -> bool:

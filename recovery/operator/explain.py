@@ -146,7 +146,7 @@ _NO_PROOF = {
         "Its decision is in another ledger, whose id is in its name: only the recovery of that ledger may"
         " finish it."
     ],
-    BranchStanding.NOT_KNOWN: ["The ledger does not answer: look again once it does."],
+    BranchStanding.NOT_KNOWN: ["What would prove it does not answer: look again once it does."],
     BranchStanding.FOREIGN: [
         "This name is not of undoubt. The program that prepared it must finish it; undoubt never changes it."
     ],

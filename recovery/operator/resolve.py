@@ -25,7 +25,7 @@ from undoubt.coordinator.protocols.context import applied_elsewhere
 from undoubt.participants.contract import HEURISTICS, Decision, Evidence, Settled
 from undoubt.participants.ids import Foreign, Gid
 from undoubt.participants.registry import Registry
-from undoubt.recovery.errors import Conflict, NotOurs, StillBusy
+from undoubt.recovery.errors import Conflict, NotAllSeen, NotOurs, StillBusy
 from undoubt.recovery.operator.survey import SurveyedBranch, survey
 from undoubt.recovery.operator.whole import look
 from undoubt.recovery.plan import BranchDone, BranchStanding, RecordHeuristicOutcome, for_settled
@@ -157,6 +157,8 @@ class Operator:
                 f"{gid} is an impostor: {found.why}. Nothing was done; it can only be rolled back, after a"
                 " warning: undoubt indoubt rollback"
             )
+        if found.standing is BranchStanding.NOT_KNOWN:
+            raise NotAllSeen(f"{gid}: {found.why}. Nothing was done; look again once it does")
         if found.standing is BranchStanding.LOST_LEDGER:
             raise NotOurs(
                 f"{gid} belongs to ledger {own.ledger}, which is not this one ({self.ledger.ledger_id})."

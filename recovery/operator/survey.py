@@ -22,6 +22,7 @@ from undoubt.recovery.plan import BranchStanding
 from undoubt.recovery.scan import of_lost_ledger, standings, why_impostor
 
 ROLE_GONE = "its role is gone; only a superuser can finish it"
+_OWNER_SILENT = "it names participant {0!r}, which does not answer: whether this is its database is not known"
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +95,9 @@ async def survey(ledger: Ledger, participants: Registry) -> Survey:
     """Ask all participants at once, then the ledger. A participant that fails is in ``unreachable``."""
     seen, unreachable = await _prepared(participants)
     stands = await standings(ledger, seen)
+    silent = [participants.get(name) for name in unreachable]
     found = [
-        SurveyedBranch(participant.name, branch, stand, *await _why(ledger, participant, branch, stand))
+        SurveyedBranch(participant.name, branch, *await _judged(ledger, participant, branch, stand, silent))
         for (participant, branch), stand in zip(seen, stands, strict=True)
     ]
     found.sort(key=_oldest_first)
@@ -152,6 +154,7 @@ async def _prepared(
     lists = await asyncio.gather(*(_list(participant) for participant in everyone))
     unreachable: dict[str, ParticipantError] = {}
     found: dict[str, list[tuple[str, PreparedBranch]]] = {}
+    lists = await _of_late_owners(participants, everyone, lists)
     for participant, listed in zip(everyone, lists, strict=True):
         if isinstance(listed, ParticipantError):
             unreachable[participant.name] = listed
@@ -167,6 +170,27 @@ async def _prepared(
                 of_name[place] = (participant.name, branch)
     everything = [one for of_name in found.values() for one in of_name]
     return [(participants.get(name), branch) for name, branch in everything], unreachable
+
+
+async def _of_late_owners(
+    participants: Registry,
+    everyone: Sequence[Participant],
+    lists: Sequence[Sequence[PreparedBranch] | ParticipantError],
+) -> list[Sequence[PreparedBranch] | ParticipantError]:
+    """``lists``, with those of participants read again whose branches only others list: where both are one
+    database, a branch that was prepared between the two lists would look like an impostor."""
+    gids = [set() if isinstance(each, ParticipantError) else {one.gid for one in each} for each in lists]
+    listed = dict(zip((each.name for each in everyone), gids, strict=True))
+    late = set()
+    for name, seen in listed.items():
+        for gid in seen:
+            owner = participants.find(gid.participant) if isinstance(gid, Gid) else None
+            if owner is not None and owner.name != name and gid not in listed[owner.name]:
+                late.add(owner.name)
+    again = [each for each in everyone if each.name in late]
+    answers = await asyncio.gather(*(_list(each) for each in again))
+    read = {each.name: answer for each, answer in zip(again, answers, strict=True)}
+    return [read.get(each.name, before) for each, before in zip(everyone, lists, strict=True)]
 
 
 def _is_same(one: PreparedBranch, other: PreparedBranch) -> bool:
@@ -189,26 +213,33 @@ def _server(evidence: Evidence) -> tuple[object, ...]:
     return evidence.system, evidence.timeline, evidence.history
 
 
-async def _why(
-    ledger: Ledger, participant: Participant, branch: PreparedBranch, stands: BranchStanding
-) -> tuple[str, str | None]:
-    """And ``fix``."""
+async def _judged(
+    ledger: Ledger,
+    participant: Participant,
+    branch: PreparedBranch,
+    stands: BranchStanding,
+    silent: Sequence[Participant],
+) -> tuple[BranchStanding, str, str | None]:
+    """Standing, ``why`` and ``fix``. What has the name of a branch of a participant that is ``silent`` is no
+    impostor for certain: both may be one database."""
     gid = branch.gid
     if branch.owner_gone and stands.ours:
-        return f"{stands.why}; {ROLE_GONE}", _statement(gid, stands)
+        return stands, f"{stands.why}; {ROLE_GONE}", _statement(gid, stands)
     if stands is not BranchStanding.IMPOSTOR or not isinstance(gid, Gid):
-        return stands.why, None
+        return stands, stands.why, None
     verdict = (await ledger.outcomes([gid]))[gid]
     if verdict is Verdict.IMPOSTOR:
-        return "the ledger never gave that name: its tag is wrong, or is missing", None
+        return stands, "the ledger never gave that name: its tag is wrong, or is missing", None
+    if gid.participant not in participant.names and any(gid.participant in one.names for one in silent):
+        return BranchStanding.NOT_KNOWN, _OWNER_SILENT.format(gid.participant), None
     info = await ledger.transaction(gid.txid)
     recorded = next((one for one in (info.branches if info else ()) if one.number == gid.branch), None)
     if (why := why_impostor(participant.names, branch, recorded)) is None:
-        return stands.why, None
+        return stands, stands.why, None
     only_the_owner = not branch.owned and (
         why_impostor(participant.names, replace(branch, owned=True, owner_dropped=False), recorded) is None
     )
-    return why, branch.owner_fix if only_the_owner else None
+    return stands, why, branch.owner_fix if only_the_owner else None
 
 
 async def _list(participant: Participant) -> Sequence[PreparedBranch] | ParticipantError:

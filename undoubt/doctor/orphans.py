@@ -110,7 +110,7 @@ _TO_DO = {
     BranchStanding.LOST_LEDGER: "If that ledger is lost, an operator decides: recover --adopt reports what is"
     " known. If it is another installation's, name it in the participant's other_ledgers",
     BranchStanding.OTHER_LEDGER: "Only recovery with that ledger's configuration may finish it",
-    BranchStanding.NOT_KNOWN: "Look again once the ledger answers",
+    BranchStanding.NOT_KNOWN: "Look again once the ledger and all participants answer",
     BranchStanding.FOREIGN: "The program that prepared it must finish it; undoubt never does",
 }
 _FIX = {

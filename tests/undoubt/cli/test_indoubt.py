@@ -237,6 +237,58 @@ def test_two_participants_of_one_database_show_each_branch_once(stage: Stage) ->
     assert len(shown) == 2
 
 
+def one_database(stage: Stage) -> None:
+    """Participant orders lists what is prepared in payments, too."""
+    own, other = stage.orders.in_doubt, stage.payments
+    listed = [
+        PreparedBranch(
+            gid, "scripted", "payments", 0.0, other.age_s, xid, Evidence(xid, other.system, other.timeline)
+        )
+        for gid, xid in other.prepared.items()
+    ]
+
+    async def of_both() -> object:
+        return [*await own(), *listed]
+
+    stage.orders.in_doubt = of_both  # type: ignore[method-assign, assignment]
+
+
+@pytest.mark.parametrize("decision", [Decision.COMMIT, Verdict.ACTIVE])
+def test_a_branch_of_a_silent_participant_is_no_impostor_in_another_one(
+    stage: Stage, decision: Decision | Verdict
+) -> None:
+    """Broken if a branch is told to be an impostor, and may be rolled back as one, because the participant
+    that its name has does not answer, while another participant of the same database does."""
+    _, gid = stage.prepare(1, decision)
+    one_database(stage)
+    down(stage)
+    shown = {one["gid"]: one for one in stage.run("indoubt", "list", "-o", "json").json["branches"]}[str(gid)]
+    assert (shown["participant"], shown["standing"], shown["action"]) == ("orders", "not_known", "none")
+    assert "'payments', which does not answer" in shown["why"]
+    for order in ("rollback", "commit"):
+        ran = stage.run("indoubt", order, str(gid), "--heuristic", "--contradict", "--yes")
+        assert (ran.status, "does not answer" in ran.err) == (4, True)
+    assert gid in stage.payments.prepared
+    assert stage.orders.ended == []
+
+
+def test_a_branch_that_is_prepared_between_two_lists_is_no_impostor(stage: Stage) -> None:
+    """Broken if a live branch is told to be an impostor, since the list of its participant was read before it
+    was prepared, and that of another participant of the same database afterwards."""
+    _, gid = stage.prepare(1, Verdict.ACTIVE)
+    one_database(stage)
+    listing, lists = stage.payments.in_doubt, 0
+
+    async def first_none() -> object:
+        nonlocal lists
+        lists += 1
+        return [] if lists == 1 else await listing()
+
+    stage.payments.in_doubt = first_none  # type: ignore[method-assign, assignment]
+    shown = {one["gid"]: one for one in stage.json("indoubt", "list")["branches"]}[str(gid)]
+    assert (shown["participant"], shown["standing"]) == ("payments", "active")
+
+
 # ------------------------------------------------------------------------------------------ commit, rollback
 
 

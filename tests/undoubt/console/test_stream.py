@@ -119,6 +119,23 @@ async def test_of_a_silent_participant_the_last_answer_is_told(one: Rig) -> None
         assert seen.parts["participant payments"]["last"] is None
 
 
+async def test_participants_of_one_database_show_no_impostors(one: Rig) -> None:
+    """Broken if a branch is told to be an impostor because another participant of the same database lists it:
+    the parts of the page are read one by one."""
+    gid = (await one.prepared(1))[1]
+    orders, payments = one.participants["orders"], one.participants["payments"]
+    [branch] = await payments.in_doubt()
+    orders.foreign.append(branch)
+    async with reading(one.base) as seen:
+        await seen.until(lambda: seen.parts.get("participant payments", {}).get("branches"))
+        await seen.until(lambda: seen.parts.get("participant orders", {}).get("branches"))
+        assert str(gid) not in {one["gid"] for one in seen.parts["participant orders"]["branches"]}
+        payments.down = ParticipantUnavailable("payments", "no route")
+        await seen.until(lambda: len(seen.parts["participant orders"]["branches"]) == 2)
+        stands = {one["gid"]: one["standing"] for one in seen.parts["participant orders"]["branches"]}
+        assert stands[str(gid)] == "not_known"
+
+
 async def test_no_password_is_told(one: Rig) -> None:
     """Broken if an error's text brings the password of a connection string to everybody who may look."""
     dsn = "postgresql://app:hunter2@db.example/orders"

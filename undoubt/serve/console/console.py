@@ -88,7 +88,7 @@ class Console:
 
         async def read() -> dict[str, Any]:
             at = time.time()
-            document = await readings.participant_part(self.ledger, participant)
+            document = await readings.participant_part(self.ledger, self.participants, participant)
             if document["error"] is not None:
                 return document | {"last": self._answered.get(participant.name)}
             self._answered[participant.name] = {"at": at, "branches": document["branches"]}

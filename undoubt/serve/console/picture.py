@@ -87,7 +87,7 @@ def _entry(told: dict[str, Any], gid: str) -> dict[str, Any]:
 async def branch_of(ledger: Ledger, participants: Registry, participant: str, gid: str) -> dict[str, Any]:
     """A prepared transaction that is no branch of ours, as ``explain`` tells it. Raises ``NotPrepared`` and
     the like."""
-    seen = await survey_of(ledger, participants.get(participant))
+    seen = await survey_of(ledger, participants, participants.get(participant))
     one = seen.one(Gid.parse(gid))
     told = await explain(ledger, participants, one, seen)
     return _entry(document(told, seen.siblings(one)), gid)

@@ -6,6 +6,7 @@ moments beside them."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -82,17 +83,31 @@ async def locks_part(ledger: Ledger) -> Document:
     return {"locks": shown[:LOCKS_MAX], "more": len(shown) > LOCKS_MAX}
 
 
-async def survey_of(ledger: Ledger, participant: Participant) -> Survey:
-    """What one participant lists. In a survey of all, participants that are one database count as one."""
-    alone = Registry()
-    alone.add(participant)
-    return await survey(ledger, alone)
+async def survey_of(ledger: Ledger, participants: Registry, participant: Participant) -> Survey:
+    """What one participant lists, as a survey of all would have it. Where it lists a branch of another
+    participant, both may be one database, in which the branch is no impostor: that one is asked too."""
+    seen = await survey(ledger, _registry(participant))
+    names = {one.branch.gid.participant for one in seen.found if isinstance(one.branch.gid, Gid)}
+    others = {each.name: each for each in map(participants.find, names - participant.names) if each}
+    if not others:
+        return seen
+    both = await survey(ledger, _registry(participant, *others.values()))
+    found = tuple(one for one in both.found if one.participant == participant.name)
+    silent = {name: error for name, error in both.unreachable.items() if name == participant.name}
+    return replace(both, found=found, unreachable=silent)
 
 
-async def participant_part(ledger: Ledger, participant: Participant) -> Document:
-    """What is prepared in one participant, and who waits for whom there. A participant that does not answer
-    has ``error``."""
-    seen = await survey_of(ledger, participant)
+def _registry(*participants: Participant) -> Registry:
+    some = Registry()
+    for each in participants:
+        some.add(each)
+    return some
+
+
+async def participant_part(ledger: Ledger, participants: Registry, participant: Participant) -> Document:
+    """What is prepared in one of the ``participants``, and who waits for whom there. A participant that does
+    not answer has ``error``."""
+    seen = await survey_of(ledger, participants, participant)
     if error := seen.unreachable.get(participant.name):
         return {"participant": participant.name, "error": redact(str(error)), "branches": [], "waits": []}
     return {
