@@ -44,6 +44,12 @@ async def prove(*arguments: str) -> dict[str, Any]:
     return told
 
 
+async def test_deployment_files() -> None:
+    """Broken if what is in deploy/ cannot be installed, does not run, or asks for what does not exist."""
+    told = await prove("deploy")
+    assert told == dict.fromkeys(("helm", "systemd", "dockerfile", "dashboard", "alerts"), "ok")
+
+
 async def test_circles_of_waits() -> None:
     """Broken if a deadlock through databases, prepared branches and locks is not ended by one victim."""
     told = await prove("deadlock", "--cycles", "12")
