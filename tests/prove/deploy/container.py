@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-HOSTS = "127.0.0.1 localhost\n"
 SYSTEM = ("bin", "lib", "lib32", "lib64", "sbin", "usr")
 
 
@@ -46,7 +45,8 @@ class Container:
                 lines += [f"mkdir {root}/{name}", f"mount --bind -o ro /{name} {root}/{name}"]
         for name in ("ssl", "passwd", "group", "nsswitch.conf", "resolv.conf", "alternatives", "ld.so.cache"):
             lines.append(f"if [ -e /etc/{name} ]; then cp -rL /etc/{name} {root}/etc/{name}; fi")
-        table = HOSTS + "".join(f"{address} {name}\n" for name, address in self.hosts.items())
+        own = "".join(f"{address} {name}\n" for name, address in self.hosts.items())
+        table = Path("/etc/hosts").read_text() + own
         lines.append(f"printf %s {shlex.quote(table)} > {root}/etc/hosts")
         for place in self.temporary:
             lines += [f"mkdir -p {root}{place}", f"mount -t tmpfs -o mode=1777 tmp {root}{place}"]
