@@ -124,8 +124,10 @@ async def _service(charts: Path, folder: Path, ticket: str) -> list[str]:
 
 async def _rendered(chart: Path, folder: Path, values: dict[str, Any]) -> list[objects.Object]:
     told = await _helm(
-        "template", RELEASE, str(chart), "--namespace", NAMESPACE, "--values", str(_file(folder, values))
-    )
+        "template", RELEASE, str(chart), "--namespace", NAMESPACE, "--values", str(_file(folder, values)),
+        # Helm, as Go's own tool builds it, takes a cluster that it is not told of for an old one.
+        "--kube-version", objects.VERSIONS[0],
+    )  # fmt: skip
     try:
         return [each for each in yaml.safe_load_all(told) if each]
     except yaml.YAMLError as error:
