@@ -34,7 +34,8 @@
     ├── LedgerError                  the ledger could not do what was asked
     │   ├── BranchListMismatch         the recorded decision has another list of branches
     │   ├── ClusterRefused             the operation on the cluster is impossible, or would stop the cluster
-    │   │   └── ClusterNotReady          a node that it needs does not answer, or is behind: repeat it later
+    │   │   ├── ClusterNotReady          a node that it needs does not answer, or is behind: repeat it later
+    │   │   └── UnknownNode              the cluster has no node of that number
     │   ├── Impostor                   this ledger did not make that name
     │   ├── LedgerLocked               another process owns the ledger and does not answer
     │   ├── LedgerUnavailable          the ledger does not answer, or has no room
@@ -84,6 +85,7 @@ from undoubt.coordinator.errors import (
     SessionLost,
     TransactionAborted,
     TransactionEnded,
+    UnknownNode,
     VersionHeldBack,
     WrongProcess,
 )
@@ -149,6 +151,7 @@ __all__ = [
     "TransactionAborted",
     "TransactionEnded",
     "UndoubtError",
+    "UnknownNode",
     "UnknownParticipant",
     "UsageError",
     "VersionHeldBack",

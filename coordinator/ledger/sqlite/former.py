@@ -77,7 +77,8 @@ def id_of(ledger: Path) -> str:
     if found := Anchor.owner_of(part(ledger, ANCHOR)):
         return found
     try:
-        with contextlib.closing(sqlite3.connect(f"{ledger.as_uri()}?immutable=1", uri=True)) as connection:
+        there = f"{ledger.as_uri()}?mode=ro&immutable=1"
+        with contextlib.closing(sqlite3.connect(there, uri=True)) as connection:
             row = connection.execute("select value from meta where key = 'ledger_id'").fetchone()
     except sqlite3.Error:
         return ""

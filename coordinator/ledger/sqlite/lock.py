@@ -66,7 +66,7 @@ def check_not_open(ledger: Path) -> None:
                 f"ledger {ledger} is open in {found}, and its lock file was removed or replaced: stop that"
                 " process first. Nothing was changed. Never remove the .lock file beside a running process"
             )
-        time.sleep(_POLL_S)
+        time.sleep(_POLL_S)  # in the thread of the ledger; the system does not tell when a lock ends
 
 
 def _opened_by(ledger: Path) -> str:

@@ -18,24 +18,33 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from undoubt.coordinator.ledger.anchor import Anchor
+from undoubt.coordinator.ledger.anchor import Anchor, Mark
 from undoubt.coordinator.ledger.durable import sync_folder
 from undoubt.coordinator.ledger.sqlite import anchored, former, store
 from undoubt.participants.ids import new_ledger_id
+
+
+def make_beside(
+    ledger: Path, suffix: str, ledger_id: str, snapshot: tuple[Mark, bytes] | None = None
+) -> Path:
+    """Make a complete, synced file beside ``ledger``; returns its path. ``snapshot``: what it begins with.
+    Raises ``LedgerUnusable``, ``LedgerUnavailable``."""
+    new = former.part(ledger, suffix)
+    former.remove(new)
+    try:
+        store.make(new, ledger_id, snapshot)
+    except BaseException:
+        former.remove(new)  # on a full disk the unfinished file would use up the room
+        raise
+    return new
 
 
 def make_new(ledger: Path) -> None:
     """Make a ledger at ``ledger``, in place of a file whose making was never finished. The caller must hold
     the ledger's lock, and has checked with :func:`.anchored.is_absent` that there was no ledger. Raises
     ``LedgerUnusable``, ``LedgerUnavailable``."""
-    new = former.part(ledger, ".making")
-    former.remove(new)
     ledger_id = new_ledger_id()
-    try:
-        store.make(new, ledger_id)
-    except BaseException:
-        former.remove(new)  # on a full disk the unfinished file would use up the room
-        raise
+    new = make_beside(ledger, ".making", ledger_id)
     Anchor.create(anchored.path_of(ledger), ledger_id).close()
     for suffix in former.OF_SQLITE:
         former.part(ledger, suffix).unlink(missing_ok=True)

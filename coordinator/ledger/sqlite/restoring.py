@@ -19,8 +19,9 @@ from undoubt.coordinator.ledger.contract import ACTS_MAX, Act, SessionState
 from undoubt.coordinator.ledger.durable import sync_folder
 from undoubt.coordinator.ledger.machine import Machine
 from undoubt.coordinator.ledger.sqlite import anchored, former
+from undoubt.coordinator.ledger.sqlite.making import make_beside
 from undoubt.coordinator.ledger.sqlite.owner import rebuilt
-from undoubt.coordinator.ledger.sqlite.store import SqliteStore, check_tables, make
+from undoubt.coordinator.ledger.sqlite.store import SqliteStore, check_tables
 from undoubt.coordinator.ledger.state_machine_ledger import SESSION_SKIP
 from undoubt.participants.errors import UsageError
 
@@ -113,13 +114,7 @@ def from_backup(path: Path, file: Path, act: Act, *, other_ledger: bool = False)
     machine.apply(RecordAct(act.clipped(), ACTS_MAX))
     index = kept.about.index + 1
     base = Mark(index, chained(START.chain, machine.snapshot()))
-    new = former.part(path, ".restored")
-    former.remove(new)
-    try:
-        make(new, kept.about.ledger_id, (base, machine.snapshot()))
-    except BaseException:
-        former.remove(new)  # on a full disk the unfinished file would use up the room
-        raise
+    new = make_beside(path, ".restored", kept.about.ledger_id, (base, machine.snapshot()))
     moved = former.move_aside(path)
     Anchor.create(anchored.path_of(path), kept.about.ledger_id, base).close()
     new.rename(path)

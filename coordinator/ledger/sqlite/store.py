@@ -329,7 +329,7 @@ def revision(path: Path, *, cut: bool = False) -> str | None:
             return str(row[0])
     except sqlite3.Error as error:
         why = f"cannot read ledger {path}: {error}. Nothing was changed"
-        if error.sqlite_errorcode in {sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT}:
+        if getattr(error, "sqlite_errorcode", 0) in {sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT}:
             why += (
                 f". If it is not the ledger's file, correct ledger.url; if it is, it is damaged: {WAYS_OUT}"
             )

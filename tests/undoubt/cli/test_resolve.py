@@ -262,7 +262,7 @@ def test_list_answers_from_the_databases_while_the_ledger_is_down(
 ) -> None:
     gid, _ = stage.prepare(1, Decision.COMMIT)
 
-    def refused(_settings: object) -> NoReturn:
+    def refused(_settings: object, **_also: bool) -> NoReturn:
         raise LedgerUnavailable("no node answers")
 
     async def stays_open() -> None: ...
