@@ -10,6 +10,8 @@ rm -rf certs node-1 node-2 node-3
 id=
 for number in 1 2 3; do
     export UNDOUBT_NODE__NUMBER=$number UNDOUBT_NODE__DATA=/var/lib/undoubt/node-$number
+    # Made below, since they name the cluster.
+    export UNDOUBT_LEDGER__TLS_CERT=$PWD/certs/node-$number.crt UNDOUBT_LEDGER__TLS_KEY=$PWD/certs/node-$number.key
     undoubt cluster init --yes ${id:+--id "$id"} >/tmp/id
     id=${id:-$(cat /tmp/id)}
 done

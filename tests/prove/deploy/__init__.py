@@ -3,10 +3,10 @@
 Each part says ``ok``, else what is wrong. ``helm``: the charts are linted and rendered by Helm, each object
 is checked against the schemas of Kubernetes and against the others, and undoubt's own commands take what
 the containers would give them. ``systemd``: the units are verified, their exposure is measured, and what
-they start reports to a socket as they demand. ``dockerfile``: the image is built by the Dockerfile's own
-steps, and all containers of the compose file run on it, as their user, on a read-only root. ``dashboard``:
-Prometheus answers each query of the dashboard about a whole system that works. ``alerts``: promtool's
-checks and tests.
+they start reports to a socket as they demand, with no other system calls than they leave. ``dockerfile``:
+the image is built by the Dockerfile's own steps, and all containers of the compose file run on it, as their
+user, on a read-only root. ``dashboard``: Prometheus answers each query of the dashboard about a whole system
+that works, whose metrics are those of docs/monitoring.md. ``alerts``: promtool's checks and tests.
 
 A part is ``ok`` only if it also finds each fault that is planted in a copy of its files.
 
@@ -16,6 +16,7 @@ In the order in which a run uses them:
 :mod:`.planted`       copies the files, and plants faults.
 :mod:`.alerts`        is about the rules of Prometheus.
 :mod:`.units`         is about systemd.
+:mod:`.sandbox`       runs a command with the system calls that a unit leaves.
 :mod:`.chart`         is about Helm.
 :mod:`.objects`       looks at what a chart renders to.
 :mod:`.dockerfile`    reads a Dockerfile.

@@ -12,9 +12,19 @@ from tests.prove.deploy.planted import Fault, judged
 
 RULES, TESTS = "prometheus/undoubt.rules.yaml", "prometheus/undoubt.tests.yaml"
 FAULTS = (
-    Fault(RULES, "undoubt_in_doubt_oldest_age_seconds) > 300", "undoubt_in_doubt_oldest_age_seconds) > 3000"),
-    Fault(RULES, "sum(undoubt_node_leads) == 0", "sum(undoubt_node_leads == 0"),
-    Fault(RULES, "alert: UndoubtLedgerFailing", "alert: UndoubtLedgerFails"),
+    Fault(
+        RULES,
+        "undoubt_in_doubt_oldest_age_seconds) > 300",
+        "undoubt_in_doubt_oldest_age_seconds) > 3000",
+        "UndoubtBranchInDoubt",
+    ),
+    Fault(RULES, "sum(undoubt_node_leads) == 0", "sum(undoubt_node_leads == 0", "promtool check rules"),
+    Fault(
+        RULES,
+        "alert: UndoubtLedgerFailing",
+        "alert: UndoubtLedgerFails",
+        "no test makes UndoubtLedgerFails fire",
+    ),
 )
 
 

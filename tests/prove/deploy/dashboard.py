@@ -1,4 +1,7 @@
-"""The dashboard: Prometheus reads the metrics of a system that works, and answers each of its queries."""
+"""The dashboard: Prometheus reads the metrics of a system that works, and answers each of its queries.
+
+The same metrics have to be those of docs/monitoring.md, no more and no fewer, and have to include those that
+the alerts ask for."""
 
 from __future__ import annotations
 
@@ -15,7 +18,9 @@ from typing import Any
 
 import httpx
 import psycopg
+import yaml
 
+from tests.house.tree import ROOT
 from tests.ports import free_ports
 from tests.prove.console_stage import NAMES, NODE, System, begin, system, transfer
 from tests.prove.deploy.planted import Fault, judged
@@ -23,7 +28,8 @@ from tests.prove.processes import within
 from tests.undoubt.sidecar.stage import token
 from undoubt.serve.local.nodes import QUICK
 
-FILE = "grafana/undoubt.json"
+FILE, RULES = "grafana/undoubt.json", "prometheus/undoubt.rules.yaml"
+PAGE = ROOT / "docs/monitoring.md"
 LOOK_S = 0.3
 TRANSFERS = 10
 VARIABLES = {"$__rate_interval": "30s", "$__range": "5m", "$participant": ".*"}
@@ -32,16 +38,25 @@ FAULTS = (
         FILE,
         "sum by (outcome) (rate(undoubt_transactions_total",
         "sum by (outcome) (rate(undoubt_transaction_total",
+        "there is no metric undoubt_transaction_total",
     ),
-    Fault(FILE, '"expr": "undoubt_node_leads"', '"expr": "undoubt_node_leads)"'),
+    Fault(FILE, '"expr": "undoubt_node_leads"', '"expr": "undoubt_node_leads)"', "parse error"),
     Fault(
         FILE,
         "max by (participant) (undoubt_in_doubt_oldest",
-        'max by (participant) (undoubt_in_doubt{x=\\"1\\"} * undoubt_in_doubt_oldest',
+        'max by (participant) (undoubt_in_doubt_branches{participant=\\"x\\"} * undoubt_in_doubt_oldest',
+        "no data",
     ),
-    Fault(FILE, "changes(undoubt_node_term[$__rate_interval])", "changes(undoubt_node_term[$__rate])"),
-    Fault(FILE, '"uid": "undoubt"', '"uid": ""'),
+    Fault(
+        FILE,
+        "changes(undoubt_node_term[$__rate_interval])",
+        "changes(undoubt_node_term[$__rate])",
+        "there is no variable ['$__rate']",
+    ),
+    Fault(FILE, '"uid": "undoubt"', '"uid": ""', "no uid"),
+    Fault(RULES, "sum(undoubt_node_leads)", "sum(undoubt_node_leading)", "no metric undoubt_node_leading"),
 )
+PAGE_FAULT = ("`undoubt_node_term`", "`undoubt_node_terms`")
 CONFIG = """\
 global: {{scrape_interval: 1s, scrape_timeout: 1s}}
 scrape_configs:
@@ -59,9 +74,30 @@ async def main() -> list[str]:
     async with measured() as prometheus:
 
         async def find(place: Path) -> list[str]:
-            return await wrong(place / FILE, prometheus)
+            return await wrong(place / FILE, prometheus) + _wrong_alerts(place / RULES, prometheus.names)
 
-        return await judged(find, FAULTS)
+        found = await judged(find, FAULTS)
+        page = PAGE.read_text()
+        found += _wrong_page(page, prometheus.names)
+        if len(_wrong_page(page.replace(*PAGE_FAULT), prometheus.names)) != 2:
+            found.append(f"a metric that {PAGE.name} misspells is not found")
+        return found
+
+
+def _wrong_alerts(path: Path, names: frozenset[str]) -> list[str]:
+    [group] = yaml.safe_load(path.read_text())["groups"]
+    asked = {name for rule in group["rules"] for name in re.findall(r"\bundoubt_\w+", rule["expr"])}
+    return [f"{path.name}: there is no metric {name}" for name in sorted(asked - names)]
+
+
+def _wrong_page(text: str, names: frozenset[str]) -> list[str]:
+    """What the page names, and the system does not have, and the other way round."""
+    named = set(re.findall(r"^\| `(undoubt_\w+)`", text, re.MULTILINE))
+    # Of each counter and histogram the client's library also tells when it was made.
+    shown = {name for name in names if not name.endswith(("_bucket", "_created"))}
+    return [f"{PAGE.name} has no {name}" for name in sorted(shown - named)] + [
+        f"{PAGE.name} has {name}, which there is not" for name in sorted(named - shown)
+    ]
 
 
 @dataclass

@@ -29,15 +29,21 @@ from tests.prove.deploy import dockerfile
 from tests.prove.deploy.container import Container, python
 from tests.prove.deploy.planted import DEPLOY, Fault, judged
 
-DOCKERFILE, IGNORED, COMPOSE = "image/Dockerfile", "image/Dockerfile.dockerignore", "compose/compose.yaml"
+DOCKERFILE, IGNORED = "image/Dockerfile", "image/Dockerfile.dockerignore"
+COMPOSE, SETUP = "compose/compose.yaml", "compose/setup.sh"
 FAULTS = (
-    Fault(DOCKERFILE, "USER 65532:65532\n", ""),
-    Fault(DOCKERFILE, 'ENTRYPOINT ["undoubt"]', "ENTRYPOINT undoubt"),
-    Fault(DOCKERFILE, "HEALTHCHECK ", "# HEALTHCHECK "),
-    Fault(IGNORED, "!requirements\n", ""),
-    Fault(COMPOSE, "  read_only: true\n", ""),
-    Fault(COMPOSE, "cap_drop: [ALL]", "cap_drop: ALL"),
-    Fault(COMPOSE, "condition: service_completed_successfully", "condition: service_finished"),
+    Fault(DOCKERFILE, "USER 65532:65532\n", "", "runs as root"),
+    Fault(DOCKERFILE, 'ENTRYPOINT ["undoubt"]', "ENTRYPOINT undoubt", "ENTRYPOINT runs through a shell"),
+    Fault(DOCKERFILE, "HEALTHCHECK ", "# HEALTHCHECK ", "HEALTHCHECK runs through a shell, or is missing"),
+    Fault(IGNORED, "!requirements\n", "", "requirements does not reach the build"),
+    Fault(IGNORED, "!LICENSE\n", "!LICENSE\n!tests\n", "tests reaches the build"),
+    Fault(COMPOSE, "  read_only: true\n", "", "may change its root"),
+    Fault(COMPOSE, "cap_drop: [ALL]", "cap_drop: ALL", "cap_drop: 'ALL' is not of type 'array'"),
+    Fault(COMPOSE, "service_completed_successfully", "service_finished", "depends_on"),
+)
+RUNNING_FAULTS = (
+    Fault(SETUP, "--node 2 --node 3", "--node 2", "node-3 ended"),
+    Fault(DOCKERFILE, '["undoubt", "health", "node"]', '["undoubt", "--version"]', "stands still is healthy"),
 )
 PATIENCE_S = 120.0
 LOOK_S = 0.2
@@ -46,7 +52,7 @@ LOOK_S = 0.2
 async def main() -> list[str]:
     if why := why_no_mounts():
         return [why]
-    return await judged(find, FAULTS) or await _run(DEPLOY)
+    return await judged(find, FAULTS) or await _run()
 
 
 async def find(place: Path) -> list[str]:
@@ -103,16 +109,26 @@ def context(place: Path) -> list[Path]:
     return [path for path in files() if let_through(str(path.relative_to(ROOT)))]
 
 
-async def _run(place: Path) -> list[str]:
+async def _run() -> list[str]:
+    """Build the image once, and run the containers on it, also with faults in what does not change it."""
     with tempfile.TemporaryDirectory(prefix="undoubt-image-") as name:
         folder = Path(name)
         folder.chmod(0o755)
         try:
-            stages = dockerfile.read(place / DOCKERFILE)
-            await _built(place, stages[0], folder)
-            return await _composed(place, stages[-1], folder)
+            await _built(DEPLOY, dockerfile.read(DEPLOY / DOCKERFILE)[0], folder)
         except BuildFailed as error:
             return [str(error)]
+
+        async def run(place: Path) -> list[str]:
+            with tempfile.TemporaryDirectory(dir=folder) as volumes:
+                Path(volumes).chmod(0o755)
+                image = dockerfile.read(place / DOCKERFILE)[-1]
+                try:
+                    return await _composed(place, image, folder / "opt", Path(volumes))
+                except BuildFailed as error:
+                    return [str(error)]
+
+        return await judged(run, RUNNING_FAULTS)
 
 
 class BuildFailed(Exception):
@@ -149,7 +165,8 @@ async def _built(place: Path, stage: dockerfile.Stage, folder: Path) -> None:
             raise BuildFailed(f"RUN {step}: {told[-2000:]}")
 
 
-async def _composed(place: Path, image: dockerfile.Stage, folder: Path) -> list[str]:
+async def _composed(place: Path, image: dockerfile.Stage, opt: Path, folder: Path) -> list[str]:
+    """Run the containers on what was built into ``opt``, with volumes in ``folder``."""
     compose = yaml.safe_load((place / COMPOSE).read_text())
     user = int(image.last("USER").partition(":")[0])
     for volume in compose["volumes"]:
@@ -157,7 +174,7 @@ async def _composed(place: Path, image: dockerfile.Stage, folder: Path) -> list[
         os.chown(folder / volume, user, user)
 
     def container(service: dict[str, Any]) -> Container:
-        mounts, writable = {"/opt/undoubt": folder / "opt/undoubt"}, set()
+        mounts, writable = {"/opt/undoubt": opt / "undoubt"}, set()
         for volume in service["volumes"]:
             source, at, *read_only = volume.split(":")
             inside = source.startswith("./")
@@ -205,27 +222,39 @@ async def _judged_by_health(
     running: dict[str, tuple[Container, asyncio.subprocess.Process]],
     folder: Path,
 ) -> list[str]:
-    """Ask each container's health check until it is healthy; then one whose process stands still."""
-    for name, (own, process) in running.items():
-        test = services[name].get("healthcheck", {}).get("test", ["CMD", *dockerfile.words(_health(image))])
-        ready = own.command(*test[1:], "--ready")
+    """Wait until each container is ready, and ask its health check; then one whose process stands still."""
+    own_tests = {
+        name: services[name]
+        .get("healthcheck", {})
+        .get("test", ["CMD", *dockerfile.words(_health(image))])[1:]
+        for name in running
+    }
+    found = []
+    for name, (own, _) in running.items():
+        ready = own.command("undoubt", "health", "sidecar" if name == "sidecar" else "node", "--ready")
         try:
             async with asyncio.timeout(PATIENCE_S):
                 while (await deploy.run(*ready))[0]:
-                    if process.returncode is not None:
-                        raise BuildFailed(f"{name} ended: {(folder / f'{name}.log').read_text()[-2000:]}")
+                    for other, (_, process) in running.items():
+                        if process.returncode is not None:
+                            raise BuildFailed(f"{other} ended: {_end_of(folder, other)}")
                     await asyncio.sleep(LOOK_S)
         except TimeoutError:
-            return [f"{name} does not become healthy: {(folder / f'{name}.log').read_text()[-2000:]}"]
+            return [f"{name} does not become ready: {_end_of(folder, name)}"]
+        if (await deploy.run(*own.command(*own_tests[name])))[0]:
+            found.append(f"{name} works and is not healthy")
     own, process = running["node-1"]
-    test = own.command(*dockerfile.words(_health(image)))
-    found = [] if (await deploy.run(*test))[0] == 0 else ["a node that works is not healthy"]
+    test = own.command(*own_tests["node-1"])
     process.send_signal(signal.SIGSTOP)
     if (await deploy.run(*test))[0] == 0:
         found.append("a node that stands still is healthy")
     process.send_signal(signal.SIGCONT)
     written = await deploy.run(*own.command("touch", "/opt/undoubt/bin/x"))
     return found + (["the root of a container can be written"] if written[0] == 0 else [])
+
+
+def _end_of(folder: Path, name: str) -> str:
+    return (folder / f"{name}.log").read_text()[-500:]
 
 
 @contextlib.asynccontextmanager

@@ -97,8 +97,8 @@ def _selects(selector: Object, labels: Object) -> bool:
     return selector.items() <= labels.items()
 
 
-def wrong_nodes(rendered: list[Object]) -> list[str]:
-    """What is wrong with the nodes."""
+def wrong_nodes(rendered: list[Object], *, apart: bool) -> list[str]:
+    """What is wrong with the nodes. ``apart``: each has to be on a machine of its own."""
     [nodes], [budget], [service] = (
         of_kind(rendered, kind) for kind in ("StatefulSet", "PodDisruptionBudget", "Service")
     )
@@ -114,15 +114,18 @@ def wrong_nodes(rendered: list[Object]) -> list[str]:
         found.append("a drain of machines can take the majority")
     if not _selects(service["spec"]["selector"], labels) or not service["spec"]["publishNotReadyAddresses"]:
         found.append("the nodes do not find each other before they are ready")
-    found += [
-        "the network policy is not about the nodes"
-        for policy in of_kind(rendered, "NetworkPolicy")
-        if not _selects(policy["spec"]["podSelector"]["matchLabels"], labels)
-    ]
-    rules = pod["affinity"]["podAntiAffinity"].values()
-    terms = [term.get("podAffinityTerm", term) for [term] in rules]
-    if not all(_selects(term["labelSelector"]["matchLabels"], labels) for term in terms):
+    for policy in of_kind(rendered, "NetworkPolicy"):
+        found += _wrong_policy(policy["spec"], labels)
+    [(strength, [term])] = pod["affinity"]["podAntiAffinity"].items()
+    term = term.get("podAffinityTerm", term)
+    if (
+        not _selects(term["labelSelector"]["matchLabels"], labels)
+        or term["topologyKey"] != "kubernetes.io/hostname"
+        or (apart and not strength.startswith("required"))
+    ):
         found.append("nodes may be on one machine")
+    if [each["spec"]["accessModes"] for each in spec["volumeClaimTemplates"]] != [["ReadWriteOncePod"]]:
+        found.append("nodes may share a disk")
     if spec["persistentVolumeClaimRetentionPolicy"] != {"whenDeleted": "Retain", "whenScaled": "Retain"}:
         found.append("disks are deleted with the release")
     ports = {port["name"]: port["containerPort"] for port in node["ports"]}
@@ -132,6 +135,18 @@ def wrong_nodes(rendered: list[Object]) -> list[str]:
         if node[probe]["httpGet"]["port"] not in ports:
             found.append(f"{probe} asks at no port")
     return found
+
+
+def _wrong_policy(policy: Object, labels: Object) -> Iterator[str]:
+    if not _selects(policy["podSelector"]["matchLabels"], labels):
+        yield "the network policy is not about the nodes"
+    if set(policy["policyTypes"]) != {"Ingress", "Egress"}:
+        yield "the network policy is about one direction only"
+    for rule in policy["ingress"]:
+        if not rule.get("from") or len(rule.get("ports", ())) != 1:
+            yield "the network policy lets in anybody, or to any port of the nodes"
+    if not all(rule.get("ports") for rule in policy["egress"]):
+        yield "the network policy lets the nodes out to any port"
 
 
 def _wrong_node(rendered: list[Object], number: int, ports: dict[str, int]) -> Iterator[str]:

@@ -14,11 +14,14 @@ DEPLOY = ROOT / "deploy"
 
 
 class Fault(NamedTuple):
-    """``old`` stands once in ``file`` of ``deploy/``, and is replaced by ``new``."""
+    """``old`` stands once in ``file`` of ``deploy/`` and is replaced by ``new``.
+
+    ``finds``: part of what the check that is meant says of it."""
 
     file: str
     old: str
     new: str
+    finds: str
 
 
 Find = Callable[[Path], Awaitable[list[str]]]
@@ -36,6 +39,10 @@ async def judged(find: Find, faults: Sequence[Fault]) -> list[str]:
                 found.append(f"the fault {fault.old!r} cannot be planted in {fault.file}")
                 continue
             (place / fault.file).write_text(text.replace(fault.old, fault.new))
-            if not await find(place):
-                found.append(f"a planted fault is not found: {fault.new!r} in {fault.file}")
+            seen = await find(place)
+            if not any(fault.finds in each for each in seen):
+                found.append(
+                    f"{fault.new!r} instead of {fault.old!r} in {fault.file} is not found: "
+                    f"{fault.finds!r} is not in {seen}"
+                )
     return found
