@@ -103,7 +103,7 @@ sbom: $(STAMP) ## what the image is made of, as CycloneDX, in dist
 		--sv 1.6 --of JSON --output-file dist/undoubt.cdx.json
 
 audit: $(STAMP) ## known vulnerabilities of what the image is made of: needs PyPI's own database
-	@$(BIN)/pip-audit --strict --disable-pip --require-hashes --requirement requirements/image.txt
+	@sh .ci/audit $(ARGS)
 
 clean: ## everything that was made
 	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
