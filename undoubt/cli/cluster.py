@@ -181,6 +181,9 @@ def _page(context: Context, found: ClusterStatus) -> None:
     is_flag=True,
     help="Instead: renew all certificates, or those of these clients, with the same keys and names.",
 )
+@click.option(
+    "--revoke", is_flag=True, help="Instead: revoke all certificates of these nodes and clients, in ca.crl."
+)
 @common
 @pass_context
 def certs(
@@ -193,6 +196,7 @@ def certs(
     role: str | None,
     days: int,
     renew: bool,
+    revoke: bool,
 ) -> None:
     """Make a CA and certificates.
 
@@ -204,14 +208,19 @@ def certs(
     application must; one with operate can do everything. With --renew, --role replaces the role in the
     certificates of the named clients.
 
+    With --revoke, all certificates that were made for these names are added to ca.crl, for ledger.tls_crl,
+    and their files are deleted. Copy ca.crl to every node and client: processes read it again by themselves,
+    and end the connections of those that it names.
+
     \b
     Example:
       undoubt cluster certs --id 4k2j9x0qpa-1f0c77de --node 1 --node 2 --node 3 --client shop
       undoubt cluster certs --client shop --role transact
       undoubt cluster certs --renew
       undoubt cluster certs --renew --client dashboard --role observe
+      undoubt cluster certs --revoke --client shop
     """
-    _check_wishes(nodes, clients, role, renew=renew)
+    _check_wishes(nodes, clients, role, renew=renew, revoke=revoke)
     try:
         # An extra, which only this command needs.
         from undoubt.serve.certs import Folder, right_of_role  # noqa: PLC0415
@@ -222,6 +231,14 @@ def certs(
 
     cluster_id = check_ledger_id(ticket.partition("-")[0]) if ticket else ""
     folder = Folder(Path(place), cluster_id, days)
+    if revoke:
+        revoked = folder.revoke([number for number, _ in map(_node_hosts, nodes)], clients)
+        crl = str(folder.place / "ca.crl")
+        if context.output.json:
+            context.output.document({"cluster": folder.cluster, "revoked": revoked, "crl": crl})
+        else:
+            context.output.table(("revoked", "list"), [(name, crl) for name in revoked])
+        return
     if renew:
         issued = folder.renew(clients, right_of_role(role) if role else None)
     else:
@@ -233,7 +250,11 @@ def certs(
     context.output.table(("certificate", "names", "role", "valid until"), rows)
 
 
-def _check_wishes(nodes: Sequence[str], clients: Sequence[str], role: str | None, *, renew: bool) -> None:
+def _check_wishes(
+    nodes: Sequence[str], clients: Sequence[str], role: str | None, *, renew: bool, revoke: bool
+) -> None:
+    if revoke and (renew or role or not (nodes or clients)):
+        raise click.UsageError("--revoke needs --node or --client, and neither --renew nor --role")
     if (renew and nodes) or not (renew or nodes or clients):
         raise click.UsageError("either --renew, alone or with --client, or at least one --node or --client")
     if role and not clients:

@@ -137,6 +137,51 @@ def test_another_clusters_ca_is_not_used(tmp_path: Path) -> None:
     assert undoubt("cluster", "certs", *apart, cwd=tmp_path).status == 0
 
 
+def test_a_name_is_revoked_with_all_its_certificates(tmp_path: Path) -> None:
+    """Broken if a certificate from before a renewal, which has the same key, stays valid; or if the next
+    renewal makes the revoked one valid again."""
+    place = tmp_path / "certs"
+    made = undoubt("cluster", "certs", "--id", ID, "--node", "1", "--client", "shop", cwd=tmp_path)
+    assert made.status == 0, made.err
+    first = x509.load_pem_x509_certificate((place / "client-shop.crt").read_bytes()).serial_number
+    assert undoubt("cluster", "certs", "--renew", cwd=tmp_path).status == 0
+    second = x509.load_pem_x509_certificate((place / "client-shop.crt").read_bytes()).serial_number
+    assert set(x509.load_pem_x509_crl((place / "ca.crl").read_bytes())) == set()
+    ran = undoubt("cluster", "certs", "--revoke", "--client", "shop", "-o", "json", cwd=tmp_path)
+    assert ran.json == {"cluster": ID, "revoked": ["client-shop"], "crl": "certs/ca.crl"}, ran.err
+    assert {entry.serial_number for entry in x509.load_pem_x509_crl((place / "ca.crl").read_bytes())} == {
+        first,
+        second,
+    }
+    assert undoubt("cluster", "certs", "--renew", cwd=tmp_path).status == 0
+    assert not (place / "client-shop.crt").exists()
+    assert not (place / "client-shop.key").exists()
+    again = undoubt("cluster", "certs", "--client", "shop", cwd=tmp_path)
+    assert again.status == 0, again.err
+    verified = subprocess.run(
+        ["openssl", "verify", "-crl_check", "-CRLfile", "ca.crl", "-CAfile", "ca.crt", "client-shop.crt"],
+        cwd=place, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert verified.returncode == 0, verified.stderr
+
+
+def test_what_cannot_be_revoked_is_said(tmp_path: Path) -> None:
+    """Broken if a misspelled name passes for a revoked one, or takes others with it."""
+    assert undoubt("cluster", "certs", "--id", ID, "--client", "shop", cwd=tmp_path).status == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "certs").iterdir()}
+    for words in (
+        ["--client", "shop", "--client", "shpo"],
+        ["--client", "../certs/client-shop"],
+        ["--node", "1"],
+        [],
+        ["--client", "shop", "--renew"],
+        ["--client", "shop", "--role", "observe"],
+    ):
+        ran = undoubt("cluster", "certs", "--revoke", *words, cwd=tmp_path)
+        assert ran.status == 2, (words, ran.err)
+    assert before == {path: path.read_bytes() for path in (tmp_path / "certs").iterdir()}
+
+
 CONFIGURATION = """
 [ledger]
 url = "raft://{addresses}"
