@@ -35,6 +35,7 @@ INSTALLATIONS: tuple[dict[str, Any], ...] = (
     OWN
     | {
         "image": {"digest": f"sha256:{'0' * 64}"},
+        "tls": {"secretName": "node-certificates", "revocation": True},
         "secretName": "passwords",
         "imagePullSecrets": [{"name": "registry"}],
         "nodes": {
@@ -70,8 +71,13 @@ FAULTS = (
     Fault(HELPERS, "readOnlyRootFilesystem: true", "readOnlyRootFilesystem: false", "may more than it needs"),
     Fault(HELPERS, "restartPolicy: Always\n", "", "no native sidecar"),
     Fault(HELPERS, "UNDOUBT_SIDECAR__SOCKET", "UNDOUBT_SIDECAR__SOCKETS", "the sidecar: "),
-    Fault(CERTIFICATES, "/node/{{ $number }}]", "/nodes/{{ $number }}]", "undoubt://"),
-    Fault(POLICY, "ports: [{protocol: TCP, port: ledger}]\n    - from:", "- from:", "any port of the nodes"),
+    Fault(CERTIFICATES, "/node/{{ $number }}]", "/nodes/{{ $number }}]", "is not valid for node 1"),
+    Fault(
+        POLICY,
+        "      ports: [{protocol: TCP, port: ledger}]\n    - from:",
+        "    - from:",
+        "any port of the nodes",
+    ),
     Fault(POLICY, "{{- end }}\n{{- end }}", "{{- end }}", "helm lint"),
     Fault(SERVICE, 'undoubt.io/client: "true"', 'undoubt.io/clients: "true"', "does not reach the nodes"),
 )
@@ -91,12 +97,11 @@ async def find(place: Path) -> list[str]:
         charts = folder / "helm"
         shutil.copytree(place / "helm", charts)
         try:
-            found = []
             for values in INSTALLATIONS:
-                found += await _installed(charts, folder, values)
-            found += await _service(charts, folder)
-            # Only what is right in itself is started: the rest would only be found once more.
-            return found or await _initialized(charts, folder)
+                # What one finds the others would find once more.
+                if found := await _installed(charts, folder, values):
+                    return found
+            return await _service(charts, folder) or await _initialized(charts, folder)
         except HelmFailed as error:
             return [str(error)]
 

@@ -16,7 +16,7 @@ import msgspec
 from tests.undoubt.cli.harness import environment
 from undoubt.config import Settings, load
 from undoubt.coordinator.errors import LedgerError
-from undoubt.coordinator.wire import PeerIdentity, PeerRole
+from undoubt.coordinator.wire import HandshakeRefused, PeerIdentity, PeerRole
 from undoubt.coordinator.wire.tls import check_names
 from undoubt.participants.errors import UndoubtError
 from undoubt.serve.bootstrap import Begun
@@ -165,13 +165,15 @@ def _wrong_node(rendered: list[Object], number: int, ports: dict[str, int]) -> I
     assert tls is not None
     if files and not {Path(tls.ca).name, Path(tls.cert).name, Path(tls.key).name} <= set(files):
         yield f"node {number} does not find its certificate: {files}"
+    if tls.crl and Path(tls.crl).parent != Path(tls.ca).parent:
+        yield f"node {number} does not find the list of revoked certificates"
     for each in of_kind(rendered, "Certificate"):
         if each["metadata"]["name"].endswith(f"-node-{number}"):
             cluster = each["spec"]["uris"][0].split("/")[2]
             try:
                 check_names(each["spec"]["uris"], PeerIdentity(PeerRole.NODE, cluster, number), cluster)
-            except UndoubtError as error:
-                yield str(error)
+            except HandshakeRefused as error:
+                yield error.reason
             if not {"server auth", "client auth"} <= set(each["spec"]["usages"]):
                 yield f"the certificate of node {number} is not for both sides of a connection"
 

@@ -69,7 +69,8 @@ def test_a_renewal_keeps_keys_and_names(tmp_path: Path) -> None:
     renewed = undoubt("cluster", "certs", "--renew", "-o", "json", cwd=tmp_path)
     assert renewed.status == 0, renewed.err
     after = {path.name: path.read_bytes() for path in place.iterdir()}
-    assert {name for name in before if before[name] != after[name]} == {"node-1.crt", "client-shop.crt"}
+    changed = {name for name in before if before[name] != after[name]}
+    assert changed == {"node-1.crt", "client-shop.crt", "serials"}
     assert names(place / "node-1.crt") == [f"undoubt://{ID}/node/1", "h"]
     shown = x509.load_pem_x509_certificate(after["node-1.crt"])
     assert 364 <= (shown.not_valid_after_utc - shown.not_valid_before_utc).days <= 365
