@@ -33,17 +33,27 @@ import argparse
 import asyncio
 import sys
 import time
-from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, Protocol
 
 from tests.prove.deploy import alerts, chart, dashboard, image, units
 
-PARTS: dict[str, Callable[[], Awaitable[list[str]]]] = {
-    "helm": chart.main,
-    "systemd": units.main,
-    "dockerfile": image.main,
-    "dashboard": dashboard.main,
-    "alerts": alerts.main,
+
+class Part(Protocol):
+    """A module that is a part of the proof."""
+
+    def why_not(self) -> str | None:
+        """What this machine lacks for it."""
+
+    async def main(self) -> list[str]:
+        """What is wrong."""
+
+
+PARTS: dict[str, Part] = {
+    "helm": chart,
+    "systemd": units,
+    "dockerfile": image,
+    "dashboard": dashboard,
+    "alerts": alerts,
 }
 
 
@@ -55,10 +65,16 @@ async def main(options: argparse.Namespace) -> tuple[dict[str, Any], bool]:
     told = {}
     for name in options.only or PARTS:
         began = time.monotonic()
-        faults = await PARTS[name]()
+        part = PARTS[name]
+        faults = [why] if (why := part.why_not()) else await part.main()
         told[name] = "; ".join(faults) or "ok"
         print(f"{name}: {told[name]} ({time.monotonic() - began:.0f} s)", file=sys.stderr)
     return told, set(told.values()) == {"ok"}
+
+
+def missing() -> list[str]:
+    """What this machine lacks for the whole proof."""
+    return [why for part in PARTS.values() if (why := part.why_not())]
 
 
 async def run(*command: str, **options: Any) -> tuple[int, str]:

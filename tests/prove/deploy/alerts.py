@@ -28,9 +28,11 @@ FAULTS = (
 )
 
 
+def why_not() -> str | None:
+    return None if shutil.which("promtool") else "promtool is not installed: apt install prometheus"
+
+
 async def main() -> list[str]:
-    if shutil.which("promtool") is None:
-        return ["promtool is not installed: apt install prometheus"]
     return await judged(find, FAULTS)
 
 

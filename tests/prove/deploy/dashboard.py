@@ -68,9 +68,11 @@ scrape_configs:
 """
 
 
+def why_not() -> str | None:
+    return None if shutil.which("prometheus") else "prometheus is not installed: apt install prometheus"
+
+
 async def main() -> list[str]:
-    if shutil.which("prometheus") is None:
-        return ["prometheus is not installed: apt install prometheus"]
     async with measured() as prometheus:
 
         async def find(place: Path) -> list[str]:

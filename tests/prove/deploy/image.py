@@ -49,9 +49,10 @@ PATIENCE_S = 120.0
 LOOK_S = 0.2
 
 
+why_not = why_no_mounts
+
+
 async def main() -> list[str]:
-    if why := why_no_mounts():
-        return [why]
     return await judged(find, FAULTS) or await _run()
 
 

@@ -48,9 +48,12 @@ FAULTS = (
 )
 
 
+def why_not() -> str | None:
+    installed = shutil.which("systemd-analyze")
+    return None if installed else "systemd-analyze is not installed: apt install systemd"
+
+
 async def main() -> list[str]:
-    if shutil.which("systemd-analyze") is None:
-        return ["systemd-analyze is not installed: apt install systemd"]
     return await judged(find, FAULTS)
 
 
