@@ -19,10 +19,12 @@ SLOW_WORKERS ?= 2
 RTT ?=
 BLOCKS ?=
 
+UPGRADE ?=
+
 # Tests and proofs start hundreds of processes: each would compile all modules again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test test-slow check format prove models conformance simulate simulate-coverage faults mutants bench soak build clean
+.PHONY: requirements sbom audit help demo test test-slow check format prove models conformance simulate simulate-coverage faults mutants bench soak build clean
 .DEFAULT_GOAL := test
 
 help: ## this list
@@ -87,9 +89,25 @@ soak: $(STAMP) ## transfers for long: memory, files, tables, connections must be
 build: ## a wheel in dist
 	@sh .ci/build dist >&2
 
+requirements: ## uv.lock, and requirements/ from it: UPGRADE=--upgrade for newer versions
+	uv lock --quiet $(UPGRADE)
+	for name in dev:"--extra dev" build:"--only-group build" \
+		image:"--extra certs --extra relay --extra sidecar --extra uvloop"; do \
+		uv export --quiet --frozen --no-header --no-annotate --no-emit-project --no-default-groups \
+			--format requirements.txt $${name#*:} --output-file requirements/$${name%%:*}.txt || exit 1; \
+	done
+
+sbom: $(STAMP) ## what the image is made of, as CycloneDX, in dist
+	@mkdir -p dist
+	@$(BIN)/cyclonedx-py requirements requirements/image.txt --pyproject pyproject.toml --output-reproducible \
+		--sv 1.6 --of JSON --output-file dist/undoubt.cdx.json
+
+audit: $(STAMP) ## known vulnerabilities of what the image is made of: needs PyPI's own database
+	@sh .ci/audit $(ARGS)
+
 clean: ## everything that was made
 	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
-$(STAMP): pyproject.toml
+$(STAMP): pyproject.toml requirements/dev.txt requirements/build.txt
 	@sh .ci/venv $(VENV) $(EXTRAS) >&2
 	@touch $(STAMP)

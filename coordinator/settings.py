@@ -57,6 +57,8 @@ class LedgerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     trusted, this side's certificate, and its key. All three, or none."""
     tls_cert: str = ""
     tls_key: str = ""
+    tls_crl: str = ""
+    """PEM file of the lists of revoked certificates of all these CAs; empty: none is looked up."""
 
     def __post_init__(self) -> None:
         text("url", self.url, most=PATH_BYTES_MAX + len(_SQLITE), empty=False)
@@ -67,16 +69,19 @@ class LedgerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         seconds("history_s", self.history_s)
         seconds("request_timeout_s", self.request_timeout_s, zero=False)
         files = {"tls_ca": self.tls_ca, "tls_cert": self.tls_cert, "tls_key": self.tls_key}
-        for name, file in files.items():
+        for name, file in (files | {"tls_crl": self.tls_crl}).items():
             path(name, file, empty=True)
+        if self.tls_crl and not self.tls_ca:
+            raise ValueError("tls_crl needs tls_ca, tls_cert and tls_key")
         if any(files.values()) and not all(files.values()):
             missing = " and ".join(key for key, path in files.items() if not path)
             raise ValueError(f"TLS needs tls_ca, tls_cert and tls_key; {missing} missing")
 
     @property
     def wire(self) -> WireSettings:
-        tls = TlsSettings(self.tls_ca, self.tls_cert, self.tls_key) if self.tls_ca else None
-        return WireSettings(tls=tls)
+        if not self.tls_ca:
+            return WireSettings()
+        return WireSettings(tls=TlsSettings(self.tls_ca, self.tls_cert, self.tls_key, self.tls_crl))
 
     def __repr__(self) -> str:
         return f"LedgerSettings(url={redact(self.url)!r})"

@@ -24,6 +24,7 @@ First the tests of the rooms, from the lowest up; then what tests the system as 
 :mod:`.servers`          starts the PostgreSQL servers of the tests.
 :mod:`.ports`            gives free TCP ports.
 :mod:`.stand_in`         replaces what a module of the product has imported.
+:mod:`.service_manager`  is systemd's side of a service's reports.
 :mod:`.pgbouncer`        starts PgBouncer in front of a server.
 =======================  =====================================================================================
 """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.pgbouncer import program_or_skip
-from tests.prove import house
+from tests.prove import deploy, house
 from tests.prove.cases import NODES, OWN_STEPS, OWN_STEPS_IN_RECOVERY, Case, Victim, cases
 from tests.prove.control import control
 from tests.prove.examples import NEEDS
@@ -42,6 +43,14 @@ async def prove(*arguments: str) -> dict[str, Any]:
     told: dict[str, Any] = json.loads(lines[0])
     assert ended.returncode == 0, (told, ended.stderr[-3000:])
     return told
+
+
+async def test_deployment_files() -> None:
+    """Broken if what is in deploy/ cannot be installed, does not run, or asks for what does not exist."""
+    if (lacking := deploy.missing()) and os.environ.get("CI") != "true":
+        pytest.skip("; ".join(lacking))
+    told = await prove("deploy")
+    assert told == dict.fromkeys(("helm", "systemd", "dockerfile", "dashboard", "alerts"), "ok")
 
 
 async def test_circles_of_waits() -> None:

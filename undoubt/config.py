@@ -74,6 +74,7 @@ _PATHS = {
         for section in ("ledger", "sidecar", "console")
         for name in ("tls_ca", "tls_cert", "tls_key")
     ),
+    ("ledger", "tls_crl"),
     ("sidecar", "socket"),
 }
 _PARTICIPANTS = "participants"

@@ -28,6 +28,7 @@ In the order in which a connection passes them:
 :mod:`.listener`    ``serve``: accepts connections on a port or a unix socket, up to a number.
 :mod:`.dialing`     ``connect``: opens a connection, and completes its handshake.
 :mod:`.tls`         makes TLS contexts from files, and reads the names in a certificate.
+:mod:`.revocation`  reads which certificates a CA has revoked.
 :mod:`.secure`      runs TLS over the bytes of one connection.
 :mod:`.handshake`   checks the identity of the peer, and chooses the version that both sides support.
 :mod:`.rights`      reads from a client's certificate which right its holder has.

@@ -21,7 +21,7 @@ from undoubt.coordinator.wire.handshake import HANDSHAKE_BYTES_MAX, HANDSHAKE_VE
 from undoubt.coordinator.wire.rights import Right
 from undoubt.coordinator.wire.secure import Secured
 from undoubt.coordinator.wire.settings import FRAME_BYTES_MAX, WireSettings
-from undoubt.coordinator.wire.tls import check_names, names_in, reason_of
+from undoubt.coordinator.wire.tls import check_names, names_in, reason_of, tls_of
 
 log = logging.getLogger(__name__)
 
@@ -136,6 +136,7 @@ class Connection(asyncio.Protocol, abc.ABC):
         self._why = ""
         self._loop = asyncio.get_running_loop()
         self._deadline: asyncio.TimerHandle | None = None
+        self._reviewing: asyncio.TimerHandle | None = None
         self.transport: asyncio.Transport | None = None
         self.secured: Secured | None = None
         self.certificate = ""
@@ -169,8 +170,9 @@ class Connection(asyncio.Protocol, abc.ABC):
             self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if self._deadline is not None:
-            self._deadline.cancel()
+        for timer in (self._deadline, self._reviewing):
+            if timer is not None:
+                timer.cancel()
         if not self.closed and self._reader.within:
             self._log_closing("it ended in the middle of a frame")
         elif not self.closed and self.secured is not None and self.secured.shaking:
@@ -243,6 +245,18 @@ class Connection(asyncio.Protocol, abc.ABC):
         self._receiver = self._accept(self)
         if self._deadline is not None:
             self._deadline.cancel()
+        if self.secured is not None:
+            self._review()
+
+    def _review(self) -> None:
+        """End the connection if the peer's certificate was revoked meanwhile; else look again later."""
+        tls, secured = self._settings.tls, self.secured
+        if self.closed or tls is None or not tls.crl or secured is None:
+            return
+        if tls_of(tls).refuses(secured.shown):
+            self._break_off("its certificate has been revoked")
+        else:
+            self._reviewing = self._loop.call_later(self._settings.review_s, self._review)
 
     def _too_late(self) -> None:
         self._break_off(f"no handshake within {self._settings.handshake_s:g} s")

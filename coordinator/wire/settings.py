@@ -22,11 +22,15 @@ class WireSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Most connections of clients to one port; further ones are refused."""
     tls: TlsSettings | None = None
     """Without TLS any process that reaches the port is believed."""
+    review_s: float = 5.0
+    """How often the certificate of a connected peer is looked up in the list of revoked ones, if there is a
+    list."""
     strangers_max: int = 256
     """Most connections to one port before their handshake; a further one closes the oldest."""
 
     def __post_init__(self) -> None:
         seconds("handshake_s", self.handshake_s, zero=False)
+        seconds("review_s", self.review_s, zero=False)
         count("frame_bytes_max", self.frame_bytes_max, least=1024)
         count("clients_max", self.clients_max, least=1)
         count("strangers_max", self.strangers_max, least=1)

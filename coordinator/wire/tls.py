@@ -1,4 +1,4 @@
-"""TLS for both sides from three files, and the names in a certificate.
+"""TLS for both sides from their files, and the names in a certificate.
 
 A certificate identifies its holder by URIs among its alternative names (RFC 5280 §4.2.1.6), as SPIFFE does:
 ``undoubt://CLUSTER/node/2``, ``undoubt://CLUSTER/client/NAME``; another URI gives the right of a client
@@ -14,12 +14,14 @@ import os
 import ssl
 import time
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from undoubt.coordinator.wire.errors import HandshakeRefusal, HandshakeRefused, TlsUnusable
 from undoubt.coordinator.wire.handshake import PeerIdentity, PeerRole
+from undoubt.coordinator.wire.revocation import revoked_in
 from undoubt.coordinator.wire.rights import SCHEME
 from undoubt.coordinator.wire.secure import Secured
 
@@ -27,11 +29,13 @@ log = logging.getLogger(__name__)
 
 
 class TlsSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Paths of PEM files: the CAs that are trusted (one or more), this side's certificate, its key."""
+    """Paths of PEM files: the CAs that are trusted (one or more), this side's certificate, its key, and the
+    lists of revoked certificates of all these CAs, empty for none."""
 
     ca: str
     cert: str
     key: str
+    crl: str = ""
 
 
 class Certificate(msgspec.Struct, frozen=True):
@@ -42,14 +46,14 @@ class Certificate(msgspec.Struct, frozen=True):
 
 
 class Tls:
-    """TLS contexts for new connections. They are made again if a file has changed; if the changed files
-    cannot be used, the former contexts stay. Made by :func:`tls_of`."""
+    """TLS contexts for new connections, and the list of revoked certificates. They are made again if a file
+    has changed; if the changed files cannot be used, the former ones stay. Made by :func:`tls_of`."""
 
     def __init__(self, settings: TlsSettings) -> None:
         """Raises :class:`TlsUnusable`."""
         self.settings = settings
         self._seen = self._look()
-        self._listening, self._dialing, self._own = _load(settings)
+        self._listening, self._dialing, self._own, self._revoked = _load(settings)
 
     @property
     def listening(self) -> ssl.SSLContext:
@@ -67,6 +71,11 @@ class Tls:
         self._refresh()
         return self._own
 
+    def refuses(self, shown: Mapping[str, Any]) -> bool:
+        """Whether the certificate of a peer, in the form of ``getpeercert``, has been revoked by now."""
+        self._refresh()
+        return int(str(shown.get("serialNumber") or "0"), 16) in self._revoked
+
     def check_own(self, me: PeerIdentity) -> None:
         """Raises :class:`TlsUnusable` if this side's certificate does not name ``me``: peers would refuse
         it."""
@@ -81,7 +90,7 @@ class Tls:
             return
         self._seen = looks
         try:
-            self._listening, self._dialing, self._own = _load(self.settings)
+            self._listening, self._dialing, self._own, self._revoked = _load(self.settings)
         except TlsUnusable as error:
             log.warning("the changed certificate is not used, the former one is kept: %s", error)
         else:
@@ -90,7 +99,7 @@ class Tls:
 
     def _look(self) -> list[tuple[int, int, int] | None]:
         looks: list[tuple[int, int, int] | None] = []
-        for path in (self.settings.ca, self.settings.cert, self.settings.key):
+        for path in (self.settings.ca, self.settings.cert, self.settings.key, self.settings.crl):
             try:
                 found = os.stat(path)
             except OSError:
@@ -107,8 +116,9 @@ def tls_of(settings: TlsSettings) -> Tls:
     return Tls(settings)
 
 
-def _load(settings: TlsSettings) -> tuple[ssl.SSLContext, ssl.SSLContext, Certificate]:
+def _load(settings: TlsSettings) -> tuple[ssl.SSLContext, ssl.SSLContext, Certificate, frozenset[int]]:
     contexts = []
+    revoked = _revoked(settings.crl) if settings.crl else frozenset[int]()
     for side in (ssl.PROTOCOL_TLS_SERVER, ssl.PROTOCOL_TLS_CLIENT):
         context = ssl.SSLContext(side)
         context.minimum_version = ssl.TLSVersion.TLSv1_3
@@ -118,13 +128,26 @@ def _load(settings: TlsSettings) -> tuple[ssl.SSLContext, ssl.SSLContext, Certif
         contexts.append(context)
     listening, dialing = contexts
     listening.num_tickets = 0  # no session is resumed: the peer shows its certificate on each connection
-    return listening, dialing, _shown(listening, dialing, settings)
+    return listening, dialing, _shown(listening, dialing, settings), revoked
+
+
+def _revoked(path: str) -> frozenset[int]:
+    try:
+        return revoked_in(Path(path).read_bytes())
+    except OSError as error:
+        raise TlsUnusable(f"cannot read {path}: {error.strerror or error}") from None
+    except ValueError as error:
+        raise TlsUnusable(f"cannot use {path}: {error}") from None
 
 
 def _read(context: ssl.SSLContext, settings: TlsSettings) -> None:
     path = settings.ca
     try:
         context.load_verify_locations(settings.ca)
+        if settings.crl:
+            path = settings.crl
+            context.load_verify_locations(settings.crl)
+            context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
         path = f"{settings.cert} with {settings.key}"
         context.load_cert_chain(settings.cert, settings.key, password=_no_password)
     except ssl.SSLError as error:
@@ -202,6 +225,7 @@ _REASONS = {
     "PEER_DID_NOT_RETURN_A_CERTIFICATE": "the peer shows no certificate",
     "TLSV1_ALERT_UNKNOWN_CA": "the peer does not know the CA of our certificate",
     "TLSV13_ALERT_CERTIFICATE_REQUIRED": "the peer requires a certificate",
+    "SSLV3_ALERT_CERTIFICATE_REVOKED": "the peer reports that our certificate has been revoked",
     "SSLV3_ALERT_CERTIFICATE_EXPIRED": "the peer reports that our certificate has expired",
     "UNSUPPORTED_PROTOCOL": "the peer does not support TLS 1.3",
     "KEY_VALUES_MISMATCH": "the key does not belong to the certificate",

@@ -71,6 +71,7 @@ The proofs, and under each what only it uses; then what several use:
 :mod:`.console_states`       lists these states, and makes them.
 :mod:`.console_live`         compares what the console shows with what happens, and with the command line.
 :mod:`.console_stage`        is the system that the console shows.
+:mod:`.deploy`               checks what is in ``deploy/`` with the tools that would use it, and runs it.
 :mod:`.dev`                  kills each process of ``undoubt dev``, ends it, and looks for what is left.
 :mod:`.examples`             runs the examples of the sidecar as their page says.
 :mod:`.sql_types`            sends SQL values through the sidecar and back, and looks what was lost.

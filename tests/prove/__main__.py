@@ -17,6 +17,7 @@ PROOFS = {
     "contention": "tests.prove.contention",
     "damage": "tests.prove.damage",
     "deadlock": "tests.prove.deadlock",
+    "deploy": "tests.prove.deploy",
     "dev": "tests.prove.dev",
     "disk": "tests.prove.disk",
     "examples": "tests.prove.examples",

@@ -38,6 +38,7 @@ NO_PATH = {
     ),
     "node.data": ("", "/", "x" * 256, "~nobody-of-that-name/x"),
     "ledger.tls_ca": ("x" * 256, "/"),
+    "ledger.tls_crl": ("x" * 256, "/"),
     "participants.a.password_file": ("", "/", "x" * 256, f"{'x' * 256}/a", "~nobody-of-that-name/x"),
     "participants.a.schema_owners": ("x" * 64,),
     "participants.a.owners": ("x" * 64,),

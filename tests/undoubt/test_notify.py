@@ -8,7 +8,6 @@ import os
 import signal
 import socket
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ import pytest
 
 from tests.coordinator.node.processes import Processes
 from tests.ports import free_ports
+from tests.service_manager import ServiceManager
 from tests.undoubt.cli.harness import COMMAND, environment
 from undoubt.coordinator.ledger.cluster.status import survey
 from undoubt.serve.notify import notify, reporting, watchdog_s
@@ -25,51 +25,19 @@ from undoubt.serve.notify import notify, reporting, watchdog_s
 USEC = "300000"
 
 
-class Manager:
-    """The socket of a service manager."""
-
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / "notify"
-        self.door = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self.door.bind(str(self.path))
-        self.door.settimeout(150)
-
-    @property
-    def environment(self) -> dict[str, str]:
-        return environment({"NOTIFY_SOCKET": str(self.path), "WATCHDOG_USEC": USEC})
-
-    def next(self) -> list[str]:
-        """The lines of the next report."""
-        return self.door.recv(4096).decode().split("\n")
-
-    def until(self, line: str) -> list[str]:
-        """The first report with ``line``; none but signs of life may come before it."""
-        while line not in (told := self.next()):
-            assert told == ["WATCHDOG=1"]
-        return told
-
-    def waiting(self) -> int:
-        """How many reports have come and were not read; they are read by this."""
-        count = 0
-        self.door.setblocking(False)
-        with contextlib.suppress(BlockingIOError):
-            while self.door.recv(4096):
-                count += 1
-        self.door.settimeout(150)
-        return count
-
-
 @pytest.fixture
-def manager() -> Iterator[Manager]:
-    with tempfile.TemporaryDirectory(prefix="undoubt-") as folder:
-        made = Manager(Path(folder))
+def manager() -> Iterator[ServiceManager]:
+    with ServiceManager.listening() as made:
         yield made
-        made.door.close()
 
 
 @contextlib.contextmanager
-def service(manager: Manager, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
-    process = subprocess.Popen([*COMMAND, *arguments], env=manager.environment, stdin=subprocess.DEVNULL)
+def service(manager: ServiceManager, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen(
+        [*COMMAND, *arguments],
+        env=environment({"NOTIFY_SOCKET": str(manager.path), "WATCHDOG_USEC": USEC}),
+        stdin=subprocess.DEVNULL,
+    )
     try:
         yield process
     finally:
@@ -77,7 +45,7 @@ def service(manager: Manager, *arguments: str) -> Iterator[subprocess.Popen[byte
         process.wait()
 
 
-async def test_a_node_is_ready_once_it_answers(manager: Manager, tmp_path: Path) -> None:
+async def test_a_node_is_ready_once_it_answers(manager: ServiceManager, tmp_path: Path) -> None:
     """Broken if units that are started after a node find nobody, or if systemd kills a node that works."""
     one = Processes(tmp_path, count=1)
     with service(manager, "node", "--config", str(one.config(1))) as process:
@@ -93,7 +61,7 @@ async def test_a_node_is_ready_once_it_answers(manager: Manager, tmp_path: Path)
         assert await asyncio.to_thread(process.wait) == 0
 
 
-async def test_a_node_that_cannot_listen_is_never_ready(manager: Manager, tmp_path: Path) -> None:
+async def test_a_node_that_cannot_listen_is_never_ready(manager: ServiceManager, tmp_path: Path) -> None:
     """Broken if systemd takes a node for started that never served."""
     one = Processes(tmp_path, count=1)
     with socket.socket() as taken:
@@ -104,7 +72,7 @@ async def test_a_node_that_cannot_listen_is_never_ready(manager: Manager, tmp_pa
     assert manager.waiting() == 0
 
 
-def test_a_sidecar_is_ready_once_it_answers(manager: Manager, tmp_path: Path) -> None:
+def test_a_sidecar_is_ready_once_it_answers(manager: ServiceManager, tmp_path: Path) -> None:
     """Broken if a service that is started after its sidecar is refused by it."""
     path = manager.path.parent / "run/http.sock"
     config = tmp_path / "undoubt.toml"
@@ -121,7 +89,7 @@ def test_a_sidecar_is_ready_once_it_answers(manager: Manager, tmp_path: Path) ->
 
 
 async def test_a_loop_that_stands_still_gives_no_sign_of_life(
-    manager: Manager, monkeypatch: pytest.MonkeyPatch
+    manager: ServiceManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Broken if the watchdog lets a process live that serves nobody."""
     monkeypatch.setenv("NOTIFY_SOCKET", str(manager.path))
@@ -161,7 +129,7 @@ def test_the_time_is_that_of_this_process(
 
 @pytest.mark.timeout(20)
 def test_a_service_manager_that_does_not_read_stops_nobody(
-    manager: Manager, monkeypatch: pytest.MonkeyPatch
+    manager: ServiceManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Broken if a service hangs because systemd does."""
     monkeypatch.setenv("NOTIFY_SOCKET", str(manager.path))

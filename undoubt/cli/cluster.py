@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -19,6 +20,7 @@ from undoubt.participants.plural import plural
 if TYPE_CHECKING:
     from undoubt.coordinator.ledger.cluster.messages import NodeStatus
     from undoubt.coordinator.ledger.cluster.status import ClusterStatus
+    from undoubt.serve.certs import Folder, Issued
 
 CLIENT_ROLES = ("observe", "transact", "operate")
 """``coordinator.wire.ROLES``, which only this command would load."""
@@ -181,6 +183,9 @@ def _page(context: Context, found: ClusterStatus) -> None:
     is_flag=True,
     help="Instead: renew all certificates, or those of these clients, with the same keys and names.",
 )
+@click.option(
+    "--revoke", is_flag=True, help="Instead: revoke all certificates of these nodes and clients, in ca.crl."
+)
 @common
 @pass_context
 def certs(
@@ -193,6 +198,7 @@ def certs(
     role: str | None,
     days: int,
     renew: bool,
+    revoke: bool,
 ) -> None:
     """Make a CA and certificates.
 
@@ -204,28 +210,43 @@ def certs(
     application must; one with operate can do everything. With --renew, --role replaces the role in the
     certificates of the named clients.
 
+    With --revoke, all certificates that were made for these names are added to ca.crl, for ledger.tls_crl,
+    and their files are deleted. Processes read a changed ca.crl without a restart.
+
     \b
     Example:
       undoubt cluster certs --id 4k2j9x0qpa-1f0c77de --node 1 --node 2 --node 3 --client shop
       undoubt cluster certs --client shop --role transact
       undoubt cluster certs --renew
       undoubt cluster certs --renew --client dashboard --role observe
+      undoubt cluster certs --revoke --client shop
     """
-    _check_wishes(nodes, clients, role, renew=renew)
+    _check_wishes(nodes, clients, role, renew=renew, revoke=revoke)
+    made = _certs()
+    cluster_id = check_ledger_id(ticket.partition("-")[0]) if ticket else ""
+    folder = made.Folder(Path(place), cluster_id, days)
+    numbered = dict(map(_node_hosts, nodes))
+    if revoke:
+        _show_revoked(context, folder, folder.revoke(list(numbered), clients))
+    elif renew:
+        _show_issued(context, folder, folder.renew(clients, made.right_of_role(role) if role else None))
+    else:
+        issued = folder.issue(numbered, clients, made.right_of_role(role or "operate"))
+        _show_issued(context, folder, issued)
+
+
+def _certs() -> ModuleType:
+    """An extra, which only this command needs."""
     try:
-        # An extra, which only this command needs.
-        from undoubt.serve.certs import Folder, right_of_role  # noqa: PLC0415
+        from undoubt.serve import certs  # noqa: PLC0415
     except ModuleNotFoundError:
         raise CommandError(
             Exit.FAILURE, "this command needs the package cryptography: pip install 'undoubt[certs]'"
         ) from None
+    return certs
 
-    cluster_id = check_ledger_id(ticket.partition("-")[0]) if ticket else ""
-    folder = Folder(Path(place), cluster_id, days)
-    if renew:
-        issued = folder.renew(clients, right_of_role(role) if role else None)
-    else:
-        issued = folder.issue(dict(map(_node_hosts, nodes)), clients, right_of_role(role or "operate"))
+
+def _show_issued(context: Context, folder: Folder, issued: Sequence[Issued]) -> None:
     if context.output.json:
         context.output.document({"cluster": folder.cluster, "certificates": msgspec.to_builtins(issued)})
         return
@@ -233,7 +254,19 @@ def certs(
     context.output.table(("certificate", "names", "role", "valid until"), rows)
 
 
-def _check_wishes(nodes: Sequence[str], clients: Sequence[str], role: str | None, *, renew: bool) -> None:
+def _show_revoked(context: Context, folder: Folder, names: Sequence[str]) -> None:
+    crl = str(folder.place / "ca.crl")
+    if context.output.json:
+        context.output.document({"cluster": folder.cluster, "revoked": names, "crl": crl})
+    else:
+        context.output.table(("revoked", "list"), [(name, crl) for name in names])
+
+
+def _check_wishes(
+    nodes: Sequence[str], clients: Sequence[str], role: str | None, *, renew: bool, revoke: bool
+) -> None:
+    if revoke and (renew or role or not (nodes or clients)):
+        raise click.UsageError("--revoke needs --node or --client, and neither --renew nor --role")
     if (renew and nodes) or not (renew or nodes or clients):
         raise click.UsageError("either --renew, alone or with --client, or at least one --node or --client")
     if role and not clients:

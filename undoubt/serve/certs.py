@@ -6,10 +6,13 @@
     node-1.crt  node-1.key  …             for a node: undoubt://CLUSTER/node/1, and its hosts
     client-NAME.crt  client-NAME.key  …   for a client: undoubt://CLUSTER/client/NAME, and its role:
                                           undoubt://CLUSTER/may/transact
+    ca.crl                                the certificates that are revoked, for as long as the CA lasts
+    serials                               the number of each certificate that was made, with its file
 
 An operator who has a PKI issues certificates with the same names with it. Keys are ECDSA P-256, readable by
 their owner only. Only a renewal overwrites files: it replaces each certificate in one step and keeps its key,
 so that certificate and key match at every moment. Processes load the new certificate while they run.
+A revocation lists every certificate that was made for a name, since all of them may have one key.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ import datetime
 import ipaddress
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -79,6 +82,8 @@ class Folder:
             )
         self._ca_key = key
         self.cluster = _cluster_of(self._ca)
+        if not self._has("ca.crl"):
+            self._list(())
         if cluster not in {"", self.cluster}:
             raise UsageError(
                 f"the CA in {place} is of cluster {self.cluster}, not {cluster}: keep the certificates of"
@@ -137,6 +142,56 @@ class Folder:
                 issued.append(self._sign(path.stem, name, hosts, right or role, key))
         return issued
 
+    def revoke(self, nodes: Sequence[int], clients: Sequence[str]) -> list[str]:
+        """Add every certificate of these nodes and clients to the list, and delete the last one of each with
+        its key, so that no renewal makes it valid again. Returns the names of the deleted files,
+        without their endings. Raises ``UsageError``, before anything is written, if no certificate was made
+        for one of them."""
+        stems = [f"node-{number}" for number in nodes] + [f"client-{client}" for client in clients]
+        with _as_usage_error(self.place):
+            serials = {stem: self._serials(stem) for stem in stems}
+            if unknown := [stem for stem, found in serials.items() if not found]:
+                raise UsageError(f"no certificate was made in {self.place} for {', '.join(unknown)}")
+            self._list(serial for found in serials.values() for serial in found)
+            for stem in stems:
+                for end in (".crt", ".key"):
+                    (self.place / f"{stem}{end}").unlink(missing_ok=True)
+        return stems
+
+    def _serials(self, stem: str) -> set[int]:
+        """Of all certificates that were made in ``stem``.crt; those of versions that kept no record: only of
+        the last one."""
+        found = set()
+        with contextlib.suppress(FileNotFoundError):
+            lines = (self.place / "serials").read_text().splitlines()
+            found = {int(line.split()[1], 16) for line in lines if line.split()[0] == stem}
+        with contextlib.suppress(FileNotFoundError):
+            last = x509.load_pem_x509_certificate((self.place / f"{stem}.crt").read_bytes())
+            found.add(last.serial_number)
+        return found
+
+    def _list(self, serials: Iterable[int]) -> None:
+        """Write the list with these serial numbers besides those that it has."""
+        now = datetime.datetime.now(datetime.UTC)
+        builder = (
+            x509.CertificateRevocationListBuilder()
+            .issuer_name(self._ca.subject)
+            .last_update(now - _EARLIER)
+            # A list that has expired would refuse everybody: it lasts as long as the CA.
+            .next_update(self._ca.not_valid_after_utc)
+        )
+        there = set()
+        if self._has("ca.crl"):
+            for entry in x509.load_pem_x509_crl((self.place / "ca.crl").read_bytes()):
+                builder = builder.add_revoked_certificate(entry)
+                there.add(entry.serial_number)
+        for serial in sorted(set(serials) - there):
+            entry = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(now).build()
+            builder = builder.add_revoked_certificate(entry)
+        signed = builder.sign(self._ca_key, hashes.SHA256())
+        with _as_usage_error(self.place):
+            _put(self.place / "ca.crl", signed.public_bytes(serialization.Encoding.PEM))
+
     def _has(self, name: str) -> bool:
         return (self.place / name).exists()
 
@@ -175,6 +230,15 @@ class Folder:
         )
         cert_path, key_path = self.place / f"{stem}.crt", self.place / f"{stem}.key"
         with _as_usage_error(self.place):
+            # First: what is not recorded cannot be revoked.
+            record = os.open(
+                self.place / "serials", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600
+            )
+            try:
+                os.write(record, f"{stem} {certificate.serial_number:x}\n".encode())
+                os.fsync(record)
+            finally:
+                os.close(record)
             _put(cert_path, certificate.public_bytes(serialization.Encoding.PEM))
         role = "" if right is None else str(right)
         return Issued(str(cert_path), str(key_path), name, hosts, f"{until:%Y-%m-%d}", role)

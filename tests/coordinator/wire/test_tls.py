@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import asyncio
 import datetime
+import shutil
 import ssl
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from tests.coordinator.wire.support import CLIENT, ONE, TWO, VERSIONS, Side, dialed, ends, listening, warnings
@@ -193,6 +195,63 @@ async def test_a_broken_renewal_leaves_the_former_certificate(
         assert len(warnings(caplog)) == 1
 
 
+def listed(settings: WireSettings, folder: Folder) -> WireSettings:
+    """With the CA's list, which is looked at often."""
+    assert settings.tls is not None
+    tls = msgspec.structs.replace(settings.tls, crl=str(folder.place / "ca.crl"))
+    return msgspec.structs.replace(settings, tls=tls, review_s=0.01)
+
+
+async def test_a_revoked_certificate_is_refused_and_its_connections_end(
+    folder: Folder, tmp_path: Path
+) -> None:
+    """By listeners and dialers that were there before, also one from before a renewal. Broken if whoever has
+    stolen a key goes on until the CA is replaced."""
+    stolen = Folder(tmp_path / "certs", "")
+    stolen.place = tmp_path / "stolen"
+    shutil.copytree(folder.place, stolen.place)
+    folder.renew()
+    ours = listed(files(folder, "node-1"), folder)
+    async with (
+        listening(Side(), ONE, ours) as (_, here),
+        listening(Side(), TWO, files(stolen, "node-2")) as (_, there),
+    ):
+        honest = await dialed(here, CLIENT, settings=listed(files(folder, "client-audit"), folder))
+        thief = await dialed(here, CLIENT, settings=files(stolen, "client-till"))
+        impostor = await dialed(there, ONE, settings=ours)
+        assert folder.revoke([2], ["till"]) == ["node-2", "client-till"]
+        assert await impostor.ended == "its certificate has been revoked"
+        await thief.ended
+        with pytest.raises(ConnectionError, match="has been revoked"):
+            await dialed(here, CLIENT, settings=files(stolen, "client-till"))
+        with pytest.raises(ConnectionError, match="not accepted: certificate revoked"):
+            await dialed(there, ONE, settings=ours)
+        assert not honest.ended.done()
+        folder.issue({}, ["till"])
+        await dialed(here, CLIENT, settings=files(folder, "client-till"))
+
+
+async def test_a_list_that_is_of_no_use_leaves_the_former(
+    folder: Folder, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Broken if half a copy cuts nodes off from each other, or makes a revoked certificate valid again."""
+    crl = folder.place / "ca.crl"
+    stolen = [(folder.place / f"client-till.{end}").read_bytes() for end in ("crt", "key")]
+    folder.revoke([], ["till"])
+    for end, content in zip(("crt", "key"), stolen, strict=True):
+        (folder.place / f"client-till.{end}").write_bytes(content)
+    async with listening(Side(), settings=listed(files(folder, "node-1"), folder)) as (_, where):
+        for half in (crl.read_bytes()[:100], b"", crl.read_bytes() + (folder.place / "ca.crt").read_bytes()):
+            crl.write_bytes(half)
+            await dialed(where, CLIENT, settings=files(folder, "client-audit"))
+            with pytest.raises(ConnectionError, match="has been revoked"):
+                await dialed(where, CLIENT, settings=files(folder, "client-till"))
+        crl.unlink()
+        with pytest.raises(ConnectionError, match="has been revoked"):
+            await dialed(where, CLIENT, settings=files(folder, "client-till"))
+    assert len([line for line in warnings(caplog) if "former one is kept" in line]) == 4
+
+
 def test_files_that_are_of_no_use_are_named(folder: Folder, tmp_path: Path) -> None:
     """At the start, not by the first peer."""
     place = folder.place
@@ -204,6 +263,10 @@ def test_files_that_are_of_no_use_are_named(folder: Folder, tmp_path: Path) -> N
         (TlsSettings(key, cert, key), "node-1.key"),
         (TlsSettings(ca, cert, str(place / "node-2.key")), "does not belong"),
         (TlsSettings(str(foreign), cert, key), "node-1.crt.*not accepted"),
+        (TlsSettings(ca, cert, key, str(place / "none")), "none.*No such file"),
+        (TlsSettings(ca, cert, key, key), "contains no list"),
+        (TlsSettings(ca, cert, key, ca), "would be trusted as a CA"),
+        (TlsSettings(ca, cert, key, str(foreign.with_name("ca.crl"))), "not accepted: .*CRL"),
     ]:
         with pytest.raises(TlsUnusable, match=words):
             tls_of(settings)

@@ -69,7 +69,8 @@ def test_a_renewal_keeps_keys_and_names(tmp_path: Path) -> None:
     renewed = undoubt("cluster", "certs", "--renew", "-o", "json", cwd=tmp_path)
     assert renewed.status == 0, renewed.err
     after = {path.name: path.read_bytes() for path in place.iterdir()}
-    assert {name for name in before if before[name] != after[name]} == {"node-1.crt", "client-shop.crt"}
+    changed = {name for name in before if before[name] != after[name]}
+    assert changed == {"node-1.crt", "client-shop.crt", "serials"}
     assert names(place / "node-1.crt") == [f"undoubt://{ID}/node/1", "h"]
     shown = x509.load_pem_x509_certificate(after["node-1.crt"])
     assert 364 <= (shown.not_valid_after_utc - shown.not_valid_before_utc).days <= 365
@@ -135,6 +136,51 @@ def test_another_clusters_ca_is_not_used(tmp_path: Path) -> None:
     assert "--dir FOLDER" in other.err
     apart = ["--id", "aaaaaaaaaa", "--node", "2", "--dir", "others"]
     assert undoubt("cluster", "certs", *apart, cwd=tmp_path).status == 0
+
+
+def test_a_name_is_revoked_with_all_its_certificates(tmp_path: Path) -> None:
+    """Broken if a certificate from before a renewal, which has the same key, stays valid; or if the next
+    renewal makes the revoked one valid again."""
+    place = tmp_path / "certs"
+    made = undoubt("cluster", "certs", "--id", ID, "--node", "1", "--client", "shop", cwd=tmp_path)
+    assert made.status == 0, made.err
+    first = x509.load_pem_x509_certificate((place / "client-shop.crt").read_bytes()).serial_number
+    assert undoubt("cluster", "certs", "--renew", cwd=tmp_path).status == 0
+    second = x509.load_pem_x509_certificate((place / "client-shop.crt").read_bytes()).serial_number
+    assert set(x509.load_pem_x509_crl((place / "ca.crl").read_bytes())) == set()
+    ran = undoubt("cluster", "certs", "--revoke", "--client", "shop", "-o", "json", cwd=tmp_path)
+    assert ran.json == {"cluster": ID, "revoked": ["client-shop"], "crl": "certs/ca.crl"}, ran.err
+    assert {entry.serial_number for entry in x509.load_pem_x509_crl((place / "ca.crl").read_bytes())} == {
+        first,
+        second,
+    }
+    assert undoubt("cluster", "certs", "--renew", cwd=tmp_path).status == 0
+    assert not (place / "client-shop.crt").exists()
+    assert not (place / "client-shop.key").exists()
+    again = undoubt("cluster", "certs", "--client", "shop", cwd=tmp_path)
+    assert again.status == 0, again.err
+    verified = subprocess.run(
+        ["openssl", "verify", "-crl_check", "-CRLfile", "ca.crl", "-CAfile", "ca.crt", "client-shop.crt"],
+        cwd=place, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert verified.returncode == 0, verified.stderr
+
+
+def test_what_cannot_be_revoked_is_said(tmp_path: Path) -> None:
+    """Broken if a misspelled name passes for a revoked one, or takes others with it."""
+    assert undoubt("cluster", "certs", "--id", ID, "--client", "shop", cwd=tmp_path).status == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "certs").iterdir()}
+    for words in (
+        ["--client", "shop", "--client", "shpo"],
+        ["--client", "../certs/client-shop"],
+        ["--node", "1"],
+        [],
+        ["--client", "shop", "--renew"],
+        ["--client", "shop", "--role", "observe"],
+    ):
+        ran = undoubt("cluster", "certs", "--revoke", *words, cwd=tmp_path)
+        assert ran.status == 2, (words, ran.err)
+    assert before == {path: path.read_bytes() for path in (tmp_path / "certs").iterdir()}
 
 
 CONFIGURATION = """
