@@ -288,6 +288,24 @@ async def test_a_lost_session_loses_its_claims(
     assert await read(outbox) == []
 
 
+async def test_a_session_that_is_lost_between_two_calls_is_told(
+    outbox: OutboxReader, noted: Database
+) -> None:
+    """Broken if a relay goes on with what it delivers, in a new session, although its claims have ended."""
+    assert await outbox.claim(["payments"]) == {"payments"}
+    ended = (
+        " from pg_stat_activity as a join pg_locks as l using (pid)"
+        " where l.locktype = 'advisory' and a.datname = current_database()"
+    )
+    await noted.admin.execute(f"select pg_terminate_backend(a.pid) {ended}")
+    while await noted.admin.fetchval(f"select count(*) {ended}"):
+        await asyncio.sleep(0.01)
+    for _ in range(100):  # turns of the loop, in which it hears of the connection's end
+        await asyncio.sleep(0)
+    with pytest.raises(ParticipantUnavailable):
+        await outbox.backlog(["payments"])
+
+
 async def test_a_database_without_an_outbox_says_what_to_do(database: Database) -> None:
     for migrated in (False, True):
         if migrated:
