@@ -28,6 +28,7 @@ PROTOCOL_NAMES = {protocol: name for name, protocol in PROTOCOLS.items()}
 
 
 _SQLITE = "sqlite:///"
+_ETCD = "etcd://"
 _SQLITE_NAME_BYTES_MAX = 200
 """Below the file system's limit, because the files beside a ledger have longer names than the ledger's
 file."""
@@ -49,7 +50,8 @@ class LedgerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     role that logs in; these roles may read the ledger's secret."""
     tls_ca: str = ""
     """PEM files of the ``raft://`` cluster's connections, for its nodes and its clients: the CAs that are
-    trusted, this side's certificate, and its key. All three, or none."""
+    trusted, this side's certificate, and its key. All three, or none. For ``etcd://`` those of its clients;
+    without a certificate and its key if etcd asks clients for none."""
     tls_cert: str = ""
     tls_key: str = ""
 
@@ -64,6 +66,8 @@ class LedgerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         files = {"tls_ca": self.tls_ca, "tls_cert": self.tls_cert, "tls_key": self.tls_key}
         for name, file in files.items():
             path(name, file, empty=True)
+        if self.url.startswith(_ETCD) and not (self.tls_cert or self.tls_key):
+            return
         if any(files.values()) and not all(files.values()):
             missing = " and ".join(key for key, path in files.items() if not path)
             raise ValueError(f"TLS needs tls_ca, tls_cert and tls_key; {missing} missing")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.etcd import EtcdCluster
 from tests.servers import Server, fresh_database, new_server
 
 MEMORY = Path("/dev/shm")  # noqa: S108 - Linux's filesystem in memory
@@ -71,6 +72,17 @@ def other_postgres() -> Iterator[Server]:
     server = new_server()
     yield server
     server.close()
+
+
+@pytest.fixture(scope="session")
+def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EtcdCluster]:
+    """Three members for the whole session; not to be stopped."""
+    cluster = EtcdCluster(tmp_path_factory.mktemp("etcd"))
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.close()
 
 
 @pytest.fixture

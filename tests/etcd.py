@@ -1,0 +1,155 @@
+"""Real etcd members on this machine (Debian: ``etcd-server``): started, killed, stopped, compacted.
+
+The folder of a member stays when it is killed, so that it starts again with what it had stored."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import httpx
+
+from tests.ports import free_ports
+from undoubt.serve.local.parent import die_with_parent
+
+NAMES = ("one", "two", "three")
+READY_S = 120.0
+
+
+class EtcdMissing(RuntimeError):
+    """etcd is not installed: ``apt-get install etcd-server``."""
+
+
+class EtcdCluster:
+    """Members ``one``, ``two``, …, which store beneath ``folder``. Their heartbeats are slow, so that a busy
+    machine makes no election; ``heartbeat_ms`` sets them otherwise."""
+
+    def __init__(
+        self,
+        folder: Path,
+        count: int = 3,
+        *,
+        heartbeat_ms: int = 500,
+        token: str = "undoubt-test",
+        more: tuple[str, ...] = (),
+    ) -> None:
+        if shutil.which("etcd") is None:
+            raise EtcdMissing(EtcdMissing.__doc__)
+        self.folder = folder
+        self.names = NAMES[:count]
+        ports = free_ports(2 * count)
+        self.clients = dict(zip(self.names, ports[:count], strict=True))
+        self._peers = dict(zip(self.names, ports[count:], strict=True))
+        self._heartbeat_ms = heartbeat_ms
+        self.token = token
+        self._more = more
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+
+    @property
+    def url(self) -> str:
+        return "etcd://" + ",".join(f"127.0.0.1:{port}" for port in self.clients.values())
+
+    @property
+    def initial(self) -> str:
+        return ",".join(f"{name}=http://127.0.0.1:{port}" for name, port in self._peers.items())
+
+    def start(self, *names: str) -> None:
+        """Start members, all by default, and wait until one leads."""
+        for name in names or self.names:
+            client, peer = (f"http://127.0.0.1:{ports[name]}" for ports in (self.clients, self._peers))
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with (self.folder / f"{name}.log").open("ab") as log:
+                self._processes[name] = subprocess.Popen(
+                    [
+                        "etcd", "--name", name, "--data-dir", str(self.folder / name),
+                        "--listen-client-urls", client, "--advertise-client-urls", client,
+                        "--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer,
+                        "--initial-cluster", self.initial, "--initial-cluster-token", self.token,
+                        "--heartbeat-interval", str(self._heartbeat_ms),
+                        "--election-timeout", str(10 * self._heartbeat_ms),
+                        "--logger", "zap", "--log-level", "error", *self._more,
+                    ],
+                    stdout=log, stderr=log, start_new_session=True,
+                    preexec_fn=die_with_parent,  # noqa: PLW1509 - calls the kernel, and takes no lock
+                )  # fmt: skip
+        self.wait(*names)
+
+    def wait(self, *names: str) -> None:
+        """Until the members, all by default, know a leader and answer a linearizable read."""
+        end = time.monotonic() + READY_S
+        for name in names or self.names:
+            while not self._answers(name):
+                if time.monotonic() > end:
+                    raise TimeoutError(f"etcd {name} is not ready; see {self.folder / name}.log")
+                time.sleep(0.05)
+
+    def _answers(self, name: str) -> bool:
+        with contextlib.suppress(httpx.HTTPError):
+            return self.ask(name, "kv/range", key="YQ==").status_code == httpx.codes.OK
+        return False
+
+    def ask(self, member: str, path: str, /, **request: object) -> httpx.Response:
+        url = f"http://127.0.0.1:{self.clients[member]}/v3/{path}"
+        return httpx.post(url, json=request, timeout=10, trust_env=False)
+
+    def leader(self) -> str:
+        """The name of the member that leads."""
+        end = time.monotonic() + READY_S
+        while time.monotonic() < end:
+            for name in self.running:
+                with contextlib.suppress(httpx.HTTPError):
+                    status = self.ask(name, "maintenance/status").json()
+                    if status.get("leader") == status["header"]["member_id"]:
+                        return name
+            time.sleep(0.05)
+        raise TimeoutError("no member of etcd leads")
+
+    @property
+    def running(self) -> list[str]:
+        return [name for name, process in self._processes.items() if process.poll() is None]
+
+    def kill(self, *names: str) -> None:
+        for name in names:
+            process = self._processes.pop(name)
+            process.kill()
+            process.wait()
+
+    def pause(self, name: str) -> None:
+        os.kill(self._processes[name].pid, signal.SIGSTOP)
+
+    def resume(self, name: str) -> None:
+        os.kill(self._processes[name].pid, signal.SIGCONT)
+
+    def compact(self) -> None:
+        """Forget all revisions but the newest."""
+        name = self.running[0]
+        revision = self.ask(name, "kv/range", key="YQ==").json()["header"]["revision"]
+        self.ask(name, "kv/compaction", revision=revision, physical=True).raise_for_status()
+
+    def close(self) -> None:
+        self.kill(*list(self._processes))
+
+
+class Majority:
+    """The leader and another member: nothing can be decided until they run again."""
+
+    def __init__(self, cluster: EtcdCluster) -> None:
+        self._cluster = cluster
+        self._killed: list[str] = []
+
+    async def kill(self) -> int:
+        """Returns the signal of which they died."""
+        leader = await asyncio.to_thread(self._cluster.leader)
+        other = next(name for name in self._cluster.names if name != leader)
+        self._killed = [leader, other]
+        await asyncio.to_thread(self._cluster.kill, *self._killed)
+        return signal.SIGKILL
+
+    async def start(self) -> None:
+        await asyncio.to_thread(self._cluster.start, *self._killed)
