@@ -24,7 +24,7 @@ from undoubt.coordinator.ledger.etcd.keyspace import DecisionValue, encode, numb
 from undoubt.coordinator.ledger.etcd.sessions import KnownSession, Operations, Sessions, Standing
 from undoubt.coordinator.ledger.etcd.store import EtcdStore, KeySnapshot
 from undoubt.coordinator.ledger.rules import agrees, labels, sorted_branches
-from undoubt.coordinator.uncancellable import Uncancellable, uncancellable
+from undoubt.coordinator.uncancellable import Uncancellable, all_of, uncancellable
 from undoubt.participants.contract import Decision
 from undoubt.participants.errors import UndoubtError, UsageError
 
@@ -99,9 +99,10 @@ class EtcdDecisions:
         for each, done in zip(batch, written, strict=True):
             if done:
                 _resolve(each.answer, each.command.decision)
-        for each, done in zip(batch, written, strict=True):
-            if not done:
-                await self._settle_for(each)
+        left = [each for each, done in zip(batch, written, strict=True) if not done]
+        for ended in await all_of(map(self._settle_for, left)):
+            if ended is not None:
+                raise ended
 
     async def _settle_for(self, waiting: _Waiting) -> None:
         try:
