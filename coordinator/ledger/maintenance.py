@@ -52,10 +52,10 @@ def _etcd() -> ModuleType:
     """The module for the maintenance of a ledger in etcd. Raises ``LedgerMisconfigured`` if its library is
     not installed."""
     try:
-        from undoubt.coordinator.ledger.etcd import making  # noqa: PLC0415 - needs an extra
+        from undoubt.coordinator.ledger.etcd import creation  # noqa: PLC0415 - needs an extra
     except ModuleNotFoundError as error:
         raise urls.needs_extra(error) from error
-    return making
+    return creation
 
 
 async def put_aside(settings: LedgerSettings) -> str | None:

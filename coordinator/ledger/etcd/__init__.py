@@ -19,7 +19,7 @@ In the order in which a call passes them:
 :mod:`.messages`      defines the messages of etcd's JSON gateway.
 :mod:`.client`        sends them to one member after another until one answers.
 :mod:`.maintenance`   elects the process that advances ledger time and deletes old keys.
-:mod:`.making`        creates and checks a ledger.
+:mod:`.creation`      creates, checks and exports a ledger.
 ====================  ========================================================================================
 
 Why it is correct: whatever is changed is compared in the same transaction of etcd. A decision compares the

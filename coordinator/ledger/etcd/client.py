@@ -21,9 +21,9 @@ from undoubt.coordinator.errors import LedgerError, LedgerUnavailable, LedgerUnu
 from undoubt.coordinator.ledger.etcd import messages
 from undoubt.coordinator.ledger.etcd.address import read, tls_context
 from undoubt.coordinator.settings import LedgerSettings
-from undoubt.coordinator.uncancellable import uncancellable
 from undoubt.participants.backoff import pauses_around
 from undoubt.participants.redact import redact
+from undoubt.participants.tasks import uncancellable
 
 A = TypeVar("A")
 

@@ -24,9 +24,9 @@ from undoubt.coordinator.ledger.etcd.keyspace import DecisionValue, encode, numb
 from undoubt.coordinator.ledger.etcd.sessions import KnownSession, Operations, Sessions, Standing
 from undoubt.coordinator.ledger.etcd.store import EtcdStore, KeySnapshot
 from undoubt.coordinator.ledger.rules import agrees, labels, sorted_branches
-from undoubt.coordinator.uncancellable import Uncancellable, all_of, uncancellable
 from undoubt.participants.contract import Decision
 from undoubt.participants.errors import UndoubtError, UsageError
+from undoubt.participants.tasks import Uncancellable, all_of, uncancellable
 
 NESTED_OPERATIONS = 4
 """The compares, and the writes, of one decision."""

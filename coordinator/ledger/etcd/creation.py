@@ -1,4 +1,4 @@
-"""Makes, checks and exports a ledger in etcd, by commands of an operator."""
+"""Creates, checks and exports a ledger in etcd, by commands of an operator."""
 
 from __future__ import annotations
 
