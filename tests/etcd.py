@@ -6,11 +6,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import shutil
 import signal
 import subprocess
+import threading
 import time
+from collections import Counter
 from pathlib import Path
 
 import httpx
@@ -130,26 +133,85 @@ class EtcdCluster:
         """Forget all revisions but the newest."""
         name = self.running[0]
         revision = self.ask(name, "kv/range", key="YQ==").json()["header"]["revision"]
-        self.ask(name, "kv/compaction", revision=revision, physical=True).raise_for_status()
+        answer = self.ask(name, "kv/compaction", revision=revision, physical=True)
+        if "has been compacted" not in answer.text:  # before: nothing was written since
+            answer.raise_for_status()
 
     def close(self) -> None:
         self.kill(*list(self._processes))
 
 
 class Majority:
-    """The leader and another member: nothing can be decided until they run again."""
+    """The leader, which is killed, and another member, which is stopped, after all have been compacted:
+    nothing can be decided until they run again."""
 
     def __init__(self, cluster: EtcdCluster) -> None:
         self._cluster = cluster
-        self._killed: list[str] = []
+        self._killed = self._paused = ""
 
     async def kill(self) -> int:
-        """Returns the signal of which they died."""
-        leader = await asyncio.to_thread(self._cluster.leader)
-        other = next(name for name in self._cluster.names if name != leader)
-        self._killed = [leader, other]
-        await asyncio.to_thread(self._cluster.kill, *self._killed)
+        """Returns the signal of which the leader died."""
+        await asyncio.to_thread(self._kill)
         return signal.SIGKILL
 
+    def _kill(self) -> None:
+        self._cluster.compact()
+        self._killed = self._cluster.leader()
+        self._paused = next(name for name in self._cluster.names if name != self._killed)
+        self._cluster.pause(self._paused)
+        self._cluster.kill(self._killed)
+
     async def start(self) -> None:
-        await asyncio.to_thread(self._cluster.start, *self._killed)
+        self._cluster.resume(self._paused)
+        await asyncio.to_thread(self._cluster.start, self._killed)
+
+
+class Disturbance:
+    """While it is entered: one member after another is killed, or stopped, for a moment, and all are
+    compacted. Two of three run at any time, so the others go on."""
+
+    LASTS_S = 0.7
+
+    def __init__(self, cluster: EtcdCluster) -> None:
+        self._cluster = cluster
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="undoubt-test-etcd-disturbance")
+        self.failure: BaseException | None = None
+        self.done: Counter[str] = Counter()
+
+    def __enter__(self) -> Disturbance:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+        if self.failure is not None:
+            raise self.failure
+
+    def _run(self) -> None:
+        try:
+            for number in itertools.count():
+                name = self._cluster.names[number % len(self._cluster.names)]
+                for how in (self._killed, self._paused, self._compacted):
+                    how(name)
+                    self.done[how.__name__] += 1
+                    if self._over.is_set():
+                        return
+        except BaseException as error:  # noqa: BLE001 - raised where the disturbance ends
+            self.failure = error
+
+    def _killed(self, name: str) -> None:
+        self._cluster.kill(name)
+        self._over.wait(self.LASTS_S)
+        self._cluster.start(name)
+
+    def _paused(self, name: str) -> None:
+        self._cluster.pause(name)
+        self._over.wait(self.LASTS_S)
+        self._cluster.resume(name)
+        self._cluster.wait()
+
+    def _compacted(self, _: str) -> None:
+        self._cluster.compact()
+        self._over.wait(self.LASTS_S)

@@ -7,6 +7,7 @@ changes nothing the second time, a lease that is granted and not used, or an end
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -25,7 +26,7 @@ from undoubt.participants.backoff import pauses_around
 from undoubt.participants.redact import redact
 from undoubt.participants.tasks import uncancellable
 
-A = TypeVar("A")
+A = TypeVar("A", bound=messages.EtcdAnswer | messages.Renewed)
 
 RETRY_S = (0.01, 0.3)
 """The shortest and the longest pause before a call is repeated."""
@@ -33,9 +34,23 @@ ATTEMPTS = 3
 """A member that does not answer has this part (one third) of the call's time."""
 CONNECTIONS_MAX = 32
 
-_CANCELLED, _UNKNOWN, _INVALID, _DEADLINE, _NOT_FOUND, _DENIED, _EXHAUSTED = 1, 2, 3, 4, 5, 7, 8
-_UNIMPLEMENTED, _UNAVAILABLE, _UNAUTHENTICATED = 12, 14, 16
-_AGAIN = frozenset({_CANCELLED, _UNKNOWN, _DEADLINE, _UNAVAILABLE})
+_UNKNOWN, _INVALID, _NOT_FOUND, _EXISTS, _DENIED, _EXHAUSTED, _PRECONDITION = 2, 3, 5, 6, 7, 8, 9
+_OUT_OF_RANGE, _UNIMPLEMENTED, _UNAUTHENTICATED = 11, 12, 16
+_REFUSED = frozenset(
+    {
+        _INVALID,
+        _NOT_FOUND,
+        _EXISTS,
+        _DENIED,
+        _EXHAUSTED,
+        _PRECONDITION,
+        _OUT_OF_RANGE,
+        _UNIMPLEMENTED,
+        _UNAUTHENTICATED,
+    }
+)
+"""gRPC's codes with which etcd says that it has carried out nothing. Every other one, like INTERNAL, may also
+come from the gateway, which has lost the answer of its member."""
 _STALE_TOKEN = ("invalid auth token", "revision of auth store is old", "auth store is old")
 _random = SystemRandom()
 
@@ -57,7 +72,8 @@ class EtcdRefused(LedgerError):
 
     @property
     def too_large(self) -> bool:
-        return self.code == _INVALID and "too large" in self.words
+        """The request is above ``--max-request-bytes``: of the member, or of its port for gRPC."""
+        return any(words in self.words for words in ("request is too large", "message larger than max"))
 
 
 class Unanswered(Exception):  # noqa: N818 - caught in this module
@@ -114,16 +130,15 @@ class EtcdClient:
         """A new lease. If its answer is lost, another one is granted, and the first one expires unused."""
         return await self.call("lease/grant", messages.Grant(ttl_s), messages.Granted)
 
-    async def renew(self, lease: int) -> bool:
-        """Renew a lease. False if the member that answers for leases does not have it (which may be because
-        it has not heard of it yet)."""
-        answer = await self.call("lease/keepalive", messages.LeaseId(lease), messages.Renewed)
-        return answer.result.TTL > 0
+    async def renew(self, lease: int) -> messages.Renewal:
+        """Renew a lease. Its ``TTL`` is 0 if the member that answers for leases does not have it (which may
+        be because it has not heard of it yet)."""
+        return (await self.call("lease/keepalive", messages.LeaseId(lease), messages.Renewed)).result
 
     async def revoke(self, lease: int) -> None:
         """End a lease, and delete its keys. A lease that has ended is no error."""
         try:
-            await self.call("lease/revoke", messages.LeaseId(lease), messages.Revoked)
+            await self.call("lease/revoke", messages.LeaseId(lease), messages.EtcdAnswer)
         except EtcdRefused as error:
             if not error.no_lease:
                 raise
@@ -227,19 +242,16 @@ class EtcdClient:
         except httpx.HTTPError as error:
             raise Unanswered(f"{base}: {str(error) or type(error).__name__}") from None
         if answer.status_code == httpx.codes.OK:
-            try:
-                return messages.decode(answer.content, kind)
-            except msgspec.MsgspecError as error:
-                refusal = _refusal(answer.content)
-                if refusal is None:
-                    raise Unanswered(f"{base} answers something else than etcd would: {error}") from None
-        else:
-            refusal = _refusal(answer.content)
+            with contextlib.suppress(msgspec.MsgspecError):
+                received = messages.decode(answer.content, kind)
+                if received.header.cluster_id:
+                    return received
+        refusal = _refusal(answer.content)
         if refusal is None:
             raise Unanswered(f"{base} answers with status {answer.status_code}, not as etcd would")
         words = refusal.error or refusal.message
-        if refusal.code in _AGAIN or "leader" in words or "too many requests" in words:
-            raise Unanswered(f"{base}: {words}")
+        if refusal.code not in _REFUSED or "leader" in words or "too many requests" in words:
+            raise Unanswered(f"{base}: {words or f'status {answer.status_code}'}")
         raise EtcdRefused(refusal.code, words)
 
 
@@ -258,8 +270,8 @@ def _refusal(content: bytes) -> messages.EtcdRefusal | None:
 
 def _as_told(refused: EtcdRefused, url: str) -> LedgerError:
     """The contract's error for ``refused``, if it has another meaning than that the request was wrong."""
-    if refused.code == _EXHAUSTED:
-        return LedgerUnavailable(f"no room at ledger {url}: nothing was recorded ({refused})")
+    if refused.code == _EXHAUSTED and not refused.too_large:
+        return LedgerUnavailable(f"no room at ledger {url}: {refused}")
     if refused.code in {_DENIED, _UNAUTHENTICATED} or "user name is empty" in refused.words:
         return LedgerUnusable(
             f"ledger {url} cannot be used: {refused}. Its user needs a role with readwrite on the prefix"

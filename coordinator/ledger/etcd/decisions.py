@@ -21,7 +21,7 @@ from undoubt.coordinator.ledger.contract import TERMINATES_BY_ITSELF, SessionSta
 from undoubt.coordinator.ledger.etcd import messages
 from undoubt.coordinator.ledger.etcd.client import EtcdRefused
 from undoubt.coordinator.ledger.etcd.keyspace import DecisionValue, encode, number
-from undoubt.coordinator.ledger.etcd.sessions import KnownSession, Operations, Sessions, Standing
+from undoubt.coordinator.ledger.etcd.sessions import KnownSession, Operations, Sessions
 from undoubt.coordinator.ledger.etcd.store import EtcdStore, KeySnapshot
 from undoubt.coordinator.ledger.rules import agrees, labels, sorted_branches
 from undoubt.participants.contract import Decision
@@ -106,7 +106,7 @@ class EtcdDecisions:
 
     async def _settle_for(self, waiting: _Waiting) -> None:
         try:
-            _resolve(waiting.answer, await self.settle(waiting.command, waiting.known))
+            _resolve(waiting.answer, await self.settle(waiting.command))
         except UndoubtError as error:
             _resolve(waiting.answer, error)
         except BaseException as error:
@@ -169,24 +169,18 @@ class EtcdDecisions:
             messages.put(keys.decided(command.at, txid)),
         ]
 
-    async def settle(self, command: Decide, known: KnownSession) -> Decision:
+    async def settle(self, command: Decide) -> Decision:
         """Record a decision by the state of its session, unless one is recorded; returns the recorded one.
         Raises as in the contract."""
-        txid, keys, store = command.txid, self._store.keys, self._store
-        decided = known.decided
-        asked = [keys.decision(txid), *self._sessions.keys_of(txid.session, txid.nonce)]
-        if decided is not None:
-            asked.append(decided[0])
+        txid, keys = command.txid, self._store.keys
 
-        def settled(snapshot: KeySnapshot) -> tuple[Operations, Decision | UndoubtError | None]:
+        def settled(snapshot: KeySnapshot) -> tuple[Operations, Decision | UndoubtError]:
             standing = self._sessions.standing(snapshot, txid.session, txid.nonce)
             if standing.state is None:
                 return [], _unknown_session(command)
             recorded = snapshot.get(keys.decision(txid), DecisionValue)
             if recorded is not None:
                 return [], compared(command, recorded)
-            if standing.state is SessionState.OPEN and self._set_back(snapshot, standing, known, decided):
-                return [], None
             decision = command.decision
             if command.protocol not in TERMINATES_BY_ITSELF:
                 if standing.state is SessionState.RESTORED:
@@ -195,34 +189,18 @@ class EtcdDecisions:
                     decision = Decision.ABORT
             return self._writes(command, encode(value_of(command, decision))), decision
 
-        while True:
-            before = store.asked
-            try:
-                answer = await store.change(asked, settled)
-            except EtcdRefused as error:
-                if not error.too_large:
-                    raise
-                raise UsageError(
-                    f"the decision on transaction {txid} is larger than etcd accepts ({error}): raise its"
-                    " --max-request-bytes, or use fewer branches"
-                ) from None
-            if isinstance(answer, UndoubtError):
-                raise answer
-            if answer is not None:
-                return answer
-            await store.begin_incarnation(
-                f"session {txid.session} had been renewed, or had decided, since",
-                before,
-                least=store.era.incarnation,
-            )
-
-    @staticmethod
-    def _set_back(
-        snapshot: KeySnapshot, standing: Standing, known: KnownSession, decided: tuple[bytes, int] | None
-    ) -> bool:
-        """Whether etcd lacks what it has acknowledged to this process about an open session."""
-        lost = decided is not None and snapshot.revision(decided[0]) != decided[1]
-        return lost or standing.renewals < known.renewals
+        try:
+            answer = await self._sessions.change_in(txid, [keys.decision(txid)], settled)
+        except EtcdRefused as error:
+            if not error.too_large:
+                raise
+            raise UsageError(
+                f"the decision on transaction {txid} is larger than etcd accepts ({error}): raise its"
+                " --max-request-bytes, or use fewer branches"
+            ) from None
+        if isinstance(answer, UndoubtError):
+            raise answer
+        return answer
 
 
 def value_of(command: Decide, decision: Decision) -> DecisionValue:

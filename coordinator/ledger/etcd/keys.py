@@ -123,7 +123,7 @@ class EtcdKeys:
             return written, decision
 
         asked = self._asked(key, txid)
-        answer = await self._store.change(asked, committed, looked=[keys.clock])
+        answer = await self._sessions.change_in(txid, asked, committed, looked=[keys.clock])
         if isinstance(answer, UndoubtError):
             raise answer
         return answer
@@ -154,7 +154,7 @@ class EtcdKeys:
                 messages.delete(keys.key_of(txid)),
             ], Decision.ABORT
 
-        answer = await self._store.change(self._asked(key, txid), freed)
+        answer = await self._sessions.change_in(txid, self._asked(key, txid), freed)
         if isinstance(answer, UndoubtError):
             raise answer
         return answer

@@ -60,8 +60,10 @@ class EtcdLedger(EtcdKeys, EtcdLocks, Operators, Transactions):
     def __init__(self, settings: LedgerSettings, clock: Callable[[], float]) -> None:
         self.settings = settings
         self.client = EtcdClient(settings)
+        self.renewing = EtcdClient(settings)
+        """For the renewal of sessions alone: it waits behind no other request of this process."""
         store = EtcdStore(self.client)
-        sessions = Sessions(store)
+        sessions = Sessions(store, self.renewing)
         EtcdLocks.__init__(self, store, sessions, settings)
         self.store = self._store = store
         self._sessions = sessions
@@ -81,6 +83,7 @@ class EtcdLedger(EtcdKeys, EtcdLocks, Operators, Transactions):
             await ledger._find()
             await ledger.upkeep.start()
         except BaseException:
+            await ledger.renewing.close()
             await ledger.client.close()
             raise
         return ledger
@@ -101,7 +104,7 @@ class EtcdLedger(EtcdKeys, EtcdLocks, Operators, Transactions):
 
     @property
     def secret(self) -> bytes:
-        """The secret of the ledger."""
+        """What proves the ledger's names: for whoever takes over its branches if the ledger is lost."""
         return self._names.secret
 
     async def close(self) -> None:
@@ -110,6 +113,7 @@ class EtcdLedger(EtcdKeys, EtcdLocks, Operators, Transactions):
             return
         await self.upkeep.close()
         await self._decisions.close()
+        await self.renewing.close()
         await self.client.close()
 
     async def begin_incarnation(self, why: str) -> None:
@@ -177,8 +181,7 @@ class EtcdLedger(EtcdKeys, EtcdLocks, Operators, Transactions):
                 return [], None
             return [messages.put(keys.precommit(txid), value)], None
 
-        asked = [keys.decision(txid), *self._sessions.keys_of(txid.session, txid.nonce)]
-        await self._store.change(asked, noted)
+        await self._sessions.change_in(txid, [keys.decision(txid)], noted)
 
     async def outcomes(self, gids: Iterable[Gid]) -> Mapping[Gid, Verdict]:
         asked = list(gids)

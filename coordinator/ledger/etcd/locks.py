@@ -14,6 +14,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
+from itertools import chain
 
 import msgspec
 
@@ -97,7 +98,15 @@ class EtcdLocks:
 
     async def _looked(self, names: Collection[str]) -> dict[str, Queue]:
         """The queues of ``names``, after all grants that are due."""
-        return {name: await self._changed(name, _as_it_is) for name in sorted(names)}
+        store, prefix = self._lock_store, self._lock_store.keys.all("lock")
+        infos: list[LockInfo] = []
+        asked = sorted(names)
+        for at in range(0, len(asked), KEYS_MAX):
+            by_key = [store.keys.lock(name) for name in asked[at : at + KEYS_MAX]]
+            snapshot = await store.read(by_key)
+            kvs = [messages.KeyValue(key, value) for key in by_key if (value := snapshot[key]) is not None]
+            infos += await self._lock_infos(prefix, kvs)
+        return {info.name: info.entries for info in infos}
 
     async def unlock(self, request: LockRequest) -> bool:
         check_given(EndLock(request))
@@ -126,9 +135,7 @@ class EtcdLocks:
         found = []
         for kv in await self._lock_store.every(prefix, keys_only=True):
             queue = await self._changed(kv.key.removeprefix(prefix).decode(), _as_it_is)
-            found += [
-                entry for entry in queue if (entry.request.session, entry.request.nonce) == (session, nonce)
-            ]
+            found += [entry for entry in queue if _session_of(entry) == (session, nonce)]
         return found
 
     async def locks(
@@ -153,23 +160,18 @@ class EtcdLocks:
     async def contended_locks(self) -> Sequence[LockInfo]:
         store, prefix = self._lock_store, self._lock_store.keys.all("contended")
         names = [kv.key.removeprefix(prefix).decode() for kv in await store.every(prefix, keys_only=True)]
-        infos: list[LockInfo] = []
-        for at in range(0, len(names), KEYS_MAX):
-            asked = {store.keys.lock(name): name for name in names[at : at + KEYS_MAX]}
-            snapshot = await store.read(asked)
-            kvs = [messages.KeyValue(key, value) for key in asked if (value := snapshot[key]) is not None]
-            infos += await self._lock_infos(store.keys.all("lock"), kvs)
+        infos = [LockInfo(name, queue) for name, queue in (await self._looked(names)).items()]
         return [info for info in infos if info.waiters]
 
     async def _lock_infos(self, prefix: bytes, kvs: Iterable[messages.KeyValue]) -> list[LockInfo]:
         """Locks without the requests of ended sessions, as they would be after the grants that are due; held
         by ended sessions only: as if there were no lock."""
+        queues = {kv.key.removeprefix(prefix).decode(): self._of(decode(kv.value, LockRecord)) for kv in kvs}
+        ended = await self._ended(chain.from_iterable(queues.values()))
         found = []
-        for kv in kvs:
-            name = kv.key.removeprefix(prefix).decode()
-            queue = self._of(decode(kv.value, LockRecord))
-            if ended := await self._ended(queue):
-                queue = await self._changed(name, _as_it_is, ended=ended)
+        for name, queue in queues.items():
+            if any(_session_of(entry) in ended for entry in queue):
+                queue = await self._changed(name, _as_it_is, ended=ended)  # noqa: PLW2901 - as it is now
             if queue:
                 found.append(LockInfo(name, queue))
         return found
@@ -179,11 +181,11 @@ class EtcdLocks:
             return ()  # all sessions of an earlier incarnation have ended
         return record.entries
 
-    async def _ended(self, queue: Queue) -> set[tuple[int, str]]:
-        """The sessions with a request in ``queue`` that have ended. A session that is not among them may have
-        ended since: its request stays until the next look."""
+    async def _ended(self, entries: Iterable[LockEntry]) -> set[tuple[int, str]]:
+        """The sessions of ``entries`` that have ended. A session that is not among them may have ended since:
+        its request stays until the next look."""
         store = self._lock_store
-        asked = sorted({(entry.request.session, entry.request.nonce) for entry in queue})
+        asked = sorted(set(map(_session_of, entries)))
         ended = set()
         for at in range(0, len(asked), KEYS_MAX):
             some = {store.keys.lease(*session): session for session in asked[at : at + KEYS_MAX]}
@@ -208,7 +210,7 @@ class EtcdLocks:
         def changed(snapshot: KeySnapshot) -> tuple[Operations, Queue]:
             record = snapshot.get(key, LockRecord)
             before = self._of(record)
-            rest = without(before, lambda entry: (entry.request.session, entry.request.nonce) in ended)
+            rest = without(before, lambda entry: _session_of(entry) in ended)
             tokens = snapshot.get(store.keys.next_token, Tokens) or Tokens()
             incarnation = store.era.incarnation
             token = token_from(tokens.next_token, incarnation - tokens.incarnation, time.time())
@@ -261,6 +263,10 @@ class EtcdLocks:
         for kv in await store.every(prefix, keys_only=True):
             await self._changed(kv.key.removeprefix(prefix).decode(), _as_it_is)
             await store.client.transact(messages.EtcdTransaction(success=[messages.delete(kv.key)]))
+
+
+def _session_of(entry: LockEntry) -> tuple[int, str]:
+    return entry.request.session, entry.request.nonce
 
 
 def _as_it_is(queue: Queue, _: KeySnapshot) -> Queue:

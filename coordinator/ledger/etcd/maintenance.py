@@ -44,6 +44,9 @@ BEAT_S_MAX = 2 * BEAT_INTERVAL_S
 have been renewed."""
 LEADER_TIMEOUT_S = 5.0
 RETENTION_INTERVAL_S = 60.0
+KEPT_LONGER_S = 60.0
+"""What a key or a session has as its time is that of the last beat before its write, which may have taken
+long: so they are kept for this much longer, and none is dropped within the retention."""
 HELD_MAX = 90
 """Most records of PRECOMMIT with which a session is dropped; `finish` deletes them before."""
 PURGED_TOGETHER = 60
@@ -138,8 +141,8 @@ class EtcdLeadership:
         that is older than ``history_s``. Returns the numbers of the sessions that were dropped."""
         await self.note_ends()
         now_ms = (await self._read()).time_ms
-        retained_ms = now_ms - round(self._settings.retention_s * 1000)
-        history_ms = now_ms - round(self._settings.history_s * 1000)
+        retained_ms = now_ms - round((self._settings.retention_s + KEPT_LONGER_S) * 1000)
+        history_ms = now_ms - round((self._settings.history_s + KEPT_LONGER_S) * 1000)
         dropped = []
         for info, record in await self._sessions.records():
             old = record.closed_ms is not None and record.closed_ms <= retained_ms
@@ -149,7 +152,7 @@ class EtcdLeadership:
         for kv in await self._store.every(self._store.keys.all("dropped")):
             record = decode(kv.value, SessionRecord)
             if record.closed_ms is not None and record.closed_ms <= history_ms:
-                await self._purge(kv.key)
+                await self._purge(kv)
         return dropped
 
     async def _drop(self, info: SessionInfo) -> bool:
@@ -206,23 +209,40 @@ class EtcdLeadership:
 
             await store.change([key], dropped)
 
-    async def _purge(self, dropped: bytes) -> None:
-        """Delete the decisions of a dropped session, some at a time, and then the session."""
+    async def _purge(self, dropped: messages.KeyValue) -> None:
+        """Delete the decisions of a dropped session, some at a time, then its claims of idempotency keys, and
+        then the session. Each deletion compares the session: in an etcd that was set back to the time before
+        it was dropped, a late one deletes nothing."""
         keys, store = self._store.keys, self._store
-        session = value_of(dropped.removeprefix(keys.all("dropped"))[:16])
+        session = value_of(dropped.key.removeprefix(keys.all("dropped"))[:16])
+        same = [*store.fence(), messages.unchanged(dropped.key, dropped.mod_revision)]
         prefix = keys.all("decision", session)
-        while True:
-            page, _ = await store.pages(prefix, limit=PURGED_TOGETHER)
-            if not page:
-                break
+        while page := (await store.pages(prefix, limit=PURGED_TOGETHER))[0]:
             gone: list[messages.EtcdOperation] = []
             for kv in page:
                 value = decode(kv.value, DecisionValue)
                 txid = TxId(session, value.nonce, value_of(kv.key[-16:]))
                 gone += [messages.delete(kv.key), messages.delete(keys.decided(value.decided_at, txid))]
-            await store.client.transact(messages.EtcdTransaction(success=gone))
-        rest = _all(keys.all("key-of", session))
-        await store.client.transact(messages.EtcdTransaction(success=[rest, messages.delete(dropped)]))
+            if not (await store.client.transact(messages.EtcdTransaction(same, gone))).succeeded:
+                return
+        await self._free_keys(session)
+        rest = [_all(keys.all("key-of", session)), messages.delete(dropped.key)]
+        await store.client.transact(messages.EtcdTransaction(same, rest))
+
+    async def _free_keys(self, session: int) -> None:
+        """Delete the claims of idempotency keys with which no transaction of a dropped session has
+        committed."""
+        keys, store = self._store.keys, self._store
+        for kv in await store.every(keys.all("key-of", session)):
+            key, seq = keys.key(kv.value.decode()), value_of(kv.key[-16:])
+
+            def freed(snapshot: KeySnapshot, key: bytes = key, seq: int = seq) -> tuple[Operations, None]:
+                record = snapshot.get(key, KeyValueRecord)
+                claimed = record is not None and record.kept_ms is None
+                mine = claimed and (record.txid.session, record.txid.seq) == (session, seq)
+                return [messages.delete(key)] if mine else [], None
+
+            await store.change([key], freed)
 
     async def _read(self) -> LedgerClock:
         key = self._store.keys.clock

@@ -124,8 +124,17 @@ def nested(transaction: EtcdTransaction) -> EtcdOperation:
 
 
 class AnswerHeader(_Received, frozen=True):
+    """``raft_term`` is the term that the answering member knew; of a renewal, before it was carried out."""
+
     cluster_id: int = 0
     revision: int = 0
+    raft_term: int = 0
+
+
+class EtcdAnswer(_Received, frozen=True):
+    """An answer of etcd has a header with the number of the cluster; what has none is of something else."""
+
+    header: AnswerHeader = AnswerHeader()
 
 
 class KeyValue(_Received, frozen=True):
@@ -135,8 +144,7 @@ class KeyValue(_Received, frozen=True):
     lease: int = 0
 
 
-class RangeAnswer(_Received, frozen=True):
-    header: AnswerHeader = AnswerHeader()
+class RangeAnswer(EtcdAnswer, frozen=True):
     kvs: tuple[KeyValue, ...] = ()
     more: bool = False
     count: int = 0
@@ -147,8 +155,7 @@ class OperationAnswer(_Received, frozen=True):
     response_txn: TransactionAnswer | None = None
 
 
-class TransactionAnswer(_Received, frozen=True):
-    header: AnswerHeader = AnswerHeader()
+class TransactionAnswer(EtcdAnswer, frozen=True):
     succeeded: bool = False
     responses: tuple[OperationAnswer, ...] = ()
 
@@ -161,14 +168,12 @@ class LeaseId(_Sent, frozen=True):
     ID: int
 
 
-class Granted(_Received, frozen=True):
-    header: AnswerHeader = AnswerHeader()
+class Granted(EtcdAnswer, frozen=True):
     ID: int = 0
     TTL: int = 0
 
 
-class Renewal(_Received, frozen=True):
-    header: AnswerHeader = AnswerHeader()
+class Renewal(EtcdAnswer, frozen=True):
     ID: int = 0
     TTL: int = 0
 
@@ -178,9 +183,9 @@ class Renewed(_Received, frozen=True):
 
     result: Renewal = Renewal()
 
-
-class Revoked(_Received, frozen=True):
-    header: AnswerHeader = AnswerHeader()
+    @property
+    def header(self) -> AnswerHeader:
+        return self.result.header
 
 
 class Credentials(_Sent, frozen=True):
@@ -191,7 +196,7 @@ class Credentials(_Sent, frozen=True):
         return "Credentials(…)"
 
 
-class Authenticated(_Received, frozen=True):
+class Authenticated(EtcdAnswer, frozen=True):
     token: str = ""
 
 
@@ -199,10 +204,9 @@ class Nothing(_Sent, frozen=True):
     pass
 
 
-class MemberStatus(_Received, frozen=True):
+class MemberStatus(EtcdAnswer, frozen=True):
     """Of the member that answers. ``leader`` is the number of its leader, 0 if it knows none."""
 
-    header: AnswerHeader = AnswerHeader()
     version: str = ""
     dbSize: int = 0  # noqa: N815 - etcd's name
     leader: int = 0

@@ -1,7 +1,12 @@
 """Sessions: each has a lease of etcd, and a key that is attached to the lease and so ends with it.
 
 A renewal renews the lease and then counts up in that key. A decision compares the count with the last one
-that this process knows, so it fails in an etcd that was set back behind the last renewal.
+that this process knows, so it fails in an etcd that was set back behind the last renewal. Renewals have a
+client of their own: they wait behind no other request of their process.
+
+The member that leads renews a lease without asking the others. One that was deposed and has not heard of it
+renews nothing; so a renewal counts only if no other term has begun when its count is written: then the member
+that renewed was the leader.
 
 etcd ends a lease by a command of its own log, when the member that leads has measured the lease's time by its
 monotonic clock; a new leader gives each lease its full time. Only the key says whether a session is open: the
@@ -12,13 +17,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import msgspec
 
 from undoubt.coordinator.errors import LedgerUnavailable, SessionLost
 from undoubt.coordinator.ledger.contract import SessionInfo, SessionState
 from undoubt.coordinator.ledger.etcd import messages
-from undoubt.coordinator.ledger.etcd.client import EtcdRefused
+from undoubt.coordinator.ledger.etcd.client import EtcdClient, EtcdRefused
 from undoubt.coordinator.ledger.etcd.keyspace import (
     Era,
     LedgerClock,
@@ -28,13 +34,19 @@ from undoubt.coordinator.ledger.etcd.keyspace import (
     number,
     value_of,
 )
-from undoubt.coordinator.ledger.etcd.store import EtcdStore, KeySnapshot
+from undoubt.coordinator.ledger.etcd.store import Compute, EtcdStore, KeySnapshot
 from undoubt.participants.ids import TxId
 
 SESSIONS_MAX = 1_000
 """Most sessions about which a process remembers what never changes."""
 
 Operations = Sequence[messages.EtcdOperation]
+
+T = TypeVar("T")
+
+
+class _SetBack(Exception):  # noqa: N818 - caught in this module
+    """etcd lacks what it has acknowledged to this process about an open session."""
 
 
 @dataclass(slots=True)
@@ -67,8 +79,10 @@ class Standing:
 
 
 class Sessions:
-    def __init__(self, store: EtcdStore) -> None:
+    def __init__(self, store: EtcdStore, renewing: EtcdClient) -> None:
+        """``renewing`` sends the renewals."""
         self._store = store
+        self._renewing = renewing
         self._known: dict[tuple[int, str], KnownSession] = {}
 
     def keys_of(self, session: int, nonce: str) -> list[bytes]:
@@ -106,9 +120,11 @@ class Sessions:
         while True:
             lease = (await store.client.grant(max(math.ceil(ttl_ms / 1000), 1))).ID
 
-            def opened(snapshot: KeySnapshot, lease: int = lease) -> tuple[Operations, int]:
+            def opened(
+                snapshot: KeySnapshot, lease: int = lease
+            ) -> tuple[Operations, tuple[int, SessionRecord | None]]:
                 if snapshot[keys.opened(nonce)] is not None:  # the answer was lost
-                    return [], snapshot.number(keys.opened(nonce), 0)
+                    return [], (snapshot.number(keys.opened(nonce), 0), None)
                 session = snapshot.number(keys.next_session, 1)
                 record = SessionRecord(name, ttl_ms, lease, store.era.incarnation)
                 return [
@@ -116,10 +132,10 @@ class Sessions:
                     messages.put(keys.session(session, nonce), encode(record)),
                     messages.put(keys.lease(session, nonce), number(1), lease),
                     messages.put(keys.opened(nonce), number(session), lease),
-                ], session
+                ], (session, record)
 
             try:
-                session = await store.change([keys.next_session, keys.opened(nonce)], opened)
+                session, record = await store.change([keys.next_session, keys.opened(nonce)], opened)
             except EtcdRefused as error:
                 if error.no_lease:  # it has expired between the grant and the put
                     continue
@@ -127,7 +143,8 @@ class Sessions:
             except LedgerUnavailable:
                 await store.client.revoke_later(lease)
                 raise
-            self._remember(session, nonce, KnownSession(lease, store.era.incarnation, 1, 1))
+            if record is not None:
+                self._remember(session, nonce, KnownSession(lease, record.incarnation, 1, 1))
             return session
 
     async def keep_alive(self, session: int, nonce: str, floor: int) -> None:
@@ -137,7 +154,7 @@ class Sessions:
         known = await self.known(session, nonce)
         if known is None or known.incarnation != store.era.incarnation:
             raise _lost(session)
-        renewed = await store.client.renew(known.lease)
+        renewed = await self._renewing.renew(known.lease)
         known.sent = max(known.sent, known.renewals) + 1
         count, key = known.sent, keys.lease(session, nonce)
         operations = [
@@ -152,7 +169,7 @@ class Sessions:
         asked = store.asked
         compare = [*store.fence(), messages.present(key)]
         try:
-            answer = await store.client.transact(messages.EtcdTransaction(compare, operations))
+            answer = await self._renewing.transact(messages.EtcdTransaction(compare, operations))
         except EtcdRefused as error:
             if error.no_lease:
                 raise _lost(session) from None
@@ -164,7 +181,7 @@ class Sessions:
             raise LedgerUnavailable(f"session {session} could not be renewed; repeat the call")
         known.renewals = max(known.renewals, count)
         known.floor = max(known.floor, floor)
-        if not renewed:
+        if not renewed.TTL or renewed.header.raft_term != answer.header.raft_term:
             raise LedgerUnavailable(f"the lease of session {session} was not renewed; repeat the call")
 
     async def close(self, session: int, nonce: str) -> None:
@@ -207,6 +224,38 @@ class Sessions:
             messages.delete(keys.lease(session, nonce)),
             messages.delete(doomed, doomed[:-1] + b"0"),
         ]
+
+    async def change_in(
+        self,
+        txid: TxId,
+        keys: Iterable[bytes],
+        compute: Compute[T],
+        *,
+        looked: Iterable[bytes] = (),
+    ) -> T:
+        """As :meth:`EtcdStore.change`, about the session of ``txid``, whose keys are read and compared too.
+        If etcd was set back behind what it has acknowledged here about that session, a new incarnation
+        begins first."""
+        store, session, nonce = self._store, txid.session, txid.nonce
+        known = await self.known(session, nonce)
+        # Of the time before the read: what is acknowledged meanwhile may be later than what is read.
+        renewals, decided = (0, None) if known is None else (known.renewals, known.decided)
+        asked = [*keys, *self.keys_of(session, nonce), *([] if decided is None else [decided[0]])]
+
+        def checked(snapshot: KeySnapshot) -> tuple[Operations, T]:
+            standing = self.standing(snapshot, session, nonce)
+            lost = decided is not None and snapshot.revision(decided[0]) != decided[1]
+            if standing.state is SessionState.OPEN and (lost or standing.renewals < renewals):
+                raise _SetBack
+            return compute(snapshot)
+
+        while True:
+            before = store.asked
+            try:
+                return await store.change(asked, checked, looked=looked)
+            except _SetBack:
+                why = f"session {session} had been renewed, or had decided, since"
+                await store.begin_incarnation(why, before, least=store.era.incarnation)
 
     async def infos(self) -> list[SessionInfo]:
         """All sessions that are kept."""

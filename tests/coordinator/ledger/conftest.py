@@ -19,7 +19,7 @@ from undoubt.coordinator.ledger.cluster.ledger import ClusterLedger
 from undoubt.coordinator.ledger.contract import Ledger
 from undoubt.coordinator.ledger.etcd.client import EtcdClient
 from undoubt.coordinator.ledger.etcd.ledger import EtcdLedger
-from undoubt.coordinator.ledger.etcd.messages import Granted
+from undoubt.coordinator.ledger.etcd.messages import Granted, Renewal
 from undoubt.coordinator.ledger.memory import MemoryLedger
 from undoubt.coordinator.ledger.postgres.ledger import PostgresLedger
 from undoubt.coordinator.ledger.sqlite.ledger import SqliteLedger
@@ -187,6 +187,7 @@ class Etcd(Backend):
     """Under a prefix of its own. Time does not pass at etcd: its leases are long, and are revoked, as etcd
     does when they expire, when they would have expired."""
 
+    fixture = "etcd"
     cluster: EtcdCluster
     now_s = 1000.0
 
@@ -199,23 +200,24 @@ class Etcd(Backend):
         )
         await maintenance.init(self.settings)
         self.opened = await EtcdLedger.open(self.settings, clock=lambda: 0.0)
-        self._watch(self.opened.client)
+        await self.opened.upkeep.loop.stop()  # a beat of it would be in the way of those in elapse
+        self._watch(self.opened.client, self.opened.renewing)
         self.ledger = self.opened
 
-    def _watch(self, client: EtcdClient) -> None:
-        grant, renew = client.grant, client.renew
+    def _watch(self, client: EtcdClient, renewing: EtcdClient) -> None:
+        grant, renew = client.grant, renewing.renew
 
         async def granted(ttl_s: int) -> Granted:
             answer = await grant(3600)
             self.leases[answer.ID] = (float(ttl_s), self.now_s)
             return answer
 
-        async def renewed(lease: int) -> bool:
+        async def renewed(lease: int) -> Renewal:
             if lease in self.leases:
                 self.leases[lease] = (self.leases[lease][0], self.now_s)
             return await renew(lease)
 
-        client.grant, client.renew = granted, renewed  # type: ignore[method-assign]
+        client.grant, renewing.renew = granted, renewed  # type: ignore[method-assign]
 
     async def elapse(self, seconds: float) -> None:
         upkeep = self.opened.upkeep
@@ -233,24 +235,37 @@ class Etcd(Backend):
         return self.opened.secret
 
 
+class DisturbedEtcd(Etcd):
+    """While its members are killed, stopped and compacted."""
+
+    fixture = "disturbed_etcd"
+
+
 BACKENDS: dict[str, Callable[[Path], Backend]] = {
     "memory": Memory,
     "sqlite": Sqlite,
     "sqlite-client": SqliteClient,
     "postgresql": Postgres,
     "etcd": Etcd,
+    "disturbed-etcd": DisturbedEtcd,
     "raft": Raft,
     "raft-of-three": RaftOfThree,
 }
 
 
-@pytest.fixture(params=list(BACKENDS))
+CI_ONLY = {"disturbed-etcd"}
+"""Backends of CI's own tier."""
+
+
+@pytest.fixture(
+    params=[pytest.param(name, marks=pytest.mark.slow if name in CI_ONLY else ()) for name in BACKENDS]
+)
 def made(request: pytest.FixtureRequest, tmp_path: Path) -> Backend:
     found = BACKENDS[request.param](tmp_path)
     if isinstance(found, Postgres):
         found.server = request.getfixturevalue("postgres")
     if isinstance(found, Etcd):
-        found.cluster = request.getfixturevalue("etcd")
+        found.cluster = request.getfixturevalue(found.fixture)
     return found
 
 

@@ -14,7 +14,8 @@ import msgspec
 from tests.coordinator.ledger.signing import Signing
 from tests.etcd import EtcdCluster
 from undoubt.coordinator.ledger import maintenance
-from undoubt.coordinator.ledger.etcd import client, messages
+from undoubt.coordinator.ledger.etcd import messages
+from undoubt.coordinator.ledger.etcd.client import Unanswered
 from undoubt.coordinator.ledger.etcd.ledger import EtcdLedger
 from undoubt.coordinator.ledger.etcd.store import EtcdStore
 from undoubt.coordinator.settings import LedgerSettings
@@ -56,16 +57,21 @@ def store_of(ledger: Signing) -> EtcdStore:
 
 class Line:
     """Stands between a ledger and its etcd. ``lose``: requests whose next answer is lost, once; ``hold``:
-    called before a request is sent. ``sent`` are all requests."""
+    called before a request is sent; ``after``: called with each answer, before it is received; it returns the
+    answer, or raises. ``sent`` are all requests."""
 
     def __init__(self, ledger: Signing) -> None:
-        self.client = store_of(ledger).client
+        opened = ledger.ledger
+        assert isinstance(opened, EtcdLedger)
+        self.client = opened.client
         self.sent: list[tuple[str, msgspec.Struct]] = []
         self.lose: Callable[[str, msgspec.Struct], bool] = lambda *_: False
         self.hold: Callable[[str, msgspec.Struct], Any] | None = None
+        self.after: Callable[[str, msgspec.Struct, Any], Any] | None = None
         self.lost = 0
         self._real = self.client.attempt
-        self.client.attempt = self._attempt  # type: ignore[method-assign]
+        for client in (opened.client, opened.renewing):
+            client.attempt = self._attempt  # type: ignore[method-assign]
 
     async def _attempt(
         self, base: str, path: str, request: msgspec.Struct, kind: type[Any], timeout_s: float
@@ -77,12 +83,12 @@ class Line:
         if self.lose(path, request):
             self.lose = lambda *_: False
             self.lost += 1
-            raise client.Unanswered("lost by the test")
-        return answer
+            raise Unanswered("lost by the test")
+        return answer if self.after is None else await self.after(path, request, answer)
 
     async def again(self, path: str, request: msgspec.Struct) -> None:
         """Have a request carried out once more, long after it was sent."""
-        kind = messages.TransactionAnswer if path == "kv/txn" else messages.Revoked
+        kind = messages.TransactionAnswer if path == "kv/txn" else messages.EtcdAnswer
         await self._real(self.client.bases[0], path, request, kind, 30.0)
 
 

@@ -5,15 +5,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
+from tests.coordinator.ledger.conftest import Etcd
 from tests.coordinator.ledger.etcd_stage import Line, Place, operations_of, place_in, store_of, writes
 from tests.coordinator.ledger.signing import Signing
+from tests.coordinator.ledger.test_keys import Client
 from tests.coordinator.ledger.test_lock_conformance import held, request
 from tests.etcd import EtcdCluster
-from undoubt.coordinator.errors import LedgerMissing, OutcomeUnknown, SessionLost
+from undoubt.coordinator.errors import LedgerMissing, LedgerUnavailable, OutcomeUnknown, SessionLost
 from undoubt.coordinator.ledger import maintenance
 from undoubt.coordinator.ledger.contract import (
     BranchRecord,
@@ -23,7 +27,10 @@ from undoubt.coordinator.ledger.contract import (
     Verdict,
 )
 from undoubt.coordinator.ledger.etcd import messages
+from undoubt.coordinator.ledger.etcd.client import Unanswered
 from undoubt.coordinator.ledger.etcd.keyspace import Era, decode, encode, number
+from undoubt.coordinator.ledger.etcd.maintenance import KEPT_LONGER_S
+from undoubt.coordinator.ledger.keys import KeyHolder, KeyState
 from undoubt.coordinator.ledger.pages import every_unfinished
 from undoubt.participants.contract import Decision
 from undoubt.participants.errors import UsageError
@@ -344,3 +351,168 @@ async def test_an_incarnation_begins_although_sessions_are_opened_meanwhile(
     for each in (ledger, other):
         assert (await each.info()).incarnation == 2
         assert await verdict_of(each, session.txid(1)) is Verdict.FORGOTTEN
+
+
+async def test_a_renewal_beside_a_decision_is_no_sign_of_a_loss(ledger: Signing) -> None:
+    """A decision is computed from a read, while a renewal is acknowledged: that the read does not contain it
+    would end all sessions of all processes."""
+    session = await ledger.open_session("test", 600)
+    await ledger.keep_alive(session, 2)
+    line = Line(ledger)
+    renewed = 0
+
+    async def after(path: str, sent: msgspec.Struct, answer: Any) -> Any:
+        nonlocal renewed
+        if path == "kv/txn" and not writes(path, sent) and not renewed:
+            renewed = 1
+            await ledger.keep_alive(session, 2)
+            await ledger.decide(session.txid(3), COMMIT, BRANCHES)
+        return answer
+
+    line.after = after
+    assert await ledger.decide(session.txid(1), COMMIT, BRANCHES) is ABORT  # below the floor: computed
+    assert renewed == 1
+    assert (await ledger.info()).incarnation == 1
+    assert await ledger.decide(session.txid(2), COMMIT, BRANCHES) is COMMIT
+
+
+@pytest.mark.parametrize("lost", [False, True])
+async def test_a_session_that_was_opened_before_an_incarnation_does_not_decide_in_it(
+    place: Place, ledger: Signing, lost: bool
+) -> None:
+    """A session that has ended with its incarnation commits what an operator has rolled back."""
+    other = await place.open()
+    line = Line(ledger)
+
+    async def after(path: str, sent: msgspec.Struct, answer: Any) -> Any:
+        if writes(path, sent):
+            line.after = None
+            await other.begin_incarnation("a test")
+            await ledger.sessions()
+            if lost:
+                raise Unanswered("lost by the test")
+        return answer
+
+    line.after = after
+    session = await ledger.open_session("test", 600)
+    assert line.after is None
+    assert await verdict_of(other, session.txid(1)) is Verdict.FORGOTTEN
+    with pytest.raises(OutcomeUnknown):
+        await ledger.decide(session.txid(1), COMMIT, BRANCHES)
+    with pytest.raises(SessionLost):
+        await ledger.keep_alive(session, 1)
+
+
+async def test_a_renewal_by_a_deposed_leader_does_not_count(ledger: Signing) -> None:
+    """A holder of a lock counts on a lease that no leader of etcd has renewed."""
+    session = await ledger.open_session("test", 600)
+    line = Line(ledger)
+    terms: list[int] = []
+
+    async def after(path: str, sent: msgspec.Struct, answer: Any) -> Any:
+        if isinstance(answer, messages.Renewed):
+            header = answer.result.header
+            terms.append(header.raft_term)
+            older = msgspec.structs.replace(header, raft_term=header.raft_term - 1)
+            return messages.Renewed(msgspec.structs.replace(answer.result, header=older))
+        return answer
+
+    line.after = after
+    with pytest.raises(LedgerUnavailable, match="was not renewed"):
+        await ledger.keep_alive(session, 1)
+    assert terms[0] > 0
+    line.after = None
+    await ledger.keep_alive(session, 1)
+    assert await ledger.decide(session.txid(1), COMMIT, BRANCHES) is COMMIT
+
+
+async def test_an_etcd_that_was_set_back_commits_no_key(ledger: Signing) -> None:
+    """A run with a key commits beside the second run that began after the first was presumed aborted."""
+    one = await Client.opened(ledger)
+    await one.claim(1, "k")
+    store, key = store_of(ledger), key_of(ledger, one.session)
+    [kv] = (await store.client.range(messages.Range(key))).kvs
+    await ledger.keep_alive(one.session, 1)
+    await store.client.transact(messages.EtcdTransaction(success=[messages.put(key, kv.value, kv.lease)]))
+    with pytest.raises(OutcomeUnknown):
+        await one.commit(1, "k", b"r")
+    assert (await ledger.info()).incarnation == 2
+
+
+@pytest.fixture
+async def aging(etcd: EtcdCluster, tmp_path: Path) -> AsyncIterator[Etcd]:
+    """A ledger whose time the test moves."""
+    backend = Etcd(tmp_path)
+    backend.cluster = etcd
+    await backend.open()
+    yield backend
+    await backend.close()
+
+
+async def test_a_key_is_kept_for_the_retention_although_its_write_took_long(aging: Etcd) -> None:
+    """A key counts from the ledger time that its commit has read: a repetition runs again within the
+    retention."""
+    one = await Client.opened(aging.ledger)
+    await one.claim(1, "k")
+    line = Line(aging.ledger)
+
+    async def hold(path: str, sent: msgspec.Struct) -> None:
+        if writes(path, sent):
+            line.hold = None
+            await aging.opened.upkeep.move(59_000)
+
+    line.hold = hold
+    assert await one.commit(1, "k", b"r") is COMMIT
+    await aging.elapse(aging.retention_s - 1)
+    assert await aging.ledger.key_holder("k") == KeyHolder(one.txid(1), KeyState.COMMITTED, b"r")
+    await aging.elapse(KEPT_LONGER_S)
+    assert await aging.ledger.key_holder("k") is None
+
+
+async def _all_of(ledger: Signing, *kinds: str) -> list[bytes]:
+    store = store_of(ledger)
+    return [kv.key for kind in kinds for kv in await store.every(store.keys.all(kind))]
+
+
+async def test_nothing_is_left_of_a_session_whose_history_has_ended(aging: Etcd) -> None:
+    """etcd fills up with claims of keys, and decisions, of sessions that ended long ago."""
+    ledger = aging.ledger
+    one, other = await Client.opened(ledger), await Client.opened(ledger)
+    for seq in range(1, 4):
+        await one.claim(seq, f"k{seq}")
+    assert await one.commit(1, "k1", b"r") is COMMIT
+    await ledger.decide(one.txid(2), ABORT, BRANCHES)
+    await ledger.decide(one.txid(4), COMMIT, BRANCHES)
+    await ledger.finish([one.txid(seq) for seq in (1, 2, 4)])
+    await ledger.close_session(one.session)
+    assert (await other.claim(1, "k3")).txid == other.txid(1)  # free, and claimed again
+    await aging.elapse(aging.settings.history_s + aging.retention_s)
+    await aging.elapse(0)
+    kinds = ("session", "dropped", "floor", "decision", "decided", "unfinished", "key", "key-of", "key-age")
+    left = await _all_of(ledger, *kinds)
+    assert len(left) == 3
+    assert await ledger.key_holder("k3") is None  # its session has ended too
+
+
+async def test_a_late_deletion_of_history_deletes_nothing_that_is_kept(aging: Etcd) -> None:
+    """A leader that waited deletes decisions of a session that, after a snapshot was restored, is kept."""
+    ledger = aging.ledger
+    session = await ledger.open_session("test", 5)
+    await ledger.decide(session.txid(1), COMMIT, BRANCHES)
+    await ledger.finish([session.txid(1)])
+    store = store_of(ledger)
+    kept = [
+        messages.put(kv.key, kv.value)
+        for kind in ("session", "decision", "decided")
+        for kv in await store.every(store.keys.all(kind))
+    ]
+    await ledger.close_session(session)
+    line = Line(ledger)
+    await aging.elapse(aging.settings.history_s + aging.retention_s)
+    await aging.elapse(0)
+    assert await _all_of(ledger, "decision", "dropped") == []
+    late = [each for each in line.sent if writes(*each)]
+    await store.client.transact(messages.EtcdTransaction(success=kept))
+    for path, sent in late:
+        await line.again(path, sent)
+    assert len(await _all_of(ledger, "session", "decision", "decided")) == 3
