@@ -10,6 +10,7 @@ In the order in which a call passes them:
 :mod:`.ledger`        implements the contract.
 :mod:`.sessions`      opens, renews and ends sessions, each with a lease of etcd.
 :mod:`.decisions`     records the decisions of many callers in one transaction (group commit).
+:mod:`.recorded`      answers what is recorded about a transaction.
 :mod:`.transactions`  reads transactions and their history.
 :mod:`.operators`     implements the part of the contract for operators: heuristic outcomes, acts.
 :mod:`.keys`          implements the part of the contract that is about idempotency keys.
@@ -18,6 +19,7 @@ In the order in which a call passes them:
 :mod:`.store`         reads keys at one revision, and changes keys that have not changed since they were read.
 :mod:`.messages`      defines the messages of etcd's JSON gateway.
 :mod:`.client`        sends them to one member after another until one answers.
+:mod:`.summaries`     deletes the details of finished decisions, and keeps summaries.
 :mod:`.maintenance`   elects the process that advances ledger time and deletes old keys.
 :mod:`.creation`      creates, checks and exports a ledger.
 ====================  ========================================================================================

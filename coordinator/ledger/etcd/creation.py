@@ -109,6 +109,16 @@ async def problems(settings: LedgerSettings) -> list[str]:
         await client.close()
 
 
+async def member_problems(settings: LedgerSettings) -> list[str]:
+    """The problems of the members of the ledger's etcd; empty if there are none. Raises
+    ``LedgerMisconfigured``."""
+    client = EtcdClient(settings)
+    try:
+        return await _of_members(client)
+    finally:
+        await client.close()
+
+
 async def _of_members(client: EtcdClient) -> list[str]:
     found = []
     clusters: dict[int, str] = {}

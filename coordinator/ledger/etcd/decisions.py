@@ -1,11 +1,12 @@
 """Decisions: many callers' in one transaction of etcd (group commit), each in a nested one of its own.
 
-The nested transaction of a COMMIT compares four things, and then writes the decision: the session's key is
+The nested transaction of a decision compares four things, and then writes the decision: the session's key is
 present, with a count of renewals that is not below what this process knows (so its lease has not ended, and
 etcd was not set back behind the last renewal); the last decision of the session that this process was told of
 is there; the floor is not above the transaction; the transaction has no decision. The outer transaction
 compares the era, and that the clock is not older than it was seen. So the first decision is the only one, and
-a session that has ended, or is from an earlier incarnation, records no COMMIT.
+a session that has ended, or is from an earlier incarnation, records no COMMIT. A decision whose details were
+deleted is not overlooked: it is below the floor, or its session has ended.
 
 A decision that is not written so is computed from what is there, by :meth:`EtcdDecisions.settle`. Both may be
 repeated: a lost answer leaves a decision, which the repetition finds."""
@@ -15,15 +16,16 @@ from __future__ import annotations
 import asyncio
 from typing import NamedTuple
 
-from undoubt.coordinator.errors import BranchListMismatch, LedgerError, LedgerUnavailable, OutcomeUnknown
+from undoubt.coordinator.errors import LedgerUnavailable, OutcomeUnknown
 from undoubt.coordinator.ledger.commands import Decide
 from undoubt.coordinator.ledger.contract import TERMINATES_BY_ITSELF, SessionState
 from undoubt.coordinator.ledger.etcd import messages
 from undoubt.coordinator.ledger.etcd.client import EtcdRefused
 from undoubt.coordinator.ledger.etcd.keyspace import DecisionValue, encode, number
+from undoubt.coordinator.ledger.etcd.recorded import answer_to, keys_about, recorded
 from undoubt.coordinator.ledger.etcd.sessions import KnownSession, Operations, Sessions
 from undoubt.coordinator.ledger.etcd.store import EtcdStore, KeySnapshot
-from undoubt.coordinator.ledger.rules import agrees, labels, sorted_branches
+from undoubt.coordinator.ledger.rules import sorted_branches
 from undoubt.participants.contract import Decision
 from undoubt.participants.errors import UndoubtError, UsageError
 from undoubt.participants.tasks import Uncancellable, all_of, uncancellable
@@ -139,26 +141,24 @@ class EtcdDecisions:
         written = [fit and _succeeded(next(nested)) for fit in fits]
         for each, done in zip(batch, written, strict=True):
             if done:
-                each.known.decided = (store.keys.decision(each.command.txid), answer.header.revision)
+                each.known.decided = (each.command.txid, answer.header.revision)
         return written
 
     def _transaction(self, waiting: _Waiting) -> messages.EtcdTransaction:
         command, keys = waiting.command, self._store.keys
         txid = command.txid
-        lease = keys.lease(txid.session, txid.nonce)
-        compare = [messages.absent(keys.decision(txid))]
-        if command.protocol in TERMINATES_BY_ITSELF:
-            compare.append(messages.present(keys.session(txid.session, txid.nonce)))
+        lease, floor = keys.lease(txid.session, txid.nonce), keys.floor(txid.session)
+        compare = [
+            messages.absent(keys.decision(txid)),
+            messages.above(lease, number(max(waiting.known.renewals - 1, 0))),
+        ]
+        if waiting.known.floor > 1:
+            compare.append(messages.below(floor, number(txid.seq + 1)))
         else:
-            compare.append(messages.above(lease, number(max(waiting.known.renewals - 1, 0))))
-        if command.decision is Decision.COMMIT and command.protocol not in TERMINATES_BY_ITSELF:
-            if waiting.known.decided is not None:
-                compare.append(messages.unchanged(*waiting.known.decided))
-            floor = keys.floor(txid.session)
-            if waiting.known.floor > 1:
-                compare.append(messages.below(floor, number(txid.seq + 1)))
-            else:
-                compare.append(messages.absent(floor))
+            compare.append(messages.absent(floor))
+        if waiting.known.decided is not None:
+            last, revision = waiting.known.decided
+            compare.append(messages.unchanged(keys.decision(last), revision))
         return messages.EtcdTransaction(compare, self._writes(command, waiting.value))
 
     def _writes(self, command: Decide, value: bytes) -> list[messages.EtcdOperation]:
@@ -178,9 +178,9 @@ class EtcdDecisions:
             standing = self._sessions.standing(snapshot, txid.session, txid.nonce)
             if standing.state is None:
                 return [], _unknown_session(command)
-            recorded = snapshot.get(keys.decision(txid), DecisionValue)
-            if recorded is not None:
-                return [], compared(command, recorded)
+            found = recorded(keys, snapshot, txid)
+            if found is not None:
+                return [], answer_to(command, found)
             decision = command.decision
             if command.protocol not in TERMINATES_BY_ITSELF:
                 if standing.state is SessionState.RESTORED:
@@ -190,7 +190,7 @@ class EtcdDecisions:
             return self._writes(command, encode(value_of(command, decision))), decision
 
         try:
-            answer = await self._sessions.change_in(txid, [keys.decision(txid)], settled)
+            answer = await self._sessions.change_in(txid, keys_about(keys, txid), settled)
         except EtcdRefused as error:
             if not error.too_large:
                 raise
@@ -207,14 +207,6 @@ def value_of(command: Decide, decision: Decision) -> DecisionValue:
     cause = command.cause if command.decision is Decision.ABORT else ""
     branches = tuple(sorted_branches(command.branches))
     return DecisionValue(command.txid.nonce, command.protocol, decision, branches, command.at, cause)
-
-
-def compared(command: Decide, recorded: DecisionValue) -> Decision | LedgerError:
-    """The answer to ``command`` if ``recorded`` is the decision."""
-    known, given = labels(recorded.branches), labels(command.branches)
-    if agrees(command.decision, given, recorded.decision, known):
-        return recorded.decision
-    return BranchListMismatch(command.txid, known, given)
 
 
 def _unknown_session(command: Decide) -> OutcomeUnknown:

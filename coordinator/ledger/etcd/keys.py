@@ -20,8 +20,9 @@ from undoubt.coordinator.ledger.commands import (
 )
 from undoubt.coordinator.ledger.contract import BranchRecord, SessionState
 from undoubt.coordinator.ledger.etcd import messages
-from undoubt.coordinator.ledger.etcd.decisions import compared, value_of
-from undoubt.coordinator.ledger.etcd.keyspace import DecisionValue, KeyValueRecord, LedgerClock, encode
+from undoubt.coordinator.ledger.etcd.decisions import value_of
+from undoubt.coordinator.ledger.etcd.keyspace import KeyValueRecord, LedgerClock, encode
+from undoubt.coordinator.ledger.etcd.recorded import answer_to, keys_about, recorded
 from undoubt.coordinator.ledger.etcd.sessions import Operations, Sessions
 from undoubt.coordinator.ledger.etcd.store import EtcdStore, KeySnapshot
 from undoubt.coordinator.ledger.keys import KeyHolder, KeyState
@@ -100,9 +101,9 @@ class EtcdKeys:
             standing = self._sessions.standing(snapshot, txid.session, txid.nonce)
             if standing.state is None:
                 return [], _unknown(txid)
-            recorded = snapshot.get(keys.decision(txid), DecisionValue)
-            if recorded is not None:
-                return [], compared(decide, recorded)
+            found = recorded(keys, snapshot, txid)
+            if found is not None:
+                return [], answer_to(decide, found)
             if standing.state is SessionState.RESTORED:
                 return [], OutcomeUnknown(txid, "its session is from before the ledger was set back")
             claim = snapshot.get(keys.key(key), KeyValueRecord)
@@ -139,9 +140,9 @@ class EtcdKeys:
             standing = self._sessions.standing(snapshot, txid.session, txid.nonce)
             if standing.state is None:
                 return [], _unknown(txid)
-            recorded = snapshot.get(keys.decision(txid), DecisionValue)
-            if recorded is not None:
-                return [], recorded.decision
+            found = recorded(keys, snapshot, txid)
+            if found is not None:
+                return [], found.decision
             if standing.state is SessionState.RESTORED:
                 return [], OutcomeUnknown(txid, "its session is from before the ledger was set back")
             claim = snapshot.get(keys.key(key), KeyValueRecord)
@@ -171,7 +172,7 @@ class EtcdKeys:
         asked = [keys.key(key)]
         for txid in filter(None, txids):
             of_session = self._sessions.keys_of(txid.session, txid.nonce)
-            asked += [keys.decision(txid), keys.key_of(txid), *of_session]
+            asked += [*keys_about(keys, txid), keys.key_of(txid), *of_session]
         return asked
 
     def _holder(self, snapshot: KeySnapshot, key: str, expected: TxId | None) -> KeyHolder | None:
@@ -185,9 +186,9 @@ class EtcdKeys:
         txid = record.txid
         if record.result is not None:
             return KeyHolder(txid, KeyState.COMMITTED, record.result)
-        decision = snapshot.get(keys.decision(txid), DecisionValue)
-        if decision is not None:
-            committed = decision.decision is Decision.COMMIT
+        found = recorded(keys, snapshot, txid)
+        if found is not None:
+            committed = found.decision is Decision.COMMIT
             return KeyHolder(txid, KeyState.COMMITTED) if committed else None
         standing = self._sessions.standing(snapshot, txid.session, txid.nonce)
         if not standing.presumed(txid.seq):

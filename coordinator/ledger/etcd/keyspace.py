@@ -7,7 +7,7 @@ era                 :class:`Era`                     the ledger's id and incarna
 secret              bytes                            the ledger's secret: readable by its own user alone
 next-session        a number                         the number of the next session
 next-token          :class:`Tokens`                  the next token of a lock
-clock               :class:`LedgerClock`                   ledger time, and the process that advances it
+clock               :class:`LedgerClock`             ledger time, and the process that advances it
 session/S/NONCE     :class:`SessionRecord`           a session that is kept
 lease/S/NONCE       a number, counting renewals      present while the session is open: attached to its lease
 opened/NONCE        a number                         the session that was opened with that nonce: attached
@@ -16,6 +16,8 @@ floor/S             a number                         the session's floor, if it 
 dropped/S/NONCE     :class:`SessionRecord`           a session that was dropped, and has history
 decision/S/N        :class:`DecisionValue`           the decision of transaction N of session S, written once
 unfinished/S/N      empty                            the transaction is not finished
+summary/S/C         :class:`SummaryValue`            of the transactions from C * 512 + 1 on, of which the
+                                                     details were deleted
 decided/T/S/N       empty                            decisions by time; numbers are subtracted from the
                                                      highest one, so that the newest is the first
 precommit/S/N       :class:`PrecommitValue`          all branches have voted PREPARED
@@ -36,6 +38,7 @@ is their order as numbers."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TypeVar
 
 import msgspec
@@ -47,6 +50,8 @@ from undoubt.participants.ids import Protocol, TxId
 
 FORMAT = 1
 UNSIGNED_MAX = 2**64 - 1
+SUMMARIZED = 512
+"""The transactions of one summary."""
 
 
 class Era(msgspec.Struct, frozen=True):
@@ -91,6 +96,33 @@ class DecisionValue(msgspec.Struct, frozen=True, array_like=True):
     branches: tuple[BranchRecord, ...]
     decided_at: float
     cause: str = ""
+
+
+class SummaryValue(msgspec.Struct, frozen=True, array_like=True):
+    """Finished transactions with consecutive numbers. ``prints``: of each the fingerprint of its branches, in
+    four bytes, or zeros; ``aborted``: the places of those that were aborted."""
+
+    nonce: str
+    prints: bytes = bytes(4 * SUMMARIZED)
+    aborted: frozenset[int] = frozenset()
+
+    def of(self, seq: int) -> tuple[Decision, int] | None:
+        """The decision on transaction ``seq``, and the fingerprint of its branches."""
+        place = (seq - 1) % SUMMARIZED
+        fingerprint = int.from_bytes(self.prints[4 * place : 4 * place + 4], "little")
+        if not fingerprint:
+            return None
+        return Decision.ABORT if place in self.aborted else Decision.COMMIT, fingerprint
+
+    def including(self, added: Iterable[tuple[int, Decision, int]]) -> SummaryValue:
+        """With further transactions: number, decision, fingerprint."""
+        prints, aborted = bytearray(self.prints), set(self.aborted)
+        for seq, decision, fingerprint in added:
+            place = (seq - 1) % SUMMARIZED
+            prints[4 * place : 4 * place + 4] = fingerprint.to_bytes(4, "little")
+            if decision is Decision.ABORT:
+                aborted.add(place)
+        return SummaryValue(self.nonce, bytes(prints), frozenset(aborted))
 
 
 class PrecommitValue(msgspec.Struct, frozen=True, array_like=True):
@@ -165,6 +197,10 @@ class Keyspace:
 
     def unfinished(self, txid: TxId) -> bytes:
         return self.of_transaction("unfinished", txid)
+
+    def summary(self, txid: TxId) -> bytes:
+        """The summary that ``txid`` would be in."""
+        return self.all("summary", txid.session) + number((txid.seq - 1) // SUMMARIZED)
 
     def precommit(self, txid: TxId) -> bytes:
         return self.of_transaction("precommit", txid)

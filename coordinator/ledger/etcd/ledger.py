@@ -205,9 +205,9 @@ class EtcdLedger(EtcdKeys, EtcdLocks, Operators, Transactions):
     def _verdict(self, gid: Gid, known: Looked) -> Verdict:
         if not self._names.gave(gid):
             return Verdict.IMPOSTOR
-        standing, decision = known.standing, known.decision
+        standing, found = known.standing, known.recorded
         return verdict_of(
-            None if decision is None or standing.state is None else decision.decision,
+            None if found is None or standing.state is None else found.decision,
             standing.state,
             standing.floor,
             gid.txid.seq,
@@ -219,8 +219,8 @@ class EtcdLedger(EtcdKeys, EtcdLocks, Operators, Transactions):
         check_given(Finish(tuple(asked)))
         return {
             txid: RecordedDecision.NOT_RECORDED
-            if known.decision is None or known.standing.state is None
-            else RecordedDecision(str(known.decision.decision))
+            if known.recorded is None or known.standing.state is None
+            else RecordedDecision(str(known.recorded.decision))
             for txid, known in (await self._looked_up(asked)).items()
         }
 

@@ -32,6 +32,7 @@ from undoubt.coordinator.ledger.etcd.keyspace import (
 from undoubt.coordinator.ledger.etcd.locks import EtcdLocks
 from undoubt.coordinator.ledger.etcd.sessions import Operations, Sessions
 from undoubt.coordinator.ledger.etcd.store import EtcdStore, KeySnapshot
+from undoubt.coordinator.ledger.etcd.summaries import DETAILS_MAX, Summaries
 from undoubt.coordinator.settings import LedgerSettings
 from undoubt.coordinator.supervision import Upkeep
 from undoubt.participants.ids import TxId, new_nonce
@@ -66,23 +67,32 @@ class EtcdLeadership:
         self._sessions = sessions
         self._settings = settings
         self._locks = EtcdLocks(store, sessions, settings)
+        self.summaries = Summaries(store, sessions)
         self._clock = clock
         self._seen: tuple[str, int] | None = None
         self._seen_at = 0.0
         self._moved_at = 0.0
-        self._retired_at = clock()
-        self.loop = Upkeep(
-            "ledger upkeep", self._keep_up, BEAT_INTERVAL_S, undone="old records cannot be deleted now"
+        self._lead = Upkeep(
+            "ledger upkeep", self._keep_up, BEAT_INTERVAL_S, undone="ledger time stands still"
+        )
+        self._cleaning = Upkeep(
+            "ledger cleaning", self._clean, RETENTION_INTERVAL_S, undone="old records cannot be deleted now"
         )
 
     async def start(self) -> None:
         """Take the lead if it is free, then start the periodic work. Raises ``LedgerError``."""
         await self.look()
-        self.loop.start("undoubt-ledger-upkeep")
+        self._lead.start("undoubt-ledger-upkeep")
+        self._cleaning.start("undoubt-ledger-cleaning")
+
+    async def stop(self) -> None:
+        """Stop the periodic work."""
+        await self._cleaning.stop()
+        await self._lead.stop()
 
     async def close(self) -> None:
         """Stop, and resign, so that another process can lead immediately."""
-        await self.loop.stop()
+        await self.stop()
         if self.leads:
             self.leads = False
             try:
@@ -176,7 +186,7 @@ class EtcdLeadership:
         value = snapshot[key]
         if value is None:
             return False
-        gone = ("forgotten", "doomed", "lock-of", "precommit")
+        gone = ("forgotten", "doomed", "lock-of", "precommit", "summary")
         answer = await store.client.transact(
             messages.EtcdTransaction(
                 [*snapshot.unchanged([keys.era, key, *held]), *(map(_none, (unfinished, heuristics)))],
@@ -238,8 +248,9 @@ class EtcdLeadership:
 
             def freed(snapshot: KeySnapshot, key: bytes = key, seq: int = seq) -> tuple[Operations, None]:
                 record = snapshot.get(key, KeyValueRecord)
-                claimed = record is not None and record.kept_ms is None
-                mine = claimed and (record.txid.session, record.txid.seq) == (session, seq)
+                if record is None or record.kept_ms is not None:
+                    return [], None
+                mine = (record.txid.session, record.txid.seq) == (session, seq)
                 return [messages.delete(key)] if mine else [], None
 
             await store.change([key], freed)
@@ -267,12 +278,25 @@ class EtcdLeadership:
                 await self.look()
                 return
             await self.beat()
-            if self._clock() - self._retired_at >= RETENTION_INTERVAL_S:
-                self._retired_at = self._clock()
-                await self.retire()
         except LedgerError:
             self.leads = False
             raise
+
+    async def _clean(self) -> None:
+        """Beside the beats, which must not wait for it."""
+        if self.leads:
+            await self.retire()
+            await self.summarize()
+
+    async def summarize(self, *, most: int = DETAILS_MAX) -> int:
+        """Delete the details of decisions, as :meth:`Summaries.summarize`, and before them those of dropped
+        sessions, of which nothing has to be kept."""
+        keys, store = self._store.keys, self._store
+        for kv in await store.every(keys.all("dropped")):
+            if await store.count(keys.all("decision")) <= most:
+                break
+            await self._purge(kv)
+        return await self.summaries.summarize(self._settings.history_s, most=most)
 
 
 def _none(prefix: bytes) -> messages.Compare:

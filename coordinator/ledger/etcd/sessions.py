@@ -34,11 +34,14 @@ from undoubt.coordinator.ledger.etcd.keyspace import (
     number,
     value_of,
 )
+from undoubt.coordinator.ledger.etcd.recorded import keys_about, recorded
 from undoubt.coordinator.ledger.etcd.store import Compute, EtcdStore, KeySnapshot
 from undoubt.participants.ids import TxId
 
 SESSIONS_MAX = 1_000
 """Most sessions about which a process remembers what never changes."""
+RENEWAL_ATTEMPTS = 3
+"""How often one call renews a lease if etcd elects another leader meanwhile."""
 
 Operations = Sequence[messages.EtcdOperation]
 
@@ -60,7 +63,7 @@ class KnownSession:
     renewals: int = 0
     sent: int = 0
     floor: int = 1
-    decided: tuple[bytes, int] | None = None
+    decided: tuple[TxId, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,11 +153,21 @@ class Sessions:
     async def keep_alive(self, session: int, nonce: str, floor: int) -> None:
         """Renew the lease, count the renewal, and raise the floor. Raises ``SessionLost``,
         ``LedgerError``."""
-        store, keys = self._store, self._store.keys
         known = await self.known(session, nonce)
-        if known is None or known.incarnation != store.era.incarnation:
+        if known is None or known.incarnation != self._store.era.incarnation:
             raise _lost(session)
-        renewed = await self._renewing.renew(known.lease)
+        for _ in range(RENEWAL_ATTEMPTS):
+            renewed = await self._renewing.renew(known.lease)
+            header = await self._counted(session, nonce, known, floor)
+            if renewed.TTL and renewed.header.raft_term == header.raft_term:
+                return
+        raise LedgerUnavailable(f"the lease of session {session} was not renewed; repeat the call")
+
+    async def _counted(
+        self, session: int, nonce: str, known: KnownSession, floor: int
+    ) -> messages.AnswerHeader:
+        """Count a renewal, and raise the floor."""
+        store, keys = self._store, self._store.keys
         known.sent = max(known.sent, known.renewals) + 1
         count, key = known.sent, keys.lease(session, nonce)
         operations = [
@@ -181,8 +194,7 @@ class Sessions:
             raise LedgerUnavailable(f"session {session} could not be renewed; repeat the call")
         known.renewals = max(known.renewals, count)
         known.floor = max(known.floor, floor)
-        if not renewed.TTL or renewed.header.raft_term != answer.header.raft_term:
-            raise LedgerUnavailable(f"the lease of session {session} was not renewed; repeat the call")
+        return answer.header
 
     async def close(self, session: int, nonce: str) -> None:
         store, keys = self._store, self._store.keys
@@ -240,12 +252,19 @@ class Sessions:
         known = await self.known(session, nonce)
         # Of the time before the read: what is acknowledged meanwhile may be later than what is read.
         renewals, decided = (0, None) if known is None else (known.renewals, known.decided)
-        asked = [*keys, *self.keys_of(session, nonce), *([] if decided is None else [decided[0]])]
+        asked = [*keys, *self.keys_of(session, nonce)]
+        if decided is not None:
+            asked += keys_about(store.keys, decided[0])
 
         def checked(snapshot: KeySnapshot) -> tuple[Operations, T]:
             standing = self.standing(snapshot, session, nonce)
-            lost = decided is not None and snapshot.revision(decided[0]) != decided[1]
-            if standing.state is SessionState.OPEN and (lost or standing.renewals < renewals):
+            lost = standing.renewals < renewals
+            if decided is not None and snapshot.revision(store.keys.decision(decided[0])) != decided[1]:
+                found = recorded(store.keys, snapshot, decided[0])
+                lost = lost or found is None or found.details is not None
+                if known is not None and known.decided == decided:
+                    known.decided = None  # its details were deleted
+            if standing.state is SessionState.OPEN and lost:
                 raise _SetBack
             return compute(snapshot)
 

@@ -14,6 +14,7 @@ from undoubt.coordinator.ledger.etcd.keyspace import (
     SessionRecord,
     decode,
 )
+from undoubt.coordinator.ledger.etcd.recorded import Recorded, keys_about, recorded
 from undoubt.coordinator.ledger.etcd.sessions import Sessions, Standing, transactions_of
 from undoubt.coordinator.ledger.etcd.store import KEYS_MAX, PAGE, EtcdStore
 from undoubt.coordinator.ledger.pages import BRANCHES_MAX
@@ -25,7 +26,7 @@ class Looked(NamedTuple):
     """What the ledger has about one transaction, at one revision."""
 
     standing: Standing
-    decision: DecisionValue | None
+    recorded: Recorded | None
     next_session: int
 
 
@@ -45,10 +46,7 @@ class Transactions:
             following = snapshot.number(keys.next_session, 1)
             for txid in txids_read:
                 standing = self._sessions.standing(snapshot, txid.session, txid.nonce)
-                decision = snapshot.get(keys.decision(txid), DecisionValue)
-                if decision is not None and decision.nonce != txid.nonce:
-                    decision = None
-                found[txid] = Looked(standing, decision, following)
+                found[txid] = Looked(standing, recorded(keys, snapshot, txid), following)
         return found
 
     def _requests(self, txids: Iterable[TxId]) -> Iterable[tuple[list[TxId], list[bytes]]]:
@@ -60,13 +58,13 @@ class Transactions:
             of_session = self._sessions.keys_of(session, nonce)
             asked_session = False
             for txid in of_one:
-                if len(asked) + len(of_session) + 2 > KEYS_MAX:
+                if len(asked) + len(of_session) + 3 > KEYS_MAX:
                     yield together, asked
                     together, asked, asked_session = [], [], False
                 if not asked_session:
                     asked += of_session
                     asked_session = True
-                asked.append(keys.decision(txid))
+                asked += keys_about(keys, txid)
                 together.append(txid)
         if together:
             yield together, asked
@@ -122,14 +120,24 @@ class Transactions:
         check_given(Finish((txid,)))
         records = await self._records_of([(txid.session, txid.seq)])
         infos = await self._infos([record for record in records if record.txid == txid])
-        return infos[0] if infos else await self._undecided(txid)
+        return infos[0] if infos else await self._without_details(txid)
 
-    async def _undecided(self, txid: TxId) -> TransactionInfo | None:
+    async def _without_details(self, txid: TxId) -> TransactionInfo | None:
+        """A transaction that is precommitted and undecided, or of whose decision there is only a summary."""
         keys = self._store.keys
-        asked = [keys.precommit(txid), *self._sessions.keys_of(txid.session, txid.nonce)]
-        snapshot = await self._store.read(asked)
+        of_session = self._sessions.keys_of(txid.session, txid.nonce)
+        snapshot = await self._store.read([keys.precommit(txid), *keys_about(keys, txid), *of_session])
         noted = snapshot.get(keys.precommit(txid), PrecommitValue)
         standing = self._sessions.standing(snapshot, txid.session, txid.nonce)
+        name = "" if standing.record is None else standing.record.name
+        found = recorded(keys, snapshot, txid)
+        if found is not None and standing.state is not None:
+            verdict = verdict_of(found.decision, standing.state, standing.floor, txid.seq, None)
+            heuristics = await self._heuristics_of(txid)
+            record = RecordedDecision(str(found.decision))
+            return TransactionInfo(
+                txid, record, verdict, "", (), None, name, finished=True, heuristics=heuristics
+            )
         if noted is None or noted.nonce != txid.nonce:
             return None
         return TransactionInfo(
@@ -139,7 +147,7 @@ class Transactions:
             noted.protocol,
             noted.branches,
             None,
-            "" if standing.record is None else standing.record.name,
+            name,
             finished=False,
             heuristics=(),
             precommitted=True,
@@ -170,7 +178,7 @@ class Transactions:
         keys = await self._keys_of(records)
         heuristics: dict[int, list[Heuristic]] = {}
         for session in {record.txid.session for record in records}:
-            heuristics[session] = await self._heuristics_of(session)
+            heuristics[session] = await self._heuristics_in(session)
         for record in records:
             txid, standing = record.txid, looked[record.txid].standing
             known = None if standing.state is None else record.decision
@@ -212,7 +220,10 @@ class Transactions:
                 found[txid] = name
         return found
 
-    async def _heuristics_of(self, session: int) -> list[Heuristic]:
+    async def _heuristics_of(self, txid: TxId) -> tuple[Heuristic, ...]:
+        return tuple(each for each in await self._heuristics_in(txid.session) if each.gid.txid == txid)
+
+    async def _heuristics_in(self, session: int) -> list[Heuristic]:
         found = []
         for kind in ("heuristic", "forgotten"):
             kvs = await self._store.every(self._store.keys.all(kind, session))

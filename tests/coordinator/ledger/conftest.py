@@ -200,7 +200,7 @@ class Etcd(Backend):
         )
         await maintenance.init(self.settings)
         self.opened = await EtcdLedger.open(self.settings, clock=lambda: 0.0)
-        await self.opened.upkeep.loop.stop()  # a beat of it would be in the way of those in elapse
+        await self.opened.upkeep.stop()  # a beat of it would be in the way of those in elapse
         self._watch(self.opened.client, self.opened.renewing)
         self.ledger = self.opened
 
@@ -230,6 +230,7 @@ class Etcd(Backend):
         await upkeep.move(round(seconds * 1000))
         assert upkeep.leads
         await upkeep.retire()
+        await upkeep.summaries.summarize(0.0, most=0)  # all that can be: answers are the same
 
     def secret(self) -> bytes:
         return self.opened.secret
