@@ -1,4 +1,5 @@
-"""Real etcd members on this machine (Debian: ``etcd-server``): started, killed, stopped, compacted.
+"""Real etcd members on this machine (Debian: ``etcd-server``, ``etcd-client``): started, killed, stopped,
+compacted, restored from a snapshot.
 
 The folder of a member stays when it is killed, so that it starts again with what it had stored."""
 
@@ -10,6 +11,7 @@ import itertools
 import os
 import shutil
 import signal
+import ssl
 import subprocess
 import threading
 import time
@@ -26,12 +28,13 @@ READY_S = 120.0
 
 
 class EtcdMissing(RuntimeError):
-    """etcd is not installed: ``apt-get install etcd-server``."""
+    """etcd is not installed: ``apt-get install etcd-server etcd-client``."""
 
 
 class EtcdCluster:
     """Members ``one``, ``two``, …, which store beneath ``folder``. Their heartbeats are slow, so that a busy
-    machine makes no election; ``heartbeat_ms`` sets them otherwise."""
+    machine makes no election; ``heartbeat_ms`` sets them otherwise. ``certs``: a folder with ``ca.crt``,
+    ``node-1.*`` and ``client-app.*``; then clients need TLS and a certificate."""
 
     def __init__(
         self,
@@ -40,9 +43,9 @@ class EtcdCluster:
         *,
         heartbeat_ms: int = 500,
         token: str = "undoubt-test",
-        more: tuple[str, ...] = (),
+        certs: Path | None = None,
     ) -> None:
-        if shutil.which("etcd") is None:
+        if shutil.which("etcd") is None or shutil.which("etcdctl") is None:
             raise EtcdMissing(EtcdMissing.__doc__)
         self.folder = folder
         self.names = NAMES[:count]
@@ -51,7 +54,7 @@ class EtcdCluster:
         self._peers = dict(zip(self.names, ports[count:], strict=True))
         self._heartbeat_ms = heartbeat_ms
         self.token = token
-        self._more = more
+        self._certs = certs
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
 
     @property
@@ -65,7 +68,7 @@ class EtcdCluster:
     def start(self, *names: str) -> None:
         """Start members, all by default, and wait until one leads."""
         for name in names or self.names:
-            client, peer = (f"http://127.0.0.1:{ports[name]}" for ports in (self.clients, self._peers))
+            client, peer = self._base(name), f"http://127.0.0.1:{self._peers[name]}"
             self.folder.mkdir(parents=True, exist_ok=True)
             with (self.folder / f"{name}.log").open("ab") as log:
                 self._processes[name] = subprocess.Popen(
@@ -76,7 +79,7 @@ class EtcdCluster:
                         "--initial-cluster", self.initial, "--initial-cluster-token", self.token,
                         "--heartbeat-interval", str(self._heartbeat_ms),
                         "--election-timeout", str(10 * self._heartbeat_ms),
-                        "--logger", "zap", "--log-level", "error", *self._more,
+                        "--logger", "zap", "--log-level", "error", *self._tls(),
                     ],
                     stdout=log, stderr=log, start_new_session=True,
                     preexec_fn=die_with_parent,  # noqa: PLW1509 - calls the kernel, and takes no lock
@@ -98,8 +101,22 @@ class EtcdCluster:
         return False
 
     def ask(self, member: str, path: str, /, **request: object) -> httpx.Response:
-        url = f"http://127.0.0.1:{self.clients[member]}/v3/{path}"
-        return httpx.post(url, json=request, timeout=10, trust_env=False)
+        verify: ssl.SSLContext | bool = True
+        if self._certs is not None:
+            verify = ssl.create_default_context(cafile=self._certs / "ca.crt")
+            verify.load_cert_chain(self._certs / "client-app.crt", self._certs / "client-app.key")
+        url = f"{self._base(member)}/v3/{path}"
+        return httpx.post(url, json=request, timeout=10, trust_env=False, verify=verify)
+
+    def _base(self, member: str) -> str:
+        return f"{'http' if self._certs is None else 'https'}://127.0.0.1:{self.clients[member]}"
+
+    def _tls(self) -> list[str]:
+        if self._certs is None:
+            return []
+        files = {"--cert-file": "node-1.crt", "--key-file": "node-1.key", "--trusted-ca-file": "ca.crt"}
+        named = [part for flag, file in files.items() for part in (flag, str(self._certs / file))]
+        return ["--client-cert-auth", *named]
 
     def leader(self) -> str:
         """The name of the member that leads."""
@@ -136,6 +153,28 @@ class EtcdCluster:
         answer = self.ask(name, "kv/compaction", revision=revision, physical=True)
         if "has been compacted" not in answer.text:  # before: nothing was written since
             answer.raise_for_status()
+
+    def save(self, file: Path) -> None:
+        """Write a snapshot of one member, as an operator does."""
+        self._etcdctl(
+            "snapshot", "save", str(file), "--endpoints", f"127.0.0.1:{self.clients[self.names[0]]}"
+        )
+
+    def restore(self, file: Path) -> None:
+        """Make the folders of all members, which do not run, from a snapshot: a new cluster."""
+        shutil.rmtree(self.folder)
+        self.folder.mkdir()
+        self.token += "-restored"
+        for name in self.names:
+            self._etcdctl(
+                "snapshot", "restore", str(file), "--name", name, "--data-dir", str(self.folder / name),
+                "--initial-cluster", self.initial, "--initial-cluster-token", self.token,
+                "--initial-advertise-peer-urls", f"http://127.0.0.1:{self._peers[name]}",
+            )  # fmt: skip
+
+    def _etcdctl(self, *arguments: str) -> None:
+        environment = {**os.environ, "ETCDCTL_API": "3"}
+        subprocess.run(["etcdctl", *arguments], env=environment, check=True, capture_output=True)
 
     def close(self) -> None:
         self.kill(*list(self._processes))

@@ -4,7 +4,7 @@ Real servers, real processes. After each death recovery runs to its end; then ev
 databases or in neither, nothing is prepared, nothing that was acknowledged is lost. With ``--pooler`` that
 participant is reached through a PgBouncer in transaction mode, which is a victim too; in every other case
 undoubt is not told of it. With ``--ledger postgresql`` the ledger is on a server of its own, a victim too;
-with ``--ledger etcd`` two of its three members are.
+with ``--ledger etcd`` two of its three members are: one is killed, one is stopped, and all are compacted.
 
 With ``--ledger raft``, or ``--protocol paxos``, three nodes keep it, which are victims too: each in its role,
 two at once, at steps of their own, and everything at once; and the coordinator is also only stopped, and goes

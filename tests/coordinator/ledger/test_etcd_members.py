@@ -155,6 +155,32 @@ async def test_an_etcd_whose_folders_were_set_back_begins_an_incarnation(
     assert (await other.open_session("again", 600)).id > later.id
 
 
+async def test_a_snapshot_that_is_restored_begins_an_incarnation(
+    members: EtcdCluster, place: Place, ledger: Signing, tmp_path: Path
+) -> None:
+    """As above, by the procedure of etcd's manual, and with the command that the documentation tells."""
+    session = await ledger.open_session("test", 600)
+    await decided(ledger, session, range(1, 4))
+    await asyncio.to_thread(members.save, tmp_path / "snapshot")
+    await decided(ledger, session, range(4, 6))
+    before = await ledger.info()
+    members.kill(*members.names)
+    await asyncio.to_thread(members.restore, tmp_path / "snapshot")
+    members.start()
+    restored = await maintenance.restore(place.settings, None)
+    assert restored.ledger_id == before.ledger_id
+    assert restored.incarnation > 1
+    with pytest.raises(OutcomeUnknown):
+        await ledger.decide(session.txid(6), COMMIT, BRANCHES)
+    assert await verdict_of(ledger, session.txid(3)) is Verdict.COMMITTED
+    assert await verdict_of(ledger, session.txid(4)) is Verdict.FORGOTTEN
+    with pytest.raises(SessionLost):
+        await ledger.keep_alive(session, 1)
+    again = await ledger.open_session("again", 600)
+    assert again.id > session.id + 2**31
+    assert await ledger.decide(again.txid(1), COMMIT, BRANCHES) is COMMIT
+
+
 async def test_restore_accepts_an_etcd_as_it_is(place: Place, ledger: Signing) -> None:
     """After a snapshot was restored, sessions that it contains go on as if nothing had been lost."""
     session = await ledger.open_session("test", 600)
