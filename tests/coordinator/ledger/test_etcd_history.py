@@ -134,8 +134,8 @@ async def test_details_are_deleted_by_age_and_number(aging: Etcd) -> None:
     assert await upkeep.summarize(most=130) == 0
     assert await upkeep.summarize(most=100) == 30
     assert {info.txid for info in await ledger.transactions(limit=1000)} == set(txids[30:])
-    upkeep._settings = msgspec.structs.replace(upkeep._settings, history_s=0.0)
-    assert await upkeep.summarize() == 100
+    assert await upkeep.summaries.summarize(3600.0) == 0
+    assert await upkeep.summaries.summarize(0.0) == 100
     assert await ledger.transactions(limit=1000) == []
     assert set((await ledger.records(txids)).values()) == {RecordedDecision.COMMIT}
 

@@ -21,6 +21,7 @@ from undoubt.coordinator.errors import LedgerUnavailable
 from undoubt.coordinator.ledger import commands as c
 from undoubt.coordinator.ledger import maintenance
 from undoubt.coordinator.ledger.contract import Session
+from undoubt.coordinator.ledger.etcd import ledger as ledger_module
 from undoubt.coordinator.ledger.etcd import maintenance as upkeep
 from undoubt.coordinator.ledger.etcd import messages
 from undoubt.coordinator.ledger.etcd.keyspace import Era, decode, encode
@@ -28,7 +29,7 @@ from undoubt.coordinator.ledger.etcd.ledger import EtcdLedger
 from undoubt.coordinator.settings import LedgerSettings
 from undoubt.participants.ids import TxId
 
-FOR_EVER_MS = 10**9
+FOR_EVER_S = 1e6
 
 
 class EtcdStage(Stage):
@@ -88,9 +89,9 @@ class Keys(Rows):
             await self._ledger.client.revoke(kv.lease)
 
     async def _opened(self, command: c.OpenSession) -> Session:
-        number = await self._ledger._sessions.open(command.name, command.nonce, FOR_EVER_MS)
-        key = self._ledger._names.key_bytes(number, command.nonce)
-        return Session(number, command.nonce, command.name, 1.0, key=key)
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(ledger_module, "new_nonce", lambda: command.nonce)
+            return await self._ledger.open_session(command.name, FOR_EVER_S)
 
     def summarize(self) -> None:
         self._stage.run(self._ledger.upkeep.summarize(most=0))
