@@ -61,8 +61,8 @@ async def etcd(folder: Path) -> AsyncIterator[Etcd]:
             processes.append(await _started(folder, name, client, peer, members))
         leader = await _leader([client.removeprefix("http://") for client in clients])
         async with grpc.aio.insecure_channel(leader) as channel:
-            await channel.unary_unary("/etcdserverpb.KV/Put")(_bytes(1, SESSION) + _bytes(2, b"open"))
-            yield Etcd(channel)
+            await channel.unary_unary("/etcdserverpb.KV/Put")(written(1, SESSION) + written(2, b"open"))
+            yield Etcd(channel, leader)
     finally:
         for process in processes:
             process.kill()
@@ -85,7 +85,10 @@ async def _started(
 class Etcd:
     """Its decisions, over one connection: requests of all callers share it, as HTTP/2 allows."""
 
-    def __init__(self, channel: grpc.aio.Channel) -> None:
+    def __init__(self, channel: grpc.aio.Channel, address: str) -> None:
+        """``address``: host and port of the member at the other end of ``channel``."""
+        self.channel = channel
+        self.address = address
         self._transact = channel.unary_unary("/etcdserverpb.KV/Txn")
         self._range = channel.unary_unary("/etcdserverpb.KV/Range")
 
@@ -95,7 +98,7 @@ class Etcd:
         return succeeded(await self._transact(request))
 
     async def count(self) -> int:
-        request = _bytes(1, DECISIONS) + _bytes(2, DECISIONS_END) + _number(9, 1)  # count_only
+        request = written(1, DECISIONS) + written(2, DECISIONS_END) + numbered(9, 1)  # count_only
         return fields(await self._range(request)).get(4, 0)
 
 
@@ -103,14 +106,14 @@ def decision(key: bytes, value: bytes) -> bytes:
     """A ``TxnRequest``."""
     open_ = _compare(_GREATER, SESSION)
     new = _compare(_EQUAL, key)
-    put = _bytes(2, _bytes(1, key) + _bytes(2, value))
-    read = _bytes(1, _bytes(1, key))
-    return _bytes(1, open_) + _bytes(1, new) + _bytes(2, put) + _bytes(3, read)
+    put = written(2, written(1, key) + written(2, value))
+    read = written(1, written(1, key))
+    return written(1, open_) + written(1, new) + written(2, put) + written(3, read)
 
 
 def _compare(how: int, key: bytes) -> bytes:
     """Of a key's creation with revision 0, which is that of a key that is not there."""
-    return _number(1, how) + _number(2, _CREATE_REVISION) + _bytes(3, key) + _number(5, 0)
+    return numbered(1, how) + numbered(2, _CREATE_REVISION) + written(3, key) + numbered(5, 0)
 
 
 def succeeded(response: bytes) -> bool:
@@ -148,7 +151,7 @@ def _varint(message: bytes, at: int) -> tuple[int, int]:
             return value, at
 
 
-def _written(value: int) -> bytes:
+def _varied(value: int) -> bytes:
     written = bytearray()
     while value > 0x7F:
         written.append(value & 0x7F | 0x80)
@@ -157,12 +160,14 @@ def _written(value: int) -> bytes:
     return bytes(written)
 
 
-def _bytes(field: int, data: bytes) -> bytes:
-    return _written(field << 3 | 2) + _written(len(data)) + data
+def written(field: int, data: bytes) -> bytes:
+    """A field with bytes, text or a message."""
+    return _varied(field << 3 | 2) + _varied(len(data)) + data
 
 
-def _number(field: int, value: int) -> bytes:
-    return _written(field << 3) + _written(value)
+def numbered(field: int, value: int) -> bytes:
+    """A field with a number."""
+    return _varied(field << 3) + _varied(value)
 
 
 async def _leader(addresses: list[str]) -> str:

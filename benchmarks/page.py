@@ -63,6 +63,7 @@ BLOCKS = {
     "nodes": Block("benchmarks.growth nodes"),
     "where": Block("benchmarks.where --seconds 10"),
     "etcd": Block("benchmarks.ledger --seconds 20"),
+    "etcd-client": Block("benchmarks.etcd_client --seconds 8"),
 }
 
 

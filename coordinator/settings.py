@@ -33,6 +33,7 @@ PROTOCOLS: dict[str, Protocol] = {name: protocol for protocol, name in PROTOCOL_
 
 
 _SQLITE = "sqlite:///"
+_ETCD = "etcd://"
 _SQLITE_NAME_BYTES_MAX = 200
 """Below the file system's limit, because the files beside a ledger have longer names than the ledger's
 file."""
@@ -54,7 +55,8 @@ class LedgerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     role that logs in; these roles may read the ledger's secret."""
     tls_ca: str = ""
     """PEM files of the ``raft://`` cluster's connections, for its nodes and its clients: the CAs that are
-    trusted, this side's certificate, and its key. All three, or none."""
+    trusted, this side's certificate, and its key. All three, or none. For ``etcd://`` those of its clients;
+    without a certificate and its key if etcd asks clients for none."""
     tls_cert: str = ""
     tls_key: str = ""
     tls_crl: str = ""
@@ -71,8 +73,10 @@ class LedgerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         files = {"tls_ca": self.tls_ca, "tls_cert": self.tls_cert, "tls_key": self.tls_key}
         for name, file in (files | {"tls_crl": self.tls_crl}).items():
             path(name, file, empty=True)
-        if self.tls_crl and not self.tls_ca:
-            raise ValueError("tls_crl needs tls_ca, tls_cert and tls_key")
+        if self.tls_crl and (self.url.startswith(_ETCD) or not self.tls_ca):
+            raise ValueError("tls_crl needs tls_ca, tls_cert and tls_key, and a raft:// cluster")
+        if self.url.startswith(_ETCD) and not (self.tls_cert or self.tls_key):
+            return
         if any(files.values()) and not all(files.values()):
             missing = " and ".join(key for key, path in files.items() if not path)
             raise ValueError(f"TLS needs tls_ca, tls_cert and tls_key; {missing} missing")

@@ -19,9 +19,10 @@ First the tests of the rooms, from the lowest up; then what tests the system as 
                          faults`).
 :mod:`.conformance`      runs cases of an outside suite (``make conformance``).
 :mod:`.mutants`          plants bugs, each of which a test must find (``make mutants``).
-:mod:`.conftest`         defines the fixtures ``postgres``, ``database`` and ``databases``, and fails a test
-                         that leaves a prepared transaction.
+:mod:`.conftest`         defines the fixtures ``postgres``, ``database``, ``databases`` and ``etcd``, and
+                         fails a test that leaves a prepared transaction.
 :mod:`.servers`          starts the PostgreSQL servers of the tests.
+:mod:`.etcd`             starts the etcd members of the tests.
 :mod:`.ports`            gives free TCP ports.
 :mod:`.stand_in`         replaces what a module of the product has imported.
 :mod:`.service_manager`  is systemd's side of a service's reports.

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.etcd import Disturbance, EtcdCluster
 from tests.servers import Server, fresh_database, new_server
 
 MEMORY = Path("/dev/shm")  # noqa: S108 - Linux's filesystem in memory
@@ -83,6 +84,29 @@ def other_postgres() -> Iterator[Server]:
     server = new_server()
     yield server
     server.close()
+
+
+@pytest.fixture(scope="session")
+def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EtcdCluster]:
+    """Three members for the whole session; not to be stopped."""
+    cluster = EtcdCluster(tmp_path_factory.mktemp("etcd"))
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.close()
+
+
+@pytest.fixture(scope="session")
+def disturbed_etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EtcdCluster]:
+    """Three members, of which one is killed or stopped now and then, and which are compacted."""
+    cluster = EtcdCluster(tmp_path_factory.mktemp("disturbed-etcd"), heartbeat_ms=100)
+    try:
+        cluster.start()
+        with Disturbance(cluster):
+            yield cluster
+    finally:
+        cluster.close()
 
 
 @pytest.fixture

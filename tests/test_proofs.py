@@ -98,11 +98,12 @@ async def test_the_crash_matrix_through_a_pooler() -> None:
     assert told["failures"] == []
 
 
-async def test_the_crash_matrix_on_the_postgresql_ledger() -> None:
-    """Broken if the death of the ledger's own server splits or loses a transaction whose ledger is rows. All
-    of it: ``make prove PROOF=crash ARGS="--ledger postgresql"``."""
+@pytest.mark.parametrize("ledger", ["postgresql", "etcd"])
+async def test_the_crash_matrix_on_a_ledger_of_the_users(ledger: str) -> None:
+    """Broken if the death of the ledger's own server, or of a majority of its members, splits or loses a
+    transaction whose ledger is rows or keys. All of it: ``make prove PROOF=crash ARGS="--ledger etcd"``."""
     only = ["ledger", "coordinator at after_decide"]
-    told = await prove("crash", "--ledger", "postgresql", "--lanes", "2", "--only", *only)
+    told = await prove("crash", "--ledger", ledger, "--lanes", "2", "--only", *only)
     assert told["cases"] == own(cases(ledger=True), only) >= 11
     assert (told["not_killed"], told["half_applied"]) == (0, 0)
     assert (told["acknowledged_lost"], told["prepared_after"]) == (0, 0)

@@ -36,6 +36,7 @@ The modules and rooms, in the order in which a call passes them:
                               keys.
 :mod:`.lock_queue`            computes, for all backends, who gets a lock next; holds all locks of the
                               machine's state.
+:mod:`.lock_watch`            waits for locks on a ledger that tells no process of a change.
 :mod:`.leases`                computes which sessions have expired, by a monotonic clock.
 :mod:`.session_mark`          marks a session whose every commit is recorded; every process can read the mark.
 :mod:`.pages`                 reads all unfinished decisions in pages.
@@ -46,6 +47,7 @@ The modules and rooms, in the order in which a call passes them:
 :mod:`.sqlite`                implements a ledger in one file, which one process owns.
 :mod:`.postgres`              implements a ledger in tables of one PostgreSQL database, for any number of
                               processes.
+:mod:`.etcd`                  implements a ledger in keys of an etcd, for any number of processes.
 :mod:`.cluster`               implements a client of a ledger that a cluster of nodes keeps.
 :mod:`.durable`               writes files, and syncs their folders.
 :mod:`.disk`                  classifies a failed write: no room, or it is unknown what was written.

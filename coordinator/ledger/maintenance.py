@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import TypeVar
 
 from undoubt.coordinator.errors import LedgerLocked, LedgerMissing, LedgerUnusable
@@ -34,6 +35,8 @@ async def init(settings: LedgerSettings, *, note: str = "", verb: str = "ledger 
     made = False
     if urls.backend_of(settings.url) == urls.POSTGRES:
         made = await tables.create(settings)
+    elif urls.backend_of(settings.url) == urls.ETCD:
+        made = bool(await _etcd().create(settings))
     ledger = await urls.open_ledger(settings, create=True)  # a cluster is made by `undoubt cluster init`
     try:
         if isinstance(ledger, SqliteLedger):
@@ -45,11 +48,21 @@ async def init(settings: LedgerSettings, *, note: str = "", verb: str = "ledger 
         await ledger.close()
 
 
+def _etcd() -> ModuleType:
+    """The module for the maintenance of a ledger in etcd. Raises ``LedgerMisconfigured`` if its library is
+    not installed."""
+    try:
+        from undoubt.coordinator.ledger.etcd import creation  # noqa: PLC0415 - needs an extra
+    except ModuleNotFoundError as error:
+        raise urls.needs_extra(error) from error
+    return creation
+
+
 async def put_aside(settings: LedgerSettings) -> str | None:
     """Rename the remaining files of a SQLite ledger whose file is missing or has no tables, so that a new
     ledger can be made there. Returns the new name, if there was a file to keep. Raises ``UsageError`` if
     there is a ledger, ``LedgerLocked``, ``LedgerUnusable``."""
-    _only_sqlite(settings, "is made in its database", "`undoubt cluster init`")
+    _only_sqlite(settings, "is made in its database", "`undoubt cluster init`", "is made in its etcd")
     return await asyncio.to_thread(
         _alone, urls.sqlite_path(settings.url).resolve(), _put_aside, must_exist=False
     )
@@ -75,6 +88,8 @@ async def export_secret(settings: LedgerSettings, path: Path, *, note: str = "")
                 secret = ledger.secret
             case SqliteLedger():
                 raise LedgerLocked("the ledger is in use: stop that process first, or take a backup")
+            case _ if urls.backend_of(settings.url) == urls.ETCD:
+                secret = _etcd().secret_of(ledger)
             case _:
                 raise UsageError("a cluster's secret is in its backups: `undoubt cluster backup`")
         async with acting(ledger, new_act("ledger init --export-secret", path, note)):
@@ -98,6 +113,8 @@ async def migrate(settings: LedgerSettings, *, note: str = "") -> list[str]:
     afterwards: older tables may have no column or table for it. Raises ``LedgerLocked`` if any process has
     the SQLite ledger open, ``LedgerMissing`` and ``LedgerUnusable``."""
     _no_cluster(settings, "brings its nodes up to date by itself")
+    if urls.backend_of(settings.url) == urls.ETCD:
+        raise UsageError("a ledger in etcd has no tables: there is only one form of its keys")
     if urls.backend_of(settings.url) == urls.POSTGRES:
         applied = await tables.migrate(settings)
     else:
@@ -119,7 +136,10 @@ async def backup(settings: LedgerSettings, path: Path, *, note: str = "") -> int
     """Write a backup of a SQLite ledger to the absolute ``path``, also while the ledger is in use; returns
     its size in bytes. Raises ``UsageError``, also for other ledgers, and ``LedgerError``."""
     _only_sqlite(
-        settings, "is backed up with its database, by pg_dump or a base backup", "`undoubt cluster backup`"
+        settings,
+        "is backed up with its database, by pg_dump or a base backup",
+        "`undoubt cluster backup`",
+        "is backed up with its etcd, by etcdctl snapshot save",
     )
     ledger = await SqliteLedger.open(urls.sqlite_path(settings.url), settings, create=False)
     try:
@@ -132,18 +152,23 @@ async def backup(settings: LedgerSettings, path: Path, *, note: str = "") -> int
 async def before_restore(settings: LedgerSettings, file: Path) -> Restoring:
     """Which ledger a restore from ``file`` would make, and which is there. Changes nothing. Raises
     ``UsageError``, ``LedgerUnusable``."""
-    _only_sqlite(settings, "detects by itself that it was restored", "`undoubt cluster restore`")
+    _only_sqlite(settings, *_RESTORED)
     return await asyncio.to_thread(restoring.before_restore, urls.sqlite_file(settings.url), file)
 
 
 async def restore(
     settings: LedgerSettings, file: Path | None, *, note: str = "", other_ledger: bool = False
 ) -> RestoredLedger:
-    """Restore a SQLite ledger from the backup ``file``, or, with None, accept the ledger's file as it is; a
-    new incarnation begins. ``other_ledger``: ``file`` may be a backup of another ledger than the one that is
-    there, which is given up. Raises ``UsageError``, ``LedgerLocked`` if any process has the ledger open,
-    ``LedgerUnusable``, ``LedgerMissing``."""
-    _only_sqlite(settings, "detects by itself that it was restored", "`undoubt cluster restore`")
+    """Restore a SQLite ledger from the backup ``file``, or, with None, accept the ledger's file, or the etcd
+    of a ledger, as it is; a new incarnation begins. ``other_ledger``: ``file`` may be a backup of another
+    ledger than the one that is there, which is given up. Raises ``UsageError``, ``LedgerLocked`` if any
+    process has the ledger open, ``LedgerUnusable``, ``LedgerMissing``."""
+    if file is None and urls.backend_of(settings.url) == urls.ETCD:
+        accepted: RestoredLedger = await _etcd().accept(
+            settings, new_act("ledger restore", "etcd as it is", note, result=DONE)
+        )
+        return accepted
+    _only_sqlite(settings, *_RESTORED)
     path = urls.sqlite_file(settings.url)
     act = new_act("ledger restore", file or "the file as it is", note, result=DONE)
 
@@ -160,23 +185,37 @@ def _no_cluster(settings: LedgerSettings, instead: str) -> None:
         raise UsageError(f"the ledger is kept by a cluster, which {instead}")
 
 
-def _only_sqlite(settings: LedgerSettings, postgres: str, cluster: str) -> None:
+_RESTORED = (
+    "detects by itself that it was restored",
+    "`undoubt cluster restore`",
+    "is restored with its etcd, by etcdutl snapshot restore; then run `undoubt ledger restore` without file",
+)
+"""What to do instead of restoring a file, for :func:`_only_sqlite`."""
+
+
+def _only_sqlite(settings: LedgerSettings, postgres: str, cluster: str, etcd: str) -> None:
     match urls.backend_of(settings.url):
         case urls.SQLITE:
             pass
         case urls.POSTGRES:
             raise UsageError(f"a PostgreSQL ledger {postgres}")
+        case urls.ETCD:
+            raise UsageError(f"a ledger in etcd {etcd}")
         case _:
             raise UsageError(f"the ledger is kept by a cluster: {cluster}")
 
 
 async def check(settings: LedgerSettings) -> list[str]:
     """Read a whole SQLite ledger and verify all checksums, or check the rows and the server of a PostgreSQL
-    ledger. Returns the problems found. Changes nothing. Raises ``LedgerLocked`` if any process has the SQLite
-    ledger open, ``LedgerMissing`` and ``LedgerUnavailable``."""
+    ledger, or the keys and the members of an etcd. Returns the problems found. Changes nothing. Raises
+    ``LedgerLocked`` if any process has the SQLite ledger open, ``LedgerMissing`` and
+    ``LedgerUnavailable``."""
     _no_cluster(settings, "is checked by `undoubt cluster status` and `undoubt doctor`")
     if urls.backend_of(settings.url) == urls.POSTGRES:
         return await tables.problems(settings)
+    if urls.backend_of(settings.url) == urls.ETCD:
+        problems: list[str] = await _etcd().problems(settings)
+        return problems
     return await asyncio.to_thread(_alone, urls.sqlite_file(settings.url), _check)
 
 

@@ -14,6 +14,7 @@ from undoubt.participants.redact import redact
 SQLITE = "sqlite"
 POSTGRES = "postgresql+psycopg"
 RAFT = "raft"
+ETCD = "etcd"
 
 
 async def open_ledger(settings: LedgerSettings, *, create: Create = False, serves: bool = False) -> Ledger:
@@ -46,6 +47,20 @@ async def _open_cluster(settings: LedgerSettings, _: Create, **_also: bool) -> L
     return await ClusterLedger.open(settings)
 
 
+async def _open_etcd(settings: LedgerSettings, _: Create, **_also: bool) -> Ledger:
+    try:
+        from undoubt.coordinator.ledger.etcd.ledger import EtcdLedger  # noqa: PLC0415 - as above
+    except ModuleNotFoundError as error:
+        raise needs_extra(error) from error
+
+    return await EtcdLedger.open(settings)
+
+
+def needs_extra(error: ModuleNotFoundError) -> LedgerMisconfigured:
+    """The error to raise if the library of the etcd ledger is not installed."""
+    return LedgerMisconfigured(f"a ledger at etcd:// needs {error.name}: pip install 'undoubt[etcd]'")
+
+
 class _Opener(Protocol):
     async def __call__(self, settings: LedgerSettings, create: Create, /, *, serves: bool) -> Ledger: ...
 
@@ -54,6 +69,7 @@ _OPENERS: dict[str, _Opener] = {
     SQLITE: _open_sqlite,
     POSTGRES: _open_postgres,
     RAFT: _open_cluster,
+    ETCD: _open_etcd,
 }
 
 
@@ -88,5 +104,6 @@ def sqlite_file(url: str) -> Path:
 def _unsupported(url: str) -> LedgerMisconfigured:
     return LedgerMisconfigured(
         f"ledger URL {redact(url)!r} is not supported here; known: sqlite:///path/to/file.db,"
-        " postgresql+psycopg://user@host:5432/database, raft://host:7400,host:7400,host:7400"
+        " postgresql+psycopg://user@host:5432/database, raft://host:7400,host:7400,host:7400,"
+        " etcd://host:2379,host:2379,host:2379"
     )

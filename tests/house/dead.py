@@ -44,6 +44,12 @@ HOOKS = {
     "prepare_statements",
     "result_base64",
     "was_prepared",
+    # Fields of requests that etcd reads.
+    "count_only",
+    "create_revision",
+    "request_delete_range",
+    "sort_order",
+    "sort_target",
     # uvicorn calls this method of its protocol (uvicorn/protocols/http/httptools_impl.py).
     "send_400_response",
     # uvicorn reads these attributes of its server.

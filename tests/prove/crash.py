@@ -3,7 +3,8 @@
 Real servers, real processes. After each death recovery runs to its end; then every transfer is in both
 databases or in neither, nothing is prepared, nothing that was acknowledged is lost. With ``--pooler`` that
 participant is reached through a PgBouncer in transaction mode, which is a victim too; in every other case
-undoubt is not told of it. With ``--ledger postgresql`` the ledger is on a server of its own, a victim too.
+undoubt is not told of it. With ``--ledger postgresql`` the ledger is on a server of its own, a victim too;
+with ``--ledger etcd`` two of its three members are: one is killed, one is stopped, and all are compacted.
 
 With ``--ledger raft``, or ``--protocol paxos``, three nodes keep it, which are victims too: each in its role,
 two at once, at steps of their own, and everything at once; and the coordinator is also only stopped, and goes
@@ -58,7 +59,7 @@ async def main(options: argparse.Namespace) -> tuple[dict[str, Any], bool]:
         else cases(
             PROTOCOLS[options.protocol],
             pooler=options.pooler is not None,
-            ledger=options.ledger == "postgresql",
+            ledger=options.ledger in {"postgresql", "etcd"},
             nodes=options.ledger == "raft",
         )
     )

@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
+from tests.etcd import EtcdCluster, Majority
 from tests.prove.nodes import Nodes
 from tests.prove.processes import ROOT, within
 from undoubt.coordinator.ledger import maintenance
@@ -20,7 +21,8 @@ from undoubt.embedded import EmbeddedServer
 class SqliteLedgers:
     """One file a case."""
 
-    server: EmbeddedServer | None = None
+    server: EmbeddedServer | Majority | None = None
+    """What of the ledger a case may kill."""
     nodes: Nodes | None = None
     session_ttl_s = 10.0
     lanes = 2
@@ -60,8 +62,8 @@ class PostgresLedgers(SqliteLedgers):
         self.server = await stack.enter_async_context(EmbeddedServer())
 
     async def fresh(self, name: str) -> dict[str, object]:
-        if self.server is None:
-            raise RuntimeError("build comes first")
+        if not isinstance(self.server, EmbeddedServer):
+            raise TypeError("build comes first")
         dsn = await self.server.create_database(name)
         url = dsn.replace("postgresql://", "postgresql+psycopg://")
         await maintenance.init(LedgerSettings(url=url, request_timeout_s=60.0))
@@ -127,8 +129,28 @@ class RaftLedgers(SqliteLedgers):
         stack.push_async_callback(ended)
 
 
+class EtcdLedgers(SqliteLedgers):
+    """A prefix a case, in an etcd of three members."""
+
+    session_ttl_s = 1.5
+    lanes = 4
+    passes = 600
+
+    async def build(self, stack: AsyncExitStack) -> None:
+        self.cluster = EtcdCluster(self.folder / f"etcd-{id(self)}", heartbeat_ms=100)
+        stack.callback(self.cluster.close)
+        await asyncio.to_thread(self.cluster.start)
+        self.server = Majority(self.cluster)
+
+    async def fresh(self, name: str) -> dict[str, object]:
+        url = f"{self.cluster.url}/{name}"
+        await maintenance.init(LedgerSettings(url=url, request_timeout_s=60.0))
+        return {"url": url, "request_timeout_s": 30.0}
+
+
 LEDGERS: dict[str, type[SqliteLedgers]] = {
     "sqlite": SqliteLedgers,
     "postgresql": PostgresLedgers,
     "raft": RaftLedgers,
+    "etcd": EtcdLedgers,
 }

@@ -6,6 +6,7 @@ import json
 import signal
 from typing import Any
 
+from tests.etcd import Majority
 from tests.pgbouncer import PgBouncer
 from tests.prove.bank import NAMES, audit, set_up
 from tests.prove.cases import Case, Victim
@@ -148,7 +149,7 @@ class Run:
         if self.case.victim is Victim.DATABASE_DOWN:
             await victim.start()
 
-    def _server_of(self, subject: str) -> EmbeddedServer | PgBouncer:
+    def _server_of(self, subject: str) -> EmbeddedServer | Majority | PgBouncer:
         """The one that is to die."""
         if self.case.victim is Victim.POOLER:
             [pooler] = self.stage.poolers.values()

@@ -20,6 +20,7 @@ from undoubt.cli.context import (
 from undoubt.cli.exits import CommandError, Exit
 from undoubt.cli.output import iso
 from undoubt.participants.plural import plural
+from undoubt.participants.redact import redact
 
 if TYPE_CHECKING:
     from undoubt.coordinator.ledger.sqlite.restoring import Restoring
@@ -199,7 +200,7 @@ def restore(context: Context, file: Path | None, *, other_ledger: bool, note: st
     from undoubt.coordinator.ledger.maintenance import restore as bring_back  # noqa: PLC0415
 
     settings = context.settings().ledger
-    what = f"Accept {settings.url} as it is?"
+    what = f"Accept {redact(settings.url)} as it is?"
     if file is not None:
         what = _from_backup(settings, context.run(before_restore(settings, file)), file, other_ledger)
     context.confirm(f"{what} You decide the branches whose decision it lacks.", yes=yes)

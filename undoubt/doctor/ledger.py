@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from undoubt.config import Settings
 from undoubt.coordinator.errors import (
@@ -28,8 +29,12 @@ from undoubt.coordinator.settings import LedgerSettings
 from undoubt.participants.findings import Finding, Severity
 from undoubt.participants.plural import plural
 
+if TYPE_CHECKING:
+    from undoubt.coordinator.ledger.etcd.address import EtcdAddress
+
 SQLITE = "sqlite:///"
 POSTGRES = "postgresql+psycopg://"
+ETCD = "etcd://"
 MIB = 2**20
 FREE_BYTES_PROBLEM, FREE_BYTES_WARNING = 100 * MIB, 1024 * MIB
 NETWORK_FILE_SYSTEMS = frozenset({"9p", "afs", "ceph", "cifs", "fuse.sshfs", "nfs", "nfs4", "smb3", "smbfs"})
@@ -106,6 +111,7 @@ async def look_at_ledger(ledger: Ledger, settings: Settings, older_than_s: float
         _identity(info),
         *_place(settings.ledger, ledger),
         *await _rights(settings.ledger),
+        *await _members(settings.ledger),
         *_unfinished(unfinished, settings, older_than_s),
         _heuristics(info.heuristics_open),
         *_incarnations(await ledger.acts(limit=ACTS_MAX), settings.ledger.retention_s),
@@ -166,6 +172,63 @@ async def _rights(settings: LedgerSettings) -> list[Finding]:
         None, "ledger_secret", Severity.OK, "no other role reads its secret or changes what is recorded"
     )
     return [schema, *(found or [sound])]
+
+
+async def _members(settings: LedgerSettings) -> list[Finding]:
+    """The members of the etcd that has the ledger, and who may read its keys."""
+    if not settings.url.startswith(ETCD):
+        return []
+    from undoubt.coordinator.ledger.etcd import creation  # noqa: PLC0415 - needs an extra
+
+    problems = [
+        Finding(
+            None,
+            "ledger_members",
+            Severity.PROBLEM,
+            problem,
+            "without a majority of etcd's members, or without room, nothing can be decided",
+        )
+        for problem in await creation.member_problems(settings)
+    ]
+    sound = Finding(None, "ledger_members", Severity.OK, "all members of etcd answer, and have room")
+    return [*(problems or [sound]), *etcd_access(settings)]
+
+
+def etcd_access(settings: LedgerSettings) -> list[Finding]:
+    """Who may read the keys of a ledger in etcd, as far as the settings tell."""
+    from undoubt.coordinator.ledger.etcd.address import read  # noqa: PLC0415 - only for this ledger
+
+    place = read(settings.url)
+    return [_readers(settings, place), *_encryption(settings, place)]
+
+
+def _readers(settings: LedgerSettings, place: EtcdAddress) -> Finding:
+    """Who may read the ledger's secret. The rights of etcd's users can be seen by its root user only."""
+    fix = f"let etcd ask for users, and give the role of undoubt's user readwrite on {place.prefix}/ alone"
+    risk = "whoever reads the secret can forge names of the ledger's branches, and whoever writes decides"
+    if place.user:
+        what = f"etcd asks for a user; only {place.user!r} and root should have rights on {place.prefix}/"
+        return Finding(None, "ledger_secret", Severity.OK, what)
+    if settings.tls_cert:
+        what = "etcd asks for no user: every certificate that it trusts opens the ledger's keys"
+        return Finding(None, "ledger_secret", Severity.WARNING, what, f"{risk}: {fix}")
+    local = all(endpoint.loopback for endpoint in place.endpoints)
+    what = "etcd asks for no user and no certificate: whoever reaches its port opens the ledger's keys"
+    return Finding(
+        None, "ledger_secret", Severity.WARNING if local else Severity.PROBLEM, what, f"{risk}: {fix}"
+    )
+
+
+def _encryption(settings: LedgerSettings, place: EtcdAddress) -> Iterator[Finding]:
+    if settings.tls_ca or all(endpoint.loopback for endpoint in place.endpoints):
+        return
+    yield Finding(
+        None,
+        "ledger_tls",
+        Severity.PROBLEM,
+        "etcd is asked without TLS over a network",
+        "its password, and the ledger's secret, can be read on the way: set ledger.tls_ca",
+    )
 
 
 def _room(path: Path) -> Finding:

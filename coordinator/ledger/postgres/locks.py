@@ -39,6 +39,7 @@ from undoubt.coordinator.ledger.lock_queue import (
     same,
     without,
 )
+from undoubt.coordinator.ledger.lock_watch import LockWatch
 from undoubt.coordinator.ledger.locks import (
     LOCK_REQUESTS_MAX,
     LOCK_WAIT_S_MAX,
@@ -55,8 +56,6 @@ from undoubt.participants.bounds import count, seconds
 
 RETRY_S = (0.002, 0.1)
 """The shortest and the longest pause before a lost compare-and-set is tried again."""
-WATCH_S = (0.02, 0.4)
-"""The same between two looks at requests that wait; the pauses begin again when one is granted."""
 NEW_SESSIONS_OF_LOCK = 100
 """Most locks that are freed of ended sessions in one turn of the leader."""
 
@@ -82,7 +81,7 @@ class PostgresLocks:
     def __init__(self, ask: Callable[..., Any]) -> None:
         """``ask`` sends a statement (:meth:`Connections.ask`)."""
         self._ask_locks = ask
-        self._watch = _Watch(self._looked)
+        self._watch = LockWatch(self._looked)
 
     async def lock(self, request: LockRequest, *, wait: bool) -> LockEntry | None:
         request = msgspec.structs.replace(request, at=time.time())
@@ -214,47 +213,6 @@ class PostgresLocks:
             clock_max=CLOCK_TOKEN_MAX,
         )
         return None if written is None else tuple(_absolute(entry, written) for entry in entries)
-
-
-class _Watch:
-    """Looks at the queues of all requests of this process that wait, together, as long as there are any."""
-
-    def __init__(self, look: Callable[[Collection[str]], Any]) -> None:
-        self._look = look
-        self._waiting: dict[asyncio.Future[LockEntry | None], LockRequest] = {}
-        self._task: asyncio.Task[None] | None = None
-
-    async def wait(self, request: LockRequest, entry: LockEntry, wait_s: float) -> LockEntry | None:
-        """The entry once it is granted or gone; ``entry`` if it is neither after ``wait_s``. Raises what the
-        look raises."""
-        future: asyncio.Future[LockEntry | None] = asyncio.get_running_loop().create_future()
-        self._waiting[future] = request
-        if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._watch(), name="undoubt-ledger-locks")
-        try:
-            await asyncio.wait([future], timeout=wait_s)
-            return future.result() if future.done() else entry
-        finally:
-            self._waiting.pop(future, None)
-            future.cancel()
-
-    async def _watch(self) -> None:
-        pauses = pauses_around(*WATCH_S, _random)
-        while self._waiting:
-            await asyncio.sleep(next(pauses))
-            waiting = dict(self._waiting)
-            try:
-                queues = await self._look({request.name for request in waiting.values()})
-            except Exception as error:  # noqa: BLE001 - raised to all that wait
-                for future in waiting:
-                    if not future.done():
-                        future.set_exception(error)
-                continue
-            for future, request in waiting.items():
-                found = find(queues.get(request.name, ()), request)
-                if (found is None or found.granted) and not future.done():
-                    future.set_result(found)
-                    pauses = pauses_around(*WATCH_S, _random)
 
 
 async def end_stale(connections: Connections, settings: LedgerSettings) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import secrets
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -11,10 +12,14 @@ import pytest
 
 from tests.coordinator.ledger.signing import Signing
 from tests.coordinator.node.cluster import Cluster, steps_of_time
+from tests.etcd import EtcdCluster
 from tests.servers import Server, fresh_database
 from undoubt.coordinator.ledger import maintenance
 from undoubt.coordinator.ledger.cluster.ledger import ClusterLedger
 from undoubt.coordinator.ledger.contract import Ledger
+from undoubt.coordinator.ledger.etcd.client import EtcdClient
+from undoubt.coordinator.ledger.etcd.ledger import EtcdLedger
+from undoubt.coordinator.ledger.etcd.messages import Granted, Renewal
 from undoubt.coordinator.ledger.memory import MemoryLedger
 from undoubt.coordinator.ledger.postgres.ledger import PostgresLedger
 from undoubt.coordinator.ledger.sqlite.ledger import SqliteLedger
@@ -179,21 +184,90 @@ class Postgres(Backend):
         await self.place.__aexit__(None, None, None)
 
 
+class Etcd(Backend):
+    """Under a prefix of its own. Time does not pass at etcd: its leases are long, and are revoked, as etcd
+    does when they expire, when they would have expired."""
+
+    fixture = "etcd"
+    cluster: EtcdCluster
+    now_s = 1000.0
+
+    async def open(self) -> None:
+        if not hasattr(self, "prefix"):
+            self.prefix = f"test-{secrets.token_hex(4)}"
+            self.leases: dict[int, tuple[float, float]] = {}
+        self.settings = LedgerSettings(
+            url=f"{self.cluster.url}/{self.prefix}", retention_s=self.retention_s, request_timeout_s=30.0
+        )
+        await maintenance.init(self.settings)
+        self.opened = await EtcdLedger.open(self.settings, clock=lambda: 0.0)
+        await self.opened.upkeep.stop()  # a beat of it would be in the way of those in elapse
+        self._watch(self.opened.client, self.opened.renewing)
+        self.ledger = self.opened
+
+    def _watch(self, client: EtcdClient, renewing: EtcdClient) -> None:
+        grant, renew = client.grant, renewing.renew
+
+        async def granted(ttl_s: int) -> Granted:
+            answer = await grant(3600)
+            self.leases[answer.ID] = (float(ttl_s), self.now_s)
+            return answer
+
+        async def renewed(lease: int) -> Renewal:
+            if lease in self.leases:
+                self.leases[lease] = (self.leases[lease][0], self.now_s)
+            return await renew(lease)
+
+        client.grant, renewing.renew = granted, renewed  # type: ignore[method-assign]
+
+    async def elapse(self, seconds: float) -> None:
+        upkeep = self.opened.upkeep
+        await upkeep.note_ends()
+        self.now_s += seconds
+        for lease, (ttl_s, at) in list(self.leases.items()):
+            if at + ttl_s < self.now_s:
+                del self.leases[lease]
+                await self.opened.client.revoke(lease)
+        await upkeep.move(round(seconds * 1000))
+        assert upkeep.leads
+        await upkeep.retire()
+        await upkeep.summaries.summarize(0.0, most=0)  # all that can be: answers are the same
+
+    def secret(self) -> bytes:
+        return self.opened.secret
+
+
+class DisturbedEtcd(Etcd):
+    """While its members are killed, stopped and compacted."""
+
+    fixture = "disturbed_etcd"
+
+
 BACKENDS: dict[str, Callable[[Path], Backend]] = {
     "memory": Memory,
     "sqlite": Sqlite,
     "sqlite-client": SqliteClient,
     "postgresql": Postgres,
+    "etcd": Etcd,
+    "disturbed-etcd": DisturbedEtcd,
     "raft": Raft,
     "raft-of-three": RaftOfThree,
 }
 
 
-@pytest.fixture(params=list(BACKENDS))
+CI_ONLY = {"disturbed-etcd"}
+"""Backends of CI's own tier."""
+
+
+@pytest.fixture(
+    params=[pytest.param(name, marks=pytest.mark.slow if name in CI_ONLY else ()) for name in BACKENDS]
+)
 def made(request: pytest.FixtureRequest, tmp_path: Path) -> Backend:
     found = BACKENDS[request.param](tmp_path)
     if isinstance(found, Postgres):
         found.server = request.getfixturevalue("postgres")
+    if isinstance(found, Etcd):
+        found.cluster = request.getfixturevalue(found.fixture)
     return found
 
 

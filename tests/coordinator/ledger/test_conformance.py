@@ -408,7 +408,7 @@ async def test_acts_of_operators_are_kept_with_what_came_of_them(
     backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Broken if it is not known afterwards who did what and why, or if the record grows without bound."""
-    for module in ("state_machine_ledger", "postgres.ledger"):
+    for module in ("state_machine_ledger", "postgres.ledger", "etcd.operators"):
         monkeypatch.setattr(f"undoubt.coordinator.ledger.{module}.ACTS_MAX", 3)
     me = system_user()
     acts = [Act(f"{n}", "indoubt rollback", f"gid {n}", 10.0 - n, me, f"why {n}") for n in range(4)]

@@ -19,7 +19,7 @@ from undoubt.coordinator.ledger.locks import (
 )
 from undoubt.participants.errors import UsageError
 
-from .conftest import Backend, Memory, Postgres, Raft, Sqlite
+from .conftest import Backend, Etcd, Memory, Postgres, Raft, Sqlite
 from .signing import Signing
 
 _numbers = itertools.count(1)
@@ -305,7 +305,7 @@ async def test_too_many_requests_are_refused_to_who_asks(
     ledger: Signing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One session, or one name, would fill the ledger of all."""
-    for module in ("lock_queue", "postgres.locks"):
+    for module in ("lock_queue", "postgres.locks", "etcd.locks"):
         monkeypatch.setattr(f"undoubt.coordinator.ledger.{module}.LOCK_REQUESTS_MAX", 3)
         monkeypatch.setattr(f"undoubt.coordinator.ledger.{module}.SESSION_REQUESTS_MAX", 5)
     one, other = await opened(ledger), await opened(ledger)
@@ -375,6 +375,8 @@ async def begin_incarnation(backend: Backend) -> None:
     elif isinstance(backend, Sqlite):
         assert backend.owner.owned is not None
         await backend.owner.owned.begin_incarnation("a test")
+    elif isinstance(backend, Etcd):
+        await backend.opened.begin_incarnation("a test")
     else:
         assert isinstance(backend, Raft)
         [node] = [node for node in backend.cluster.nodes.values() if node.leads]

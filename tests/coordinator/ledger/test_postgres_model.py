@@ -138,13 +138,16 @@ class Rows:
         for known in await self._ledger.sessions():
             if known.nonce == command.nonce:  # a nonce that comes twice is not this ledger's own doing
                 return Session(known.id, known.nonce, known.name, known.ttl_s)
+        session = await self._opened(command)
+        self._ledger.remember(session)
+        return session.public
+
+    async def _opened(self, command: c.OpenSession) -> Session:
         ((number,),) = await self._ledger._ask(
             "open_session", nonce=command.nonce, name=command.name, ttl_ms=FOR_EVER_MS
         )
         key = self._ledger._names.key_bytes(number, command.nonce)
-        session = Session(number, command.nonce, command.name, 1.0, key=key)
-        self._ledger.remember(session)
-        return session.public
+        return Session(number, command.nonce, command.name, 1.0, key=key)
 
     def look_up(self, txids: list[TxId]) -> None:
         """In one call what ``verdict`` and ``record`` tell then."""
