@@ -16,6 +16,8 @@ from typing import Annotated, Any, ClassVar
 import msgspec
 
 from undoubt.coordinator.errors import VersionHeldBack
+from undoubt.coordinator.ledger.agent_calls import CallingAgents
+from undoubt.coordinator.ledger.agents import AgentBinding
 from undoubt.coordinator.ledger.commands import FIRST_VERSION, PAXOS_VERSION, TAGS_VERSION, check_page
 from undoubt.coordinator.ledger.contract import (
     UNFINISHED_MAX,
@@ -32,7 +34,7 @@ from undoubt.coordinator.ledger.contract import (
     Verdict,
 )
 from undoubt.coordinator.ledger.key_calls import CallingKeys
-from undoubt.coordinator.ledger.ledger_call import Branches, LedgerCall, carried
+from undoubt.coordinator.ledger.ledger_call import IDS_MAX, Branches, LedgerCall, carried
 from undoubt.coordinator.ledger.lock_calls import CallingLocks
 from undoubt.coordinator.ledger.pages import behind
 from undoubt.coordinator.ledger.rules import new_request, nonce_of
@@ -43,7 +45,6 @@ from undoubt.coordinator.wire.rights import Right
 from undoubt.participants.contract import Claim, Decision
 from undoubt.participants.ids import Gid, Protocol, TxId, new_nonce
 
-IDS_MAX = 100_000
 _Ids = Annotated[tuple[TxId, ...], msgspec.Meta(max_length=IDS_MAX)]
 """The decoder refuses a longer tuple before it decodes the ids."""
 
@@ -58,6 +59,7 @@ class OpenSessionCall(LedgerCall[Session], frozen=True, tag="open"):
     request: Annotated[str, msgspec.Meta(pattern=r"^([0-9a-f]{32})?\Z")] = ""
     """The random text from which the nonce is derived. A caller that knows it is the opener, and gets the
     session's key; empty from a process of version 0.1.0, which has no keys."""
+    agent: AgentBinding | None = None
 
     def __repr__(self) -> str:
         return (
@@ -67,6 +69,8 @@ class OpenSessionCall(LedgerCall[Session], frozen=True, tag="open"):
     right: ClassVar[Right] = Right.TRANSACT
 
     def since(self) -> int:
+        if self.agent is not None:
+            return TAGS_VERSION
         return PAXOS_VERSION if self.bind else FIRST_VERSION
 
     async def serve(self, ledger: StateMachineLedger, *, remote: bool) -> Session:
@@ -77,6 +81,7 @@ class OpenSessionCall(LedgerCall[Session], frozen=True, tag="open"):
             request=self.request,
             nonce=self.nonce,
             bind=self.bind,
+            agent=self.agent,
         )
 
 
@@ -310,7 +315,7 @@ DECODE_REPLY = reply_decoders(ALL_CALLS)
 """The decoders of replies, by the class of the call."""
 
 
-class CallingLedger(CallingKeys, CallingLocks):
+class CallingLedger(CallingKeys, CallingLocks, CallingAgents):
     """The contract in terms of one function, which carries out a call in this process or in another.
     Implements all of :class:`~undoubt.coordinator.ledger.contract.Ledger` except its properties and
     ``close``."""
@@ -329,12 +334,14 @@ class CallingLedger(CallingKeys, CallingLocks):
     def _nonce(self) -> str:
         return new_nonce()
 
-    async def open_session(self, name: str, ttl_s: float) -> Session:
-        return await self._open_session(name, ttl_s)
+    async def open_session(self, name: str, ttl_s: float, *, agent: AgentBinding | None = None) -> Session:
+        return await self._open_session(name, ttl_s, agent=agent)
 
-    async def _open_session(self, name: str, ttl_s: float, *, bind: bool = False) -> Session:
+    async def _open_session(
+        self, name: str, ttl_s: float, *, bind: bool = False, agent: AgentBinding | None = None
+    ) -> Session:
         request = self._request()
-        call = OpenSessionCall(name, ttl_s, nonce_of(request), bind, request)
+        call = OpenSessionCall(name, ttl_s, nonce_of(request), bind, request, agent)
         session: Session = await self._call(call)
         return session
 

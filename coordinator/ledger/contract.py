@@ -25,6 +25,7 @@ from typing import Protocol
 
 import msgspec
 
+from undoubt.coordinator.ledger.agents import AgentBinding, AgentLedger
 from undoubt.coordinator.ledger.keys import KeyHolder
 from undoubt.coordinator.ledger.locks import LockLedger
 from undoubt.participants.contract import Claim, Decision, Evidence, Settled
@@ -361,7 +362,7 @@ class Acceptors(Protocol):
         ...
 
 
-class Ledger(LockLedger, Protocol):
+class Ledger(LockLedger, AgentLedger, Protocol):
     """The contract that all ledgers implement; the module describes its rules.
     ``coordinator.ledger.open_ledger`` opens an implementation."""
 
@@ -379,8 +380,10 @@ class Ledger(LockLedger, Protocol):
         """The acceptors of Paxos Commit. None unless the ledger is a cluster of nodes (``raft://``)."""
         ...
 
-    async def open_session(self, name: str, ttl_s: float) -> Session:
-        """Open a new session. ``name`` tells operators which process opened it."""
+    async def open_session(self, name: str, ttl_s: float, *, agent: AgentBinding | None = None) -> Session:
+        """Open a new session. ``name`` tells operators which process opened it. With ``agent`` the session is
+        bound to that agent of last-agent commit for ever; raises ``VersionHeldBack`` if a member of a cluster
+        is too old for that."""
         ...
 
     async def keep_alive(self, session: Session, floor: int) -> None:

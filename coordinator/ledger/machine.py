@@ -18,6 +18,7 @@ from typing import assert_never
 import msgspec
 
 from undoubt.coordinator.errors import BranchListMismatch, OutcomeUnknown, SessionLost
+from undoubt.coordinator.ledger.agents import AgentBinding
 from undoubt.coordinator.ledger.commands import (
     AdvanceTime,
     AskLock,
@@ -153,6 +154,7 @@ class Machine:
             owner=command.owner,
             acceptors=command.acceptors,
             tagged=command.tagged and bool(self.state.secret),
+            agent=command.agent,
         )
         self.state.sessions[number] = book
         return book.session()
@@ -401,6 +403,11 @@ class Machine:
         if book is None:
             return verdict_of(None, None, 0, txid.seq, protocol)
         return verdict_of(self._recorded(book, txid), book.state, book.floor, txid.seq, protocol)
+
+    def agent(self, txid: TxId) -> AgentBinding | None:
+        """The agent to which the session of ``txid`` is bound; None if it is not."""
+        book = self._book(txid.session, txid.nonce)
+        return book.agent if book is not None and book.tagged else None
 
     def record(self, txid: TxId) -> RecordedDecision:
         """The answer for callers: only a recorded decision."""
