@@ -40,6 +40,5 @@ class AgentLedger(Protocol):
 
     async def agent_keys(self, txids: Iterable[TxId]) -> Sequence[AgentKey | None]:
         """For each transaction the key of its row; None if its session is not bound to an agent, is unknown,
-        or was dropped. A process that has the key can write the row or the
-        tombstone."""
+        or was dropped. A process that has the key can write the row or the tombstone."""
         ...
