@@ -21,7 +21,12 @@ from undoubt.participants.ids import Protocol
 from undoubt.participants.redact import redact
 from undoubt.participants.three_phase import Termination
 
-PROTOCOLS = {"2pc": Protocol.TWO_PHASE, "3pc": Protocol.THREE_PHASE, "paxos": Protocol.PAXOS}
+PROTOCOLS = {
+    "2pc": Protocol.TWO_PHASE,
+    "3pc": Protocol.THREE_PHASE,
+    "paxos": Protocol.PAXOS,
+    "last": Protocol.LAST,
+}
 """The protocols by the names in the settings."""
 
 PROTOCOL_NAMES = {protocol: name for name, protocol in PROTOCOLS.items()}
@@ -105,3 +110,7 @@ class CoordinatorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
         text("name", self.name)
         if text("protocol", self.protocol) not in PROTOCOLS:
             raise OutOfBounds("protocol", f"{self.protocol!r} is not one of: {', '.join(PROTOCOLS)}")
+        if self.protocol == "last":
+            raise OutOfBounds(
+                "protocol", "'last' is only for single transactions, each of which names its agent"
+            )

@@ -16,9 +16,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol, runtime_checkable
 
-from undoubt.participants.contract import Decision
+from undoubt.participants.contract import Decision, Participant
 from undoubt.participants.errors import ParticipantUnavailable
-from undoubt.participants.ids import TxId
+from undoubt.participants.ids import Gid, TxId
 
 
 class AgentPlace(NamedTuple):
@@ -110,6 +110,9 @@ class AgentUnanswered(Exception):
 class LastAgentBranch(Protocol):
     """A branch that can commit in one phase together with the decision's row."""
 
+    @property
+    def gid(self) -> Gid: ...
+
     async def check_as_agent(self, entry: AgentEntry) -> None:
         """Ends the application's use of the branch. Fails with ``BranchFailed`` if the branch cannot be the
         agent of ``entry``: it is in another history, its transaction is read only, or the application has
@@ -158,3 +161,9 @@ class LastAgent(Protocol):
         """Delete rows of COMMITs, which the ledger must hold by now: else a tombstone could be written in
         place of a row, and the transaction be taken for aborted. Tombstones are not deleted."""
         ...
+
+
+def agent_of(participant: Participant | None) -> LastAgent | None:
+    """The rows in the database of ``participant``; None if its database cannot be an agent."""
+    agent: LastAgent | None = getattr(participant, "agent", None)
+    return agent

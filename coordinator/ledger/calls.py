@@ -18,7 +18,13 @@ import msgspec
 from undoubt.coordinator.errors import VersionHeldBack
 from undoubt.coordinator.ledger.agent_calls import CallingAgents
 from undoubt.coordinator.ledger.agents import AgentBinding
-from undoubt.coordinator.ledger.commands import FIRST_VERSION, PAXOS_VERSION, TAGS_VERSION, check_page
+from undoubt.coordinator.ledger.commands import (
+    FIRST_VERSION,
+    PAXOS_VERSION,
+    TAGS_VERSION,
+    check_page,
+    since_protocol,
+)
 from undoubt.coordinator.ledger.contract import (
     UNFINISHED_MAX,
     Acceptors,
@@ -116,7 +122,7 @@ class DecideCall(LedgerCall[Decision], frozen=True, tag="decide"):
     right: ClassVar[Right] = Right.TRANSACT
 
     def since(self) -> int:
-        return PAXOS_VERSION if self.protocol == Protocol.PAXOS else FIRST_VERSION
+        return since_protocol(self.protocol)
 
     async def serve(self, ledger: StateMachineLedger, *, remote: bool) -> Decision:
         return await ledger.decide(
@@ -131,7 +137,7 @@ class PrecommitCall(LedgerCall[None], frozen=True, tag="precommit"):
     right: ClassVar[Right] = Right.TRANSACT
 
     def since(self) -> int:
-        return PAXOS_VERSION if self.protocol == Protocol.PAXOS else FIRST_VERSION
+        return since_protocol(self.protocol)
 
     async def serve(self, ledger: StateMachineLedger, *, remote: bool) -> None:
         await ledger.precommit(self.txid, self.branches, protocol=self.protocol)
@@ -144,7 +150,7 @@ class OutcomesCall(LedgerCall[Sequence[Verdict]], frozen=True, tag="outcomes"):
     protocol: Protocol
 
     def since(self) -> int:
-        return PAXOS_VERSION if self.protocol == Protocol.PAXOS else FIRST_VERSION
+        return since_protocol(self.protocol)
 
     async def serve(self, ledger: StateMachineLedger, *, remote: bool) -> Sequence[Verdict]:
         return await ledger.old_outcomes(self.txids, self.protocol)
@@ -378,13 +384,16 @@ class CallingLedger(CallingKeys, CallingLocks, CallingAgents):
         return dict(zip(asked, verdicts, strict=True))
 
     async def _old_outcomes(self, asked: Sequence[Gid]) -> dict[Gid, Verdict]:
-        verdicts: dict[Gid, Verdict] = {}
-        for protocol in sorted({gid.protocol for gid in asked}):
-            txids = tuple(sorted({gid.txid for gid in asked if gid.protocol is protocol}))
+        # A ledger that gives no tags binds no session to an agent: it has given no name of last-agent commit.
+        strange = {gid for gid in asked if gid.tag or gid.protocol is Protocol.LAST}
+        verdicts: dict[Gid, Verdict] = dict.fromkeys(strange, Verdict.IMPOSTOR)
+        for protocol in sorted({gid.protocol for gid in asked if gid not in strange}):
+            named = [gid for gid in asked if gid.protocol is protocol and gid not in strange]
+            txids = tuple(sorted({gid.txid for gid in named}))
             found = await self._call(OutcomesCall(txids, protocol))
             by_txid: dict[TxId, Verdict] = dict(zip(txids, found, strict=True))
-            verdicts |= {gid: by_txid[gid.txid] for gid in asked if gid.protocol is protocol}
-        return {gid: Verdict.IMPOSTOR if gid.tag else verdicts[gid] for gid in asked}
+            verdicts |= {gid: by_txid[gid.txid] for gid in named}
+        return verdicts
 
     async def backends(self, claims: Iterable[Claim]) -> Sequence[TxId | None]:
         asked = tuple(claims)

@@ -242,6 +242,15 @@ RULES = 1
 :class:`Judge` in the log."""
 
 
+_PROTOCOLS_SINCE = {Protocol.PAXOS: PAXOS_VERSION, Protocol.LAST: TAGS_VERSION}
+
+
+def since_protocol(protocol: Protocol) -> int:
+    """The lowest version in which a process knows ``protocol``: others would take its letter for an error, or
+    its branches for branches of another program."""
+    return _PROTOCOLS_SINCE.get(protocol, FIRST_VERSION)
+
+
 def since(command: Command) -> int:  # noqa: PLR0911 - one line per kind of command
     """The lowest version in which a process can apply ``command`` with these fields."""
     match command:
@@ -256,7 +265,7 @@ def since(command: Command) -> int:  # noqa: PLR0911 - one line per kind of comm
         case Decide() | Precommit():
             if (isinstance(command, Decide) and command.cause) or any(map(is_newer, command.branches)):
                 return TAGS_VERSION
-            return PAXOS_VERSION if command.protocol == Protocol.PAXOS else FIRST_VERSION
+            return since_protocol(command.protocol)
         case RecordHeuristic():
             return TAGS_VERSION if command.final else FIRST_VERSION
         case Restore():

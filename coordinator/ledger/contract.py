@@ -64,7 +64,7 @@ ACTS_MAX = 5_000
 """Most acts of operators that a ledger keeps; the oldest are dropped first."""
 ACT_CHARACTERS_MAX = 1_000
 
-TERMINATES_BY_ITSELF = frozenset({GidProtocol.THREE_PHASE, GidProtocol.PAXOS})
+TERMINATES_BY_ITSELF = frozenset({GidProtocol.THREE_PHASE, GidProtocol.PAXOS, GidProtocol.LAST})
 """Protocols whose undecided transactions are never presumed aborted."""
 
 
@@ -181,8 +181,10 @@ class Lease:
     """One ledger session with the transactions that run under it in this process. The floor does not pass a
     transaction before the transaction has ended in this process."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, agent: AgentBinding | None = None) -> None:
         self.session = session
+        self.agent = agent
+        """The agent of last-agent commit to which the session is bound, if it is."""
         self.key = SessionKey(session.key) if session.key else SessionKey.drawn()
         self._last_seq = 0
         self._active: dict[int, None] = {}  # insertion order is ascending: the first key is the floor

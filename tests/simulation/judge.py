@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tests.simulation.promises import Promises
     from tests.simulation.rows import Rows
 
-_NAME = re.compile(r"undoubt:([^:]+):([23p]):([0-9]+-[0-9a-f]+\.[0-9]+):([0-9]+):([^:]+):([0-9a-f]+)")
+_NAME = re.compile(r"undoubt:([^:]+):([23pl]):([0-9]+-[0-9a-f]+\.[0-9]+):([0-9]+):([^:]+):([0-9a-f]+)")
 
 
 class Violation(BaseException):
