@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
+from undoubt.coordinator.errors import VersionHeldBack
+from undoubt.coordinator.ledger import calls
 from undoubt.coordinator.ledger.agents import AgentBinding, AgentKey
+from undoubt.coordinator.ledger.calls import CallingLedger
 from undoubt.coordinator.ledger.commands import DrawSecret, OpenSession
-from undoubt.coordinator.ledger.contract import Session
+from undoubt.coordinator.ledger.contract import BranchRecord, Session, Verdict
 from undoubt.coordinator.ledger.machine import Machine
+from undoubt.participants.contract import Decision
 from undoubt.participants.errors import UsageError
-from undoubt.participants.ids import SessionKey, TxId
+from undoubt.participants.ids import Gid, Protocol, SessionKey, TxId
 
 from .conftest import Backend
 from .signing import Signing
@@ -91,3 +97,37 @@ def test_a_snapshot_keeps_the_agent() -> None:
 def test_a_key_is_not_shown() -> None:
     """Logs are read by those who may not end transactions."""
     assert "secret" not in repr(AgentKey(AGENT, b"secret"))
+
+
+class OldLedger(CallingLedger):
+    """A member of its cluster is of version 0.1.0: it gives no tags, and knows two protocols."""
+
+    async def _call(self, call: calls.AnyLedgerCall) -> Any:
+        if call.since() > 1:
+            raise VersionHeldBack("too new")
+        assert isinstance(call, calls.OutcomesCall)
+        return [Verdict.ABORTED for _ in call.txids]
+
+
+async def test_a_name_that_an_old_ledger_cannot_have_given_hinders_no_other() -> None:
+    """Broken if one prepared transaction under a name of last-agent commit, which every role can prepare,
+    keeps recovery from ending all others during a rolling upgrade; or if that one is believed."""
+    txid = TxId(1, "0" * 16, 1)
+    ours, forged = (
+        Gid("a1b2c3d4e5", protocol, txid, 1, "orders") for protocol in (Protocol.TWO_PHASE, Protocol.LAST)
+    )
+    old: Any = OldLedger()
+    assert await old.outcomes([ours, forged]) == {ours: Verdict.ABORTED, forged: Verdict.IMPOSTOR}
+
+
+async def test_an_undecided_transaction_is_never_presumed_aborted(ledger: Signing) -> None:
+    """Broken if the agent has committed, and the others are rolled back because the ledger holds nothing."""
+    session = await opened(ledger)
+    gid = ledger.gid(session.txid(1), Protocol.LAST)
+    assert await ledger.outcomes([gid]) == {gid: Verdict.ASK_PROTOCOL}
+    await ledger.close_session(session)
+    assert await ledger.outcomes([gid]) == {gid: Verdict.ASK_PROTOCOL}
+    branches = [BranchRecord(1, "orders")]
+    committed = await ledger.decide(session.txid(1), Decision.COMMIT, branches, protocol=Protocol.LAST)
+    assert committed is Decision.COMMIT
+    assert await ledger.outcomes([gid]) == {gid: Verdict.COMMITTED}

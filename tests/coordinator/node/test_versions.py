@@ -333,6 +333,7 @@ SEEN = Heuristic(
 NEW: list[tuple[int, LogCommand]] = [
     (2, OpenSession("0" * 16, "shop", 1000, "", (1, 2, 3))),
     (2, Decide(SOME, Protocol.PAXOS, Decision.COMMIT, BRANCHES, 0.0)),
+    (3, Decide(SOME, Protocol.LAST, Decision.COMMIT, BRANCHES, 0.0)),
     (2, Agree(2)),
     (3, DrawSecret(b"secret")),
     (3, OpenSession("0" * 16, "shop", 1000, tagged=True)),
