@@ -22,7 +22,8 @@
         │   └── LedgerMissing      there is no ledger; only ``undoubt ledger init`` makes one there
         ├── LedgerLocked           another process owns it and does not answer
         ├── ClusterRefused         an operation that is impossible, or would stop the cluster
-        │   └── ClusterNotReady    nodes that have to take part do not answer, or are behind
+        │   ├── ClusterNotReady    nodes that have to take part do not answer, or are behind
+        │   └── UnknownNode        the cluster has no node of that number
         ├── NotPermitted           the certificate of this client has another role than the call needs
         ├── VersionHeldBack        the cluster has members of an older version, which do not support the call
         ├── SessionLost            the session has ended: none of its transactions can commit
@@ -220,6 +221,10 @@ class ClusterRefused(LedgerError):
 class ClusterNotReady(ClusterRefused):
     """A node that has to take part does not answer, or is behind. The operation may be repeated once that
     node runs and has caught up."""
+
+
+class UnknownNode(ClusterRefused):
+    """The cluster has no node of that number. Nothing was changed."""
 
 
 class NotPermitted(LedgerError):

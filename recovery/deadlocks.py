@@ -26,6 +26,7 @@ from dataclasses import dataclass
 
 from undoubt.coordinator.errors import DistributedDeadlock, LedgerError, OutcomeUnknown, SelfDeadlock
 from undoubt.coordinator.ledger.contract import Ledger, RecordedDecision, Verdict
+from undoubt.coordinator.supervision import restarts
 from undoubt.coordinator.transaction import Transaction
 from undoubt.participants.contract import Claim, Participant, Waiting, WaitNode
 from undoubt.participants.errors import ParticipantError, UndoubtError
@@ -191,6 +192,11 @@ async def _waits_of(participant: Participant) -> Sequence[Waiting]:
         # The participant's worker reports it. A deadlock through a database that is down is found once the
         # database is up.
         log.debug("no waits of participant %r: %s", participant.name, error)
+        return ()
+    except Exception:
+        # A bug of ours or of a driver's at one participant must not hide the deadlocks at the others.
+        restarts["deadlocks"] += 1
+        log.exception("no waits of participant %r", participant.name, extra={"participant": participant.name})
         return ()
 
 

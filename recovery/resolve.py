@@ -91,6 +91,8 @@ class Resolution:
         self, tools: RecoveryContext, participant: Participant, scan: Scan, *, dry_run: bool, young_s: float
     ) -> None:
         self.lines: list[ReportedBranch] = []
+        self.applied: set[Gid] = set()
+        """The branches that this pass has settled, or found to be settled, as recorded."""
         self._tools = tools
         self._participant = participant
         self._scan = scan
@@ -249,6 +251,7 @@ class Resolution:
                 if settled in HEURISTICS:
                     await self._participant.forget(gid)
                 tools.progress.done(gid)
+                self.applied.add(gid)
                 return "done", ""
             case LookAgain():
                 return "look_again", "busy: another process is finishing it"

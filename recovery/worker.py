@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ from undoubt.participants.backoff import limit_s
 from undoubt.participants.contract import Participant, Settled
 from undoubt.participants.errors import UndoubtError
 from undoubt.participants.ids import TxId
+from undoubt.recovery import heuristics
 from undoubt.recovery.report import ReportedBranch, WorkerStatus
 from undoubt.recovery.resolve import RecoveryContext, Resolution, finish
 from undoubt.recovery.scan import scan, unfinished
@@ -27,6 +29,8 @@ PAUSE_MIN_S = 0.01
 BACKOFF_BASE_S = 0.1
 GONE_S = 5.0
 """A decision that is unfinished for longer may wait for a participant that an operator declared gone."""
+HAZARDS_S = 10.0
+"""How often a database is asked whether it proves the end of a branch whose hazard is open."""
 LOGGED_MAX = 20
 """Number of branches that one pass logs; a missing right may concern thousands."""
 YOUNG_S = 0.3
@@ -59,11 +63,17 @@ class Passed:
 
 
 async def one_pass(
-    tools: RecoveryContext, participant: Participant, *, dry_run: bool = False, young_s: float = 0.0
+    tools: RecoveryContext,
+    participant: Participant,
+    *,
+    dry_run: bool = False,
+    young_s: float = 0.0,
+    hazards: bool = True,
 ) -> Passed:
     """Scan, then act. An error is in the result, beside what was done before it.
 
-    A decision that was first seen less than ``young_s`` seconds ago is not judged yet.
+    A decision that was first seen less than ``young_s`` seconds ago is not judged yet. ``hazards``: close
+    those of which the database proves that the branch ended as recorded.
     """
     lines: list[ReportedBranch] = []
     tools.counters.scans += 1
@@ -76,6 +86,8 @@ async def one_pass(
         lines = resolution.lines
         await resolution.run()
         finished = [] if dry_run else await finish(tools, seen)
+        if not dry_run and (hazards or resolution.applied):
+            await heuristics.close_proved(tools.ledger, participant, resolution.applied)
     except UndoubtError as error:  # the participant's, the ledger's, or it was closed meanwhile
         return Passed(tuple(lines), error=str(error))
     except Exception as error:
@@ -127,6 +139,7 @@ class RecoveryWorker:
         self._rng = rng
         self._on_pass = on_pass
         self._failures = 0
+        self._hazards_s = -math.inf
         self._swept_s = asyncio.get_running_loop().time()
         self._last_error: str | None = None
         self._retry_at: float | None = None
@@ -145,7 +158,11 @@ class RecoveryWorker:
             self._retry_at = None
 
     async def _pass(self) -> None:
-        passed = await one_pass(self._tools, self.participant, young_s=YOUNG_S)
+        now_s = asyncio.get_running_loop().time()
+        due = now_s - self._hazards_s >= HAZARDS_S
+        passed = await one_pass(self._tools, self.participant, young_s=YOUNG_S, hazards=due)
+        if due and passed.error is None:
+            self._hazards_s = now_s
         if self._on_pass is not None:
             self._on_pass(self.participant.name, passed)
         if passed.error is not None:

@@ -102,6 +102,17 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     participants: dict[str, ParticipantSettings] = {}
     file: str | None = None
 
+    def __post_init__(self) -> None:
+        """Raises :class:`ConfigurationError` for sections that contradict each other: it would be too late to
+        refuse each transaction."""
+        scheme = self.ledger.url.partition(":")[0]
+        if self.coordinator.protocol == "paxos" and scheme != "raft":
+            raise ConfigurationError(
+                'coordinator.protocol = "paxos" needs a cluster of nodes, which are its acceptors: ledger.url'
+                f" = raft://…; with a ledger at {scheme}:// use 2pc or 3pc",
+                key="coordinator.protocol",
+            )
+
 
 @dataclass(frozen=True, slots=True)
 class _Given:

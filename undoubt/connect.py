@@ -87,7 +87,9 @@ async def connect(
     )
     settings = source if isinstance(source, Settings) else load(source)
     async with contextlib.AsyncExitStack() as stack:
-        ledger = await open_ledger(settings.ledger, create=create or (lambda: wiring.nothing_left(settings)))
+        ledger = await open_ledger(
+            settings.ledger, create=create or (lambda: wiring.nothing_left(settings)), serves=True
+        )
         stack.push_async_callback(ledger.close)
         if metrics is not None:
             ledger = metrics.timed(ledger)

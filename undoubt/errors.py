@@ -9,6 +9,7 @@
     │   ├── CoordinatorClosed          the coordinator is closed; a call that was running may have an effect
     │   ├── InvalidName                the text is no transaction id, participant's name or ledger id
     │   ├── NotOurs                    the prepared transaction is not of undoubt, or is of another ledger
+    │   ├── OutOfBounds                a value is beyond its bounds, which are named; also a ``ValueError``
     │   ├── ParticipantInUse           the participant cannot be removed: it has unresolved branches
     │   ├── TransactionEnded           the transaction, or the branch, has ended already
     │   ├── UnknownParticipant         no participant of that name is registered
@@ -33,7 +34,8 @@
     ├── LedgerError                  the ledger could not do what was asked
     │   ├── BranchListMismatch         the recorded decision has another list of branches
     │   ├── ClusterRefused             the operation on the cluster is impossible, or would stop the cluster
-    │   │   └── ClusterNotReady          a node that it needs does not answer, or is behind: repeat it later
+    │   │   ├── ClusterNotReady          a node that it needs does not answer, or is behind: repeat it later
+    │   │   └── UnknownNode              the cluster has no node of that number
     │   ├── Impostor                   this ledger did not make that name
     │   ├── LedgerLocked               another process owns the ledger and does not answer
     │   ├── LedgerUnavailable          the ledger does not answer, or has no room
@@ -83,11 +85,13 @@ from undoubt.coordinator.errors import (
     SessionLost,
     TransactionAborted,
     TransactionEnded,
+    UnknownNode,
     VersionHeldBack,
     WrongProcess,
 )
 from undoubt.embedded.binaries import BinariesMissing
 from undoubt.embedded.server import ServerFailed
+from undoubt.participants.bounds import OutOfBounds
 from undoubt.participants.errors import (
     BranchFailed,
     ParticipantError,
@@ -132,6 +136,7 @@ __all__ = [
     "NotOurs",
     "NotPermitted",
     "NotPrepared",
+    "OutOfBounds",
     "OutcomeUnknown",
     "ParticipantError",
     "ParticipantInUse",
@@ -146,6 +151,7 @@ __all__ = [
     "TransactionAborted",
     "TransactionEnded",
     "UndoubtError",
+    "UnknownNode",
     "UnknownParticipant",
     "UsageError",
     "VersionHeldBack",

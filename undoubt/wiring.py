@@ -104,10 +104,11 @@ async def nothing_left(settings: Settings) -> None:
     url = redact(settings.ledger.url)
     if left.branches:
         raise LedgerMissing(
-            f"no ledger at {url}, but there was one: {left.in_words()}. No ledger was made. Look for the"
-            " former ledger, or restore it from a backup: `undoubt ledger restore BACKUP`. If it is lost:"
-            f" `undoubt ledger init` makes a new one, and `undoubt recover --adopt {left.ledgers[0]}` ends"
-            " the branches that it has left"
+            f"no ledger at {url}, and {left.in_words()}: either this installation had that ledger, or another"
+            " installation uses the same databases. No ledger was made. Look for the former ledger, or"
+            " restore it from a backup: `undoubt ledger restore BACKUP`. If it is lost: `undoubt ledger init`"
+            f" makes a new one, and `undoubt recover --adopt {left.ledgers[0]}` ends the branches that it has"
+            " left. If it is another installation's, name it in the participants' other_ledgers"
         )
     if left.unreachable:
         names = "; ".join(f"{name} does not answer ({error})" for name, error in left.unreachable.items())
@@ -118,12 +119,13 @@ async def nothing_left(settings: Settings) -> None:
 
 
 @contextlib.asynccontextmanager
-async def opened(settings: Settings) -> AsyncIterator[tuple[Ledger, Registry]]:
-    """The ledger and the participants of the settings; both are closed on exit. Raises ``LedgerError``."""
+async def opened(settings: Settings, *, serves: bool = False) -> AsyncIterator[tuple[Ledger, Registry]]:
+    """The ledger and the participants of the settings; both are closed on exit. ``serves``: see
+    ``open_ledger``. Raises ``LedgerError``."""
     from undoubt.coordinator.ledger import open_ledger  # noqa: PLC0415
 
     async with contextlib.AsyncExitStack() as stack:
-        ledger = await open_ledger(settings.ledger)
+        ledger = await open_ledger(settings.ledger, serves=serves)
         stack.push_async_callback(ledger.close)
         participants = registry(settings, ledger.ledger_id)
         stack.push_async_callback(participants.close)

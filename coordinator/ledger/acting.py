@@ -27,6 +27,8 @@ from undoubt.participants.ids import new_nonce
 log = logging.getLogger(__name__)
 
 DONE = "done"
+NEW_INCARNATION = "new incarnation"
+"""The verb of a ledger that has found by itself that it was set back."""
 RESULT_S = 5.0
 """The time limit for recording the result of an act that was cancelled."""
 

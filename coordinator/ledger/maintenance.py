@@ -18,9 +18,9 @@ from undoubt.coordinator.ledger.postgres import tables
 from undoubt.coordinator.ledger.postgres.ledger import PostgresLedger
 from undoubt.coordinator.ledger.sqlite import anchored, former, restoring, store
 from undoubt.coordinator.ledger.sqlite.ledger import SqliteLedger
-from undoubt.coordinator.ledger.sqlite.lock import FileLock, holder
+from undoubt.coordinator.ledger.sqlite.lock import FileLock, check_not_open, holder
 from undoubt.coordinator.ledger.sqlite.owner import rebuilt
-from undoubt.coordinator.ledger.sqlite.restoring import RestoredLedger
+from undoubt.coordinator.ledger.sqlite.restoring import RestoredLedger, Restoring
 from undoubt.coordinator.settings import LedgerSettings
 from undoubt.participants.errors import UsageError
 
@@ -32,17 +32,12 @@ async def init(settings: LedgerSettings, *, note: str = "", verb: str = "ledger 
     with ``verb``. Raises ``LedgerError``, and ``LedgerMissing`` if something shows that a ledger was there
     before."""
     made = False
-    match urls.backend_of(settings.url):
-        case urls.POSTGRES:
-            made = await tables.create(settings)
-        case urls.SQLITE:
-            path = urls.sqlite_path(settings.url)
-            with usable(path):
-                made = former.is_empty(path)
-        case _:
-            pass  # made by `undoubt cluster init`
-    ledger = await urls.open_ledger(settings, create=True)
+    if urls.backend_of(settings.url) == urls.POSTGRES:
+        made = await tables.create(settings)
+    ledger = await urls.open_ledger(settings, create=True)  # a cluster is made by `undoubt cluster init`
     try:
+        if isinstance(ledger, SqliteLedger):
+            made = ledger.owned is not None and ledger.owned.made
         if made:
             await ledger.record_act(new_act(verb, ledger.ledger_id, note, result=DONE))
         return await ledger.info()
@@ -134,16 +129,28 @@ async def backup(settings: LedgerSettings, path: Path, *, note: str = "") -> int
         await ledger.close()
 
 
-async def restore(settings: LedgerSettings, file: Path | None, *, note: str = "") -> RestoredLedger:
+async def before_restore(settings: LedgerSettings, file: Path) -> Restoring:
+    """Which ledger a restore from ``file`` would make, and which is there. Changes nothing. Raises
+    ``UsageError``, ``LedgerUnusable``."""
+    _only_sqlite(settings, "detects by itself that it was restored", "`undoubt cluster restore`")
+    return await asyncio.to_thread(restoring.before_restore, urls.sqlite_file(settings.url), file)
+
+
+async def restore(
+    settings: LedgerSettings, file: Path | None, *, note: str = "", other_ledger: bool = False
+) -> RestoredLedger:
     """Restore a SQLite ledger from the backup ``file``, or, with None, accept the ledger's file as it is; a
-    new incarnation begins. Raises ``UsageError``, ``LedgerLocked`` if any process has the ledger open,
+    new incarnation begins. ``other_ledger``: ``file`` may be a backup of another ledger than the one that is
+    there, which is given up. Raises ``UsageError``, ``LedgerLocked`` if any process has the ledger open,
     ``LedgerUnusable``, ``LedgerMissing``."""
     _only_sqlite(settings, "detects by itself that it was restored", "`undoubt cluster restore`")
     path = urls.sqlite_file(settings.url)
     act = new_act("ledger restore", file or "the file as it is", note, result=DONE)
 
     def work(path: Path) -> RestoredLedger:
-        return restoring.as_it_is(path, act) if file is None else restoring.from_backup(path, file, act)
+        if file is None:
+            return restoring.as_it_is(path, act)
+        return restoring.from_backup(path, file, act, other_ledger=other_ledger)
 
     return await asyncio.to_thread(_alone, path, work, must_exist=file is None)
 
@@ -177,12 +184,13 @@ def _alone(path: Path, work: Callable[[Path], T], *, must_exist: bool = True) ->
     with usable(path):
         there = path.exists()
     if must_exist and not there:
-        anchored.check_absent(path)
-        raise anchored.missing(path)
+        former.check_absent(path)
+        raise former.missing(path)
     lock = FileLock.take(path)
     if lock is None:
         raise LedgerLocked(f"ledger {path} is in use by process {holder(path)}; stop it first")
     try:
+        check_not_open(path)
         with usable(path):
             return work(path)
     finally:
@@ -202,6 +210,8 @@ def _check(path: Path) -> list[str]:
     try:
         with usable(path):
             opened = store.SqliteStore(path)
+    except LedgerMissing:
+        raise
     except LedgerUnusable as error:
         return [str(error)]
     try:

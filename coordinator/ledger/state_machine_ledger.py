@@ -317,11 +317,7 @@ class StateMachineLedger(KeyedLedger, MachineLocks):
     async def begin_incarnation(self, why: str, issued: int = 0) -> None:
         """Begin a new incarnation, because the ledger was set back: records were lost, up to session
         ``issued`` at least. ``why`` is logged."""
-        log.error(
-            "the ledger was set back: %s. A new incarnation begins; an operator has to decide the undecided"
-            " transactions",
-            why,
-        )
+        log_new_incarnation(why)
         await self._run(Restore(SESSION_SKIP, issued))
 
     def _never_issued(self, gid: Gid) -> bool:
@@ -562,3 +558,12 @@ class StateMachineLedger(KeyedLedger, MachineLocks):
         except LedgerError:
             return  # the next call adds it; a delay only makes retention longer
         self._time_advanced_at += elapsed_ms / 1000
+
+
+def log_new_incarnation(why: str) -> None:
+    """Log that the ledger begins a new incarnation by itself."""
+    log.error(
+        "the ledger was set back: %s. A new incarnation begins; an operator has to decide the undecided"
+        " transactions",
+        why,
+    )

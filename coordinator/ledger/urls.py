@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Protocol
 
 from undoubt.coordinator.errors import LedgerMisconfigured
 from undoubt.coordinator.ledger.contract import Create, Ledger
@@ -16,35 +16,41 @@ POSTGRES = "postgresql+psycopg"
 RAFT = "raft"
 
 
-async def open_ledger(settings: LedgerSettings, *, create: Create = False) -> Ledger:
+async def open_ledger(settings: LedgerSettings, *, create: Create = False, serves: bool = False) -> Ledger:
     """Open the ledger that ``settings.url`` names. ``create``: whether a SQLite ledger that does not exist
-    may be made, if nothing shows that it existed before.
+    may be made, if nothing shows that it existed before. ``serves``: whether this process runs transactions
+    or recovery. Only then a new incarnation may begin for a SQLite ledger that was set back; a process that
+    only looks refuses it, and leaves the proof as it is.
 
     Raises ``LedgerMisconfigured``, ``LedgerUnusable`` (including ``LedgerMissing``), ``LedgerLocked`` and
     ``LedgerUnavailable``; the messages say what to do.
     """
-    return await _OPENERS[backend_of(settings.url)](settings, create)
+    return await _OPENERS[backend_of(settings.url)](settings, create, serves=serves)
 
 
-async def _open_sqlite(settings: LedgerSettings, create: Create) -> Ledger:
+async def _open_sqlite(settings: LedgerSettings, create: Create, *, serves: bool) -> Ledger:
     from undoubt.coordinator.ledger.sqlite.ledger import SqliteLedger  # noqa: PLC0415 - each backend only where named
 
-    return await SqliteLedger.open(sqlite_path(settings.url), settings, create=create)
+    return await SqliteLedger.open(sqlite_path(settings.url), settings, create=create, serves=serves)
 
 
-async def _open_postgres(settings: LedgerSettings, _: Create) -> Ledger:
+async def _open_postgres(settings: LedgerSettings, _: Create, **_also: bool) -> Ledger:
     from undoubt.coordinator.ledger.postgres.ledger import PostgresLedger  # noqa: PLC0415 - as above
 
     return await PostgresLedger.open(settings)
 
 
-async def _open_cluster(settings: LedgerSettings, _: Create) -> Ledger:
+async def _open_cluster(settings: LedgerSettings, _: Create, **_also: bool) -> Ledger:
     from undoubt.coordinator.ledger.cluster.ledger import ClusterLedger  # noqa: PLC0415 - as above
 
     return await ClusterLedger.open(settings)
 
 
-_OPENERS: dict[str, Callable[[LedgerSettings, Create], Awaitable[Ledger]]] = {
+class _Opener(Protocol):
+    async def __call__(self, settings: LedgerSettings, create: Create, /, *, serves: bool) -> Ledger: ...
+
+
+_OPENERS: dict[str, _Opener] = {
     SQLITE: _open_sqlite,
     POSTGRES: _open_postgres,
     RAFT: _open_cluster,

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import msgspec
 
-from undoubt.coordinator.errors import ClusterNotReady, ClusterRefused
+from undoubt.coordinator.errors import ClusterNotReady, ClusterRefused, UnknownNode
 from undoubt.coordinator.ledger.cluster.messages import (
     BackupCall,
     BackupPiece,
@@ -156,7 +156,8 @@ class NodeAdmin:
             await self._within(lambda: False)  # raises NotLeading as soon as that is so
 
     def _missing(self, wish: MemberChange) -> Change | None:
-        """Return the change for ``wish``; None if it is in force already. Raises ``ClusterRefused``."""
+        """Return the change for ``wish``; None if it is in force already. Raises ``ClusterRefused``,
+        including ``UnknownNode``."""
         configuration, replicated = self._raft.configuration, self._replica.replicated
         node = wish.node
         member = node in configuration.incoming or node in configuration.learners
@@ -177,9 +178,11 @@ class NodeAdmin:
             _check_address(wish.address)
             return _change(ChangeKind.ADD_LEARNER, node, wish.address, wish.disk)
         if wish.kind == "remove":
+            if not member and not replicated.removed(node):
+                raise UnknownNode(f"node {node} is not a member of the cluster, and never was")
             return Change(ChangeKind.REMOVE, node) if member else None
         if not member:
-            raise ClusterRefused(f"node {node} is not a member: it joins with `undoubt cluster add`")
+            raise UnknownNode(f"node {node} is not a member: it joins with `undoubt cluster add`")
         return Change(ChangeKind.ADD_VOTER, node) if node in configuration.learners else None
 
     async def _until_caught_up(self, nodes: set[int], since: int) -> None:
@@ -248,6 +251,8 @@ class NodeAdmin:
             raise ClusterRefused("there is no other voter that could lead")
         if successor == raft.node:
             return self.status()
+        if successor not in self._replica.replicated.addresses:
+            raise UnknownNode(f"node {successor} is not a member of the cluster")
         try:
             raft.transfer(successor)
         except ConfigRefused as error:

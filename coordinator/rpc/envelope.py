@@ -21,6 +21,7 @@ from undoubt.coordinator.errors import (
     NotPermitted,
     OutcomeUnknown,
     SessionLost,
+    UnknownNode,
     VersionHeldBack,
 )
 from undoubt.coordinator.wire.settings import FRAME_BYTES_MAX
@@ -125,6 +126,7 @@ def size(payload: bytes) -> int:
 _RAISED = (
     ClusterRefused,
     ClusterNotReady,
+    UnknownNode,
     Impostor,
     NotPermitted,
     VersionHeldBack,

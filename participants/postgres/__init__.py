@@ -19,6 +19,8 @@ The modules, in the order in which a branch passes them:
 :mod:`.pool`              lends sessions to branches, and closes each session whose state is not known.
 :mod:`.connecting`        opens a session with either driver: dsn, password, identity of the server.
 :mod:`.dsn`               reads a dsn with libpq's parser, and completes it.
+:mod:`.dsn_form`          explains why libpq cannot read a dsn, without its secrets.
+:mod:`.dsn_values`        judges the values of a completed dsn, before a driver gets them.
 :mod:`.asyncpg`           implements sessions and the application's connections with asyncpg.
 :mod:`.psycopg`           implements sessions and the application's connections with psycopg.
 :mod:`.on_connect`        runs the application's hook on each new connection.

@@ -12,20 +12,24 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from psycopg import ProgrammingError
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
-from psycopg.pq import PGconn
+from psycopg import OperationalError
+from psycopg.conninfo import make_conninfo
+from psycopg.pq import Conninfo as Parser
+from psycopg.pq import ConninfoOption, PGconn
 
 from undoubt.participants.errors import ParticipantMisconfigured
-from undoubt.participants.libpq import PORT_MAX, is_connection_string, is_port
-
-UNREADABLE = (
-    "its dsn is neither a URI (postgresql://user@host/database) nor a list of keywords (host=… dbname=…);"
-    " characters like '@', ':', '/' and '#' inside a part of a URI must be percent-encoded"
+from undoubt.participants.libpq import is_connection_string
+from undoubt.participants.postgres.dsn_form import (
+    MISPLACED_AT,
+    key_without_value,
+    keywords,
+    misplaced_at,
+    port_may_be_password,
+    why_unreadable,
 )
+from undoubt.participants.postgres.dsn_values import judge
 
 _OTHER_SCHEME = re.compile(r"(?:jdbc:)?postgres(?:ql)?(?P<driver>\+\w+)?://")
-_DIGITS = re.compile("[0-9]{1,9}")
 _NO_VALUE = "undoubt:none"
 """A value that libpq does not accept: libpq completes the parameters, refuses this value, and does not
 connect."""
@@ -68,23 +72,19 @@ def read_dsn(participant: str, dsn: str) -> Conninfo:
     """Parse and complete ``dsn``. Raises ``ParticipantMisconfigured``, without the password in the message,
     if libpq cannot read it or no driver can use it."""
     _refuse_other_schemes(participant, dsn)
-    try:
-        given = {key: str(value) for key, value in conninfo_to_dict(dsn).items() if value is not None}
-    except ProgrammingError:
-        # libpq quotes the part that it did not understand, which may be a part of the password.
-        raise ParticipantMisconfigured(participant, UNREADABLE) from None
-    if not all(_DIGITS.fullmatch(port) for port in given.get("port", "").split(",") if port):
-        raise ParticipantMisconfigured(participant, UNREADABLE)  # "user:a/password@host" has port "a"
+    given = _parse(participant, dsn)
+    if key := key_without_value(dsn, given):
+        raise ParticipantMisconfigured(
+            participant, f"its dsn has no value for {key}: write {key}='', or leave {key} out"
+        )
     wanted = _complete(participant, given, "sslmode").get("target_session_attrs", "any")
     resolved = _complete(participant, given, "target_session_attrs")
     _check_database(participant, resolved.get("dbname", ""))
-    _check_ports(participant, resolved)
-    hosts = (resolved.get("hostaddr") or resolved["host"]).split(",")
-    if any(host.startswith("@") for host in hosts):
-        raise ParticipantMisconfigured(
-            participant, "its dsn names an abstract socket (host=@…), which neither driver can reach"
-        )
-    if len(hosts) > 1:
+    judge(participant, given, resolved, secret_port=port_may_be_password(dsn))
+    # With an address that is none libpq gets to the end of its checks, and does not connect; with a password
+    # it reads no password file, of which it would warn once more.
+    _complete(participant, {**given, "host": "", "port": "", "password": "-"}, "hostaddr")
+    if len((resolved.get("hostaddr") or resolved["host"]).split(",")) > 1:
         wanted = "read-write"
     elif wanted not in {"read-write", "primary", "any"}:
         raise ParticipantMisconfigured(
@@ -94,6 +94,38 @@ def read_dsn(participant: str, dsn: str) -> Conninfo:
     return Conninfo(participant, given, resolved, _default_host())
 
 
+def _parse(participant: str, dsn: str) -> dict[str, str]:
+    """The parameters of the dsn itself."""
+    if misplaced_at(dsn):
+        raise ParticipantMisconfigured(participant, MISPLACED_AT)
+    try:
+        options = Parser.parse(dsn.encode())
+    except UnicodeEncodeError:
+        raise ParticipantMisconfigured(participant, "its dsn is not text in UTF-8") from None
+    except OperationalError as error:
+        # Without its cause: libpq quotes the part that it did not understand.
+        raise ParticipantMisconfigured(participant, why_unreadable(dsn, str(error))) from None
+    return _decoded(participant, options)
+
+
+def _decoded(participant: str, options: list[ConninfoOption]) -> dict[str, str]:
+    """The values of ``options``, without those that have none."""
+    values = {}
+    for option in options:
+        if option.val is None:
+            continue
+        key = option.keyword.decode()
+        try:
+            values[key] = option.val.decode()
+        except UnicodeDecodeError:
+            variable = keywords().get(key)
+            also = f" (or {variable} of the environment)" if variable else ""
+            raise ParticipantMisconfigured(
+                participant, f"the {key} of its dsn{also} is not text in UTF-8"
+            ) from None
+    return values
+
+
 def _check_database(participant: str, name: str) -> None:
     if is_connection_string(name):
         raise ParticipantMisconfigured(
@@ -101,18 +133,6 @@ def _check_database(participant: str, name: str) -> None:
             "the dbname of its dsn is a connection string itself, which psql accepts, but libpq takes for the"
             " name of a database: use that string as the dsn",
         )
-
-
-def _check_ports(participant: str, resolved: Mapping[str, str]) -> None:
-    for port in resolved["port"].split(","):
-        if port and not (_DIGITS.fullmatch(port) and is_port(int(port))):
-            if "@" in resolved.get("dbname", ""):
-                raise ParticipantMisconfigured(
-                    participant, UNREADABLE
-                )  # "user:99/password@host" has port "99"
-            raise ParticipantMisconfigured(
-                participant, f"its dsn cannot be used: port {port} is not between 1 and {PORT_MAX}"
-            )
 
 
 def _default_host() -> str:
@@ -148,11 +168,7 @@ def _complete(participant: str, given: Mapping[str, str], but: str) -> dict[str,
         refused.finish()
     if f'"{_NO_VALUE}"' not in message:
         raise ParticipantMisconfigured(participant, f"its dsn cannot be used: {message}")
-    completed = {
-        option.keyword.decode(): (option.val.decode(), option.compiled)
-        for option in options
-        if option.val is not None
-    }
-    kept = {key: value for key, (value, default) in completed.items() if value.encode() != default}
-    always = {key: completed[key][0] if key in completed else "" for key in ("sslmode", "host", "port")}
-    return {**kept, **always}
+    completed = _decoded(participant, options)
+    compiled = {option.keyword.decode(): option.compiled for option in options}
+    kept = {key: value for key, value in completed.items() if value.encode() != compiled[key]}
+    return {**kept, **{key: completed.get(key, "") for key in ("sslmode", "host", "port")}}

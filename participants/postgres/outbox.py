@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 from undoubt.participants.errors import ParticipantRefused, ParticipantUnavailable
@@ -17,6 +18,8 @@ from undoubt.participants.postgres.session import NoAnswer, NotSent, Row, Server
 from undoubt.participants.postgres.sql import fill, query
 from undoubt.participants.postgres.sqlstate import participant_error
 from undoubt.participants.sql import literal
+
+log = logging.getLogger(__name__)
 
 _NO_TABLE = frozenset({NO_SCHEMA, "42P01"})
 
@@ -51,6 +54,8 @@ class PostgresOutbox:
         self._timeout_s = timeout_s
         self._session: ServerSession | None = None
         self._claimed: set[str] = set()
+        self._of_others: set[str] = set()
+        """Topics that others have, and that were logged."""
         self._turn = asyncio.Lock()
         """A session has one statement at a time."""
 
@@ -62,7 +67,22 @@ class PostgresOutbox:
                     [row] = await self._rows(query("outbox_claim"), topic)
                     if row["claimed"]:
                         self._claimed.add(topic)
+                        self._of_others.discard(topic)
+                    elif topic not in self._of_others:
+                        self._of_others.add(topic)
+                        await self._name_claimant(topic)
             return frozenset(self._claimed)
+
+    async def _name_claimant(self, topic: str) -> None:
+        """Log who has a topic: any role that can connect can take the lock, and so keep relays from it."""
+        rows = await self._rows(query("outbox_claimant"), topic)
+        who = "another session"
+        if rows:
+            who = f"process {rows[0]['pid']} of role {str(rows[0]['role'])!r}"
+        log.warning(
+            "topic %r of %r is not delivered here: %s has claimed it", topic, self._participant, who,
+            extra={"participant": self._participant},
+        )  # fmt: skip
 
     async def read(self, topics: Iterable[str], *, without: Sequence[Lane], limit: int) -> list[Message]:
         keyed = [(lane.topic, lane.key) for lane in without if lane.key is not None]

@@ -665,6 +665,20 @@ select t.topic from there as t where t.topic is not null
 select pg_catalog.pg_try_advisory_lock(pg_catalog.hashtextextended(
          'undoubt relay ' operator(pg_catalog.||) $1::pg_catalog.text, 0)) as claimed
 
+-- name: outbox_claimant
+-- $1 a topic. Who has claimed it: another relay, or whoever else holds that lock, which any role can take. pg_locks has a
+-- key of 64 bits in two halves: https://www.postgresql.org/docs/current/view-pg-locks.html
+select a.pid, coalesce(a.usename::pg_catalog.text, '?') as role
+  from pg_catalog.pg_locks as l
+  join pg_catalog.pg_stat_activity as a on a.pid operator(pg_catalog.=) l.pid
+  join pg_catalog.pg_database as d on d.oid operator(pg_catalog.=) l.database
+ where l.locktype operator(pg_catalog.=) 'advisory' and l.granted and l.objsubid operator(pg_catalog.=) 1
+   and d.datname operator(pg_catalog.=) pg_catalog.current_database()
+   and ((l.classid::pg_catalog.int8 operator(pg_catalog.<<) 32) operator(pg_catalog.|) l.objid::pg_catalog.int8)
+       operator(pg_catalog.=) pg_catalog.hashtextextended(
+         'undoubt relay ' operator(pg_catalog.||) $1::pg_catalog.text, 0)
+ limit 1
+
 -- name: outbox_read
 -- $1 topics, $2 and $3 the topics and keys of lanes that are left out, $4 ids that are left out, $5 the most rows.
 -- There is no high-water mark: a row may become visible after rows of other keys with higher ids.

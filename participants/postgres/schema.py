@@ -13,17 +13,19 @@ from __future__ import annotations
 import asyncio
 import io
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from undoubt.participants.alembic_lock import ALONE, engine_over
 from undoubt.participants.believed import PARTICIPANT, Fault, faults_of, faults_query
 from undoubt.participants.errors import ParticipantRefused, ParticipantUnavailable
 from undoubt.participants.postgres.belief import refused
 from undoubt.participants.postgres.dsn import read_dsn
+from undoubt.participants.postgres.dsn_values import REFUSED_VALUE, driver_refusal
 from undoubt.participants.postgres.sql import query
 from undoubt.participants.postgres.sqlstate import LOCK_NOT_AVAILABLE
 
 if TYPE_CHECKING:
+    import psycopg
     from alembic.config import Config
     from sqlalchemy import Connection, Engine
 
@@ -203,13 +205,19 @@ def _engine(participant: str, settings: ParticipantSettings) -> Engine:
     password = None
     if settings.password_file is not None and not address.has_password:
         password = Path(settings.password_file).expanduser().read_text("utf-8").split("\n", 1)[0]
-    return engine_over(
-        lambda options: psycopg.connect(
-            address.for_libpq(options=options, client_encoding="UTF8"),
-            password=password,
-            connect_timeout=int(settings.connect_timeout_s),
-        )
-    )
+
+    def connect(options: str) -> psycopg.Connection[Any]:
+        try:
+            return psycopg.connect(
+                address.for_libpq(options=options, client_encoding="UTF8"),
+                password=password,
+                connect_timeout=int(settings.connect_timeout_s),
+            )
+        except REFUSED_VALUE as error:
+            # Without its cause, whose text may show a password.
+            raise driver_refusal(participant, error, address.resolved, password) from None
+
+    return engine_over(connect)
 
 
 def _folder() -> Path:

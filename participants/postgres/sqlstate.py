@@ -35,6 +35,7 @@ FUTURE_XID = "22023"
 FAILED_TRANSACTION = "25P02"
 READ_ONLY_TRANSACTION = "25006"
 UNDEFINED_FUNCTION = "42883"
+CANNOT_BE_SET = "55P02"
 STALE_LOCK = "UL001"
 """Raised by ``undoubt.guard_lock``. Class UL is not one of the server's (manual, appendix A)."""
 
@@ -61,6 +62,11 @@ SWALLOWED = (
     "an SQL error in this branch was swallowed: PostgreSQL has rolled it back, so everything aborts;"
     " use a savepoint for statements that may fail, and roll back to it"
 )
+UNNOTICED = (
+    "a statement of this branch failed or was cancelled (for example by a timeout of the application's own),"
+    " and the application went on: PostgreSQL has rolled the branch back, so everything aborts"
+)
+"""What is said where no error of a statement is known: a driver that is cancelled raises none."""
 
 NOTE_IMPOSSIBLE = (
     "its transaction was made read only after it had changed something: it cannot note its commit, which"
@@ -83,6 +89,12 @@ _PREPARED_MAX = (
     " postgresql.conf (at least max_connections is a good value) and restart it"
 )
 _UNAVAILABLE_CLASSES = frozenset({"08", "53", "57", "58"})
+_STARTUP_CLASSES = frozenset({"0A", "22", "28", "42"})
+"""A session that is refused with a code of these classes is refused again, until something is changed."""
+_STARTUP = (
+    "the server refuses what is asked of it as the session begins; look at the options of the dsn, and at"
+    " PGOPTIONS, PGTZ, PGDATESTYLE and PGGEQO in the environment"
+)
 _REFUSED = {
     "28P01": "the password was not accepted; check the dsn's user, and where the password comes from"
     " (dsn, password_file, PGPASSWORD, .pgpass)",
@@ -186,7 +198,7 @@ def _explain(error: ServerError) -> str:
 def swallowed(participant: str, failure: ServerError | None, how: str = "") -> BranchFailed:
     """The error of a branch in a failed transaction. ``failure`` is the last error that its application got;
     ``how`` is the answer that showed it."""
-    text = SWALLOWED + (f" ({how})" if how else "")
+    text = (UNNOTICED if failure is None else SWALLOWED) + (f" ({how})" if how else "")
     if failure is not None and failure.sqlstate != FAILED_TRANSACTION:
         text += f". The last error in it: {with_setting(failure.sqlstate, failure.message)}"
     return BranchFailed(participant, text, sqlstate=FAILED_TRANSACTION)
@@ -224,6 +236,17 @@ def participant_error(participant: str, error: ServerError | NoAnswer | NotSent)
     if error.fatal or error.sqlstate[:2] in _UNAVAILABLE_CLASSES:
         return ParticipantUnavailable(participant, _plain(error), sqlstate=error.sqlstate)
     return ParticipantRefused(participant, _plain(error), sqlstate=error.sqlstate)
+
+
+def startup_error(participant: str, error: ServerError | NoAnswer | NotSent) -> ParticipantError:
+    """The error of a session that the server did not let begin. Each such error is FATAL, so that only its
+    code shows whether the server will answer otherwise later."""
+    if not isinstance(error, ServerError) or error.sqlstate in _REFUSED:
+        return participant_error(participant, error)
+    if error.sqlstate[:2] in _STARTUP_CLASSES or error.sqlstate == CANNOT_BE_SET:
+        message = f"no connection: {_plain(error)}: {_STARTUP}"
+        return ParticipantRefused(participant, message, sqlstate=error.sqlstate)
+    return participant_error(participant, error)
 
 
 def unanswered(participant: str, error: ServerError | NoAnswer) -> ParticipantUnavailable:

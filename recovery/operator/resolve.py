@@ -6,15 +6,16 @@ carried out, so that a crash in between leaves a trace, and afterwards with its 
 branch: ``end_impostor`` rolls it back and records nothing about a transaction.
 
 Each call is first recorded as an act of this process's system user
-(:mod:`undoubt.coordinator.ledger.acting`). An order that contradicts both the missing decision and a sibling
-that was ended by hand needs ``contradict``."""
+(:mod:`undoubt.coordinator.ledger.acting`). An order that no decision covers, and that splits the transaction
+from a sibling that has ended, needs ``contradict``: however that end is known, and also where a recorded
+decision is all that is known of it."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from undoubt.coordinator.errors import OutcomeUnknown
@@ -26,6 +27,7 @@ from undoubt.participants.ids import Foreign, Gid
 from undoubt.participants.registry import Registry
 from undoubt.recovery.errors import Conflict, NotOurs, StillBusy
 from undoubt.recovery.operator.survey import SurveyedBranch, survey
+from undoubt.recovery.operator.whole import look
 from undoubt.recovery.plan import BranchDone, BranchStanding, RecordHeuristicOutcome, for_settled
 from undoubt.recovery.scan import evidence_of, later
 
@@ -48,7 +50,7 @@ class Operator:
         self, gid: Gid | Foreign, *, heuristic: bool = False, note: str = "", contradict: bool = False
     ) -> None:
         """COMMIT PREPARED. Without ``heuristic``, ``Conflict`` unless COMMIT is recorded; without
-        ``contradict``, ``Conflict`` where a sibling was rolled back by hand, unless COMMIT is recorded."""
+        ``contradict``, where a sibling was rolled back, or will be, unless COMMIT is recorded."""
         async with acting(self.ledger, new_act(_verb("indoubt commit", heuristic, contradict), gid, note)):
             await self._commit(gid, heuristic, note, contradict)
 
@@ -56,7 +58,7 @@ class Operator:
         self, gid: Gid | Foreign, *, heuristic: bool = False, note: str = "", contradict: bool = False
     ) -> None:
         """Record ABORT, then ROLLBACK PREPARED. Without ``heuristic``, ``Conflict`` where COMMIT is recorded
-        or ABORT cannot be; without ``contradict``, where a sibling was committed by hand, unless the
+        or ABORT cannot be; without ``contradict``, where a sibling was committed, or will be, unless the
         transaction is aborted."""
         async with acting(self.ledger, new_act(_verb("indoubt rollback", heuristic, contradict), gid, note)):
             await self._roll_back(gid, heuristic, note, contradict)
@@ -76,7 +78,7 @@ class Operator:
 
     async def _roll_back(self, gid: Gid | Foreign, heuristic: bool, note: str, contradict: bool) -> None:
         found, own = await self._locate(gid)
-        if found.standing is not BranchStanding.ABORTED:
+        if found.standing not in {BranchStanding.ABORTED, BranchStanding.COMMITTED}:
             await self._check_siblings(own, Decision.ABORT, contradict)
         if found.standing in {BranchStanding.FORGOTTEN, BranchStanding.ASK_PROTOCOL}:
             if not heuristic:
@@ -90,6 +92,7 @@ class Operator:
         if recorded is Decision.ABORT:
             await self._carry_out(found, own, Decision.ABORT)
         elif heuristic:
+            await self._check_siblings(own, Decision.ABORT, contradict)
             await self._against(found, own, Decision.ABORT, note, Decision.COMMIT)
         else:
             raise Conflict(
@@ -133,13 +136,14 @@ class Operator:
             return forgotten
 
     async def _check_siblings(self, gid: Gid, order: Decision, contradict: bool) -> None:
-        """Raise ``Conflict`` if ``order`` contradicts what was done by hand to another branch."""
-        against = contradicted(gid, order, await self.ledger.heuristics(include_forgotten=True))
-        if against and not contradict:
-            ends = "; ".join(f"{one.gid} has ended as {one.kind}" for one in against)
+        """Raise ``Conflict`` if ``order`` splits the transaction from another branch."""
+        if contradict:
+            return
+        whole = await look(self.ledger, self.participants, gid.txid)
+        if against := whole.contradicts(order, besides=gid.branch):
             raise Conflict(
-                f"to {order.verb} {gid} would split transaction {gid.txid}: {ends}. Nothing was done. To"
-                " split it nevertheless, add --contradict"
+                f"to {order.verb} {gid} would split transaction {gid.txid}: {', '.join(against)}; nothing was"
+                " done. To split it nevertheless, add --contradict"
             )
 
     async def _locate(self, gid: Gid | Foreign) -> tuple[SurveyedBranch, Gid]:
@@ -249,18 +253,6 @@ class Operator:
             if record.number == gid.branch and (recorded := evidence_of(record)) is not None:
                 return later(recorded, listed)
         return listed
-
-
-def contradicted(gid: Gid, order: Decision, known: Iterable[Heuristic]) -> list[Heuristic]:
-    """Heuristic outcomes of other branches of the transaction of ``gid`` that ``order`` contradicts."""
-    agreeing = Settled.HEURISTIC_COMMIT if order is Decision.COMMIT else Settled.HEURISTIC_ROLLBACK
-    return [
-        one
-        for one in known
-        if one.gid.txid == gid.txid
-        and one.gid != gid
-        and one.kind not in {agreeing, Settled.HEURISTIC_HAZARD}
-    ]
 
 
 def _verb(verb: str, heuristic: bool, contradict: bool) -> str:

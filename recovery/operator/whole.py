@@ -1,21 +1,15 @@
-"""A whole transaction: all its branches, what is recorded, what its databases prove, and how to end it.
+"""A whole transaction: all its branches, what is recorded, what its databases prove, and what an order to end
+it would split.
 
-``look`` collects what is known. ``end`` commits or rolls back all branches that are still prepared, in one
-direction: the safe one if there is one. If there is none, an operator chooses; that is one heuristic decision
-of all branches together, so that it does not split the transaction.
-
-``gone`` ends a recorded decision about a participant that will never answer again: a hazard is recorded for
-each of its branches, and the ledger may finish the transaction once the others have applied the decision.
+``look`` collects what is known; ``check`` says which flags an order needs.
+:mod:`undoubt.recovery.operator.transaction` carries it out.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
-from undoubt.coordinator.errors import LedgerError
-from undoubt.coordinator.ledger.acting import acting, new_act
 from undoubt.coordinator.ledger.contract import (
     BranchRecord,
     Heuristic,
@@ -25,15 +19,12 @@ from undoubt.coordinator.ledger.contract import (
     Verdict,
 )
 from undoubt.participants.contract import Decision, Settled, XactStatus
-from undoubt.participants.errors import ParticipantError, UndoubtError
+from undoubt.participants.errors import ParticipantError
 from undoubt.participants.ids import Gid, TxId
-from undoubt.participants.plural import plural
 from undoubt.participants.registry import Registry
 from undoubt.recovery.errors import Conflict, NotAllSeen, NotPrepared
-from undoubt.recovery.operator.resolve import Operator
 from undoubt.recovery.operator.survey import Survey, SurveyedBranch, survey
 from undoubt.recovery.plan import BranchStanding
-from undoubt.recovery.service import RecoveryService
 from undoubt.recovery.unfinished import ask_books
 
 
@@ -96,7 +87,29 @@ class Whole:
 
     def splits(self, direction: Decision) -> list[BranchNow]:
         """The branches that ended, or are proved to have ended, against ``direction``."""
-        return [one for one in self.branches if _ended(one) not in {None, direction}]
+        return [one for one in self.branches if _is_against(one, direction)]
+
+    def contradicts(self, order: Decision, *, besides: int = 0) -> list[str]:
+        """What ``order`` splits the transaction from, in words, branch ``besides`` apart: the branches that
+        ended the other way; and, where ``order`` is against a decision, those that are not seen to be
+        prepared and not known to have ended against it, since they have applied it, or will."""
+        others = [one for one in self.branches if one.number != besides]
+        lines = [
+            f"branch {one.number} in {one.participant} has ended the other way"
+            for one in others
+            if _is_against(one, order)
+        ]
+        if self.direction in {None, order}:
+            return lines
+        does = "has committed, or will commit"
+        if order is Decision.COMMIT:
+            does = "has been rolled back, or will be"
+        lines += [
+            f"branch {one.number} in {one.participant} {does}"
+            for one in others
+            if one.now != "prepared" and not any(_is_against(one, each) for each in Decision)
+        ]
+        return lines + [f"participant {name!r} may have a branch that {does}" for name in self.hidden]
 
     @property
     def not_seen(self) -> list[str]:
@@ -134,6 +147,12 @@ def _ended(one: BranchNow) -> Decision | None:
     if kind is Settled.HEURISTIC_ROLLBACK or one.proved is XactStatus.ABORTED:
         return Decision.ABORT
     return None
+
+
+def _is_against(one: BranchNow, order: Decision) -> bool:
+    if one.now != "prepared" and one.heuristic is not None and one.heuristic.kind is Settled.HEURISTIC_MIXED:
+        return True
+    return _ended(one) not in {None, order}
 
 
 async def look(ledger: Ledger, participants: Registry, txid: TxId) -> Whole:
@@ -251,117 +270,6 @@ def _direction(
     return None, "the ledger no longer has its session, so no direction is proved to be safe"
 
 
-@dataclass(frozen=True, slots=True)
-class Resolver:
-    """Ends whole transactions. Each call is recorded as an act, may be repeated, and raises ``LedgerError``
-    and the errors of :mod:`undoubt.recovery.errors`."""
-
-    ledger: Ledger
-    participants: Registry
-
-    async def end(
-        self,
-        txid: TxId,
-        direction: Decision,
-        *,
-        heuristic: bool = False,
-        contradict: bool = False,
-        note: str = "",
-    ) -> list[tuple[BranchNow, str]]:
-        """Commit or roll back all prepared branches; returns the result of each (``done``, or why not).
-        Without ``heuristic`` it raises ``Conflict`` unless that direction is the safe one or ABORT can be
-        recorded; without ``contradict``, if nothing is decided and a branch has ended in the other
-        direction."""
-        chosen = "--commit" if direction is Decision.COMMIT else "--rollback"
-        words = (chosen, "--heuristic" if heuristic else "", "--contradict" if contradict else "")
-        act = new_act(" ".join(("tx resolve", *filter(None, words))), txid, note)
-        async with acting(self.ledger, act) as came_of:
-            results = await self._end(txid, direction, heuristic=heuristic, contradict=contradict, note=note)
-            failed = [said for _, said in results if said != "done"]
-            if failed:
-                count = plural(len(results), "branch", "branches")
-                came_of.result = f"{len(failed)} of {count} not: {failed[0]}"
-            elif not results:
-                came_of.result = "nothing: no branch of it is prepared"
-            return results
-
-    async def _end(
-        self, txid: TxId, direction: Decision, *, heuristic: bool, contradict: bool, note: str
-    ) -> list[tuple[BranchNow, str]]:
-        whole = await look(self.ledger, self.participants, txid)
-        check(whole, direction, heuristic=heuristic, contradict=contradict)
-        operator = Operator(self.ledger, self.participants)
-        results = []
-        for one in whole.prepared:
-            if one.gid is None:
-                continue
-            work = operator.commit if direction is Decision.COMMIT else operator.roll_back
-            try:
-                await work(one.gid, heuristic=heuristic, note=note, contradict=contradict)
-            except LedgerError:
-                raise
-            except UndoubtError as error:
-                results.append((one, str(error)))
-            else:
-                results.append((one, "done"))
-        return results
-
-    async def terminate(self, txid: TxId, *, note: str = "") -> Whole:
-        """Let recovery find and apply the decision of the transaction's commit protocol; returns what is
-        known afterwards. The transaction may still be undecided: a participant or too many acceptors do not
-        answer, or the coordinator is alive."""
-        async with acting(self.ledger, new_act("tx resolve (termination)", txid, note)) as came_of:
-            await RecoveryService(self.ledger, self.participants).run_once()
-            whole = await look(self.ledger, self.participants, txid)
-            if whole.prepared:
-                came_of.result = f"{_branches(whole.prepared)} still prepared: {whole.why}"
-            return whole
-
-    async def gone(self, txid: TxId, participant: str, *, note: str = "") -> list[Gid]:
-        """``participant`` will never answer again: record a hazard for each of its branches of a recorded
-        decision, and finish the transaction if all others have applied the decision. Returns these branches.
-        Raises ``Conflict`` if no decision with a branch of that participant is recorded, or the participant
-        answers."""
-        act = new_act(f"tx resolve --participant-gone {participant}", txid, note)
-        async with acting(self.ledger, act) as came_of:
-            hazards = await self._gone(txid, participant, note)
-            if not hazards:
-                came_of.result = "nothing: no gid of a branch there is known"
-            return hazards
-
-    async def _gone(self, txid: TxId, participant: str, note: str) -> list[Gid]:
-        whole = await look(self.ledger, self.participants, txid)
-        if whole.info is None or whole.info.record is RecordedDecision.NOT_RECORDED:
-            raise Conflict(f"no decision is recorded for transaction {txid}; nothing was done")
-        decision = Decision(str(whole.info.record))
-        theirs = [one for one in whole.branches if one.participant == participant]
-        if not theirs:
-            raise Conflict(
-                f"transaction {txid} has no branch in participant {participant!r}; nothing was done"
-            )
-        if answering := [one for one in theirs if one.now in {"prepared", "not_prepared"}]:
-            raise Conflict(
-                f"participant {participant!r} answers (branch {answering[0].number} is"
-                f" {answering[0].now.replace('_', ' ')} there): it is not gone; nothing was done"
-            )
-        cause = f"an operator: participant {participant} is gone for good" + (f": {note}" if note else "")
-        named = [one.gid for one in theirs if one.gid is not None]
-        for gid in named:
-            await self.ledger.record_heuristic(
-                Heuristic(gid, Settled.HEURISTIC_HAZARD, decision, time.time(), cause)
-            )
-        report = await RecoveryService(self.ledger, self.participants).run_once()
-        waits = next((set(one.waits_for) for one in report.unfinished if one.txid == str(txid)), set())
-        # If other branches have not applied it yet, the running recovery applies and finishes it later.
-        if waits == {participant}:
-            await self.ledger.finish([txid])
-        return named
-
-
-def _branches(found: list[BranchNow]) -> str:
-    return plural(len(found), "of its branches is", "of its branches are")
-
-
 def check(whole: Whole, direction: Decision, *, heuristic: bool, contradict: bool) -> None:
     """Raise ``Conflict`` if ``direction`` needs a flag that is not given; ``NotAllSeen`` if nothing proves a
     direction and a participant that may have a branch does not answer."""
@@ -373,15 +281,13 @@ def check(whole: Whole, direction: Decision, *, heuristic: bool, contradict: boo
                 f"{whole.txid}: {whole.why}; nothing was done. To {direction} it nevertheless, add"
                 " --heuristic"
             )
-        against = whole.splits(direction)
         if whole.direction is None and whole.hidden and not fences and not contradict:
             raise NotAllSeen(
                 f"not all of transaction {whole.txid} is known: {whole.not_seen[0]}; nothing was"
                 f" done. To {direction} the rest nevertheless, add --contradict"
             )
-        if against and not contradict:
-            ended = ", ".join(f"branch {one.number} in {one.participant}" for one in against)
+        if not contradict and (against := whole.contradicts(direction)):
             raise Conflict(
-                f"to {direction} the rest would split transaction {whole.txid}: {ended} ended the other way;"
+                f"to {direction} the rest would split transaction {whole.txid}: {', '.join(against)};"
                 " nothing was done. To split it nevertheless, add --contradict"
             )

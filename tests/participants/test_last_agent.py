@@ -226,7 +226,7 @@ async def test_the_tag_is_looked_at(participant: PostgresParticipant, noted: Dat
     with pytest.raises(ServerError):
         await session.script("select 1/0", timeout_s=10.0)
     only_the_last(session)
-    with pytest.raises(BranchFailed, match="swallowed"):
+    with pytest.raises(BranchFailed, match="COMMIT answered ROLLBACK"):
         await branch.commit_as_agent(entry, BRANCHES)
     await undone(branch)
     assert await noted.balance() == 100

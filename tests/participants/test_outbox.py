@@ -224,6 +224,27 @@ async def test_lanes_are_left_out(participant: PostgresParticipant, outbox: Outb
     assert await outbox.read(["payments"], without=(), limit=9) == []
 
 
+async def test_whoever_has_a_topic_is_named(
+    outbox: OutboxReader, database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Any role that may connect can take the lock: a relay that says nothing looks as if there was no
+    message."""
+    topics = [f"topic {number}" for number in range(8)]  # keys of both signs
+    for topic in topics:
+        claim = "select pg_advisory_lock(hashtextextended('undoubt relay ' || $1, 0))"
+        await database.admin.execute(claim, topic)
+    for _ in range(2):
+        assert await outbox.claim(topics) == set()
+    pid = database.admin.get_server_pid()
+    for topic in topics:
+        named = [line for line in caplog.messages if f"{topic!r} of" in line]
+        assert named == [
+            f"topic {topic!r} of 'p' is not delivered here: process {pid} of role 'postgres' has claimed it"
+        ]
+    await database.admin.execute("select pg_advisory_unlock_all()")
+    assert await outbox.claim(topics) == set(topics)
+
+
 async def test_what_is_removed_is_gone(participant: PostgresParticipant, outbox: OutboxReader) -> None:
     ids = await published(participant, b"1", b"2", b"3")
     await outbox.remove(ids[:2])

@@ -1,5 +1,7 @@
 """What each command of an operator has to do, and with which status it has to end: of one transaction with
-two branches. It shares no code with the product."""
+two branches. It shares no code with the product. A branch that has ended in the other direction, by hand or
+as recorded, is contradicted only with a flag; and so is one of a recorded decision that nobody sees, since
+its database does not answer: it has applied the decision, or will."""
 
 from __future__ import annotations
 
@@ -18,6 +20,10 @@ class Expected:
     audited: bool
 
 
+DOWN = ["down"]
+"""Not a command: from here on, the database of the first branch does not answer."""
+
+
 def scripted(case: int, txid: str, gids: list[str]) -> list[list[str]]:
     """What tired people do, of a transaction with COMMIT, with ABORT, and with nothing recorded."""
     one, other = gids
@@ -27,6 +33,7 @@ def scripted(case: int, txid: str, gids: list[str]) -> list[list[str]]:
             [*commit, one],
             [*rollback, other],
             [*rollback, other, "--heuristic"],
+            [*rollback, other, "--heuristic", "--contradict"],
             ["indoubt", "forget", other],
         ],
         [
@@ -41,15 +48,33 @@ def scripted(case: int, txid: str, gids: list[str]) -> list[list[str]]:
             [*rollback, other, "--heuristic", "--contradict"],
             ["tx", "resolve", txid, "--rollback"],
         ],
+        [
+            [*commit, one],
+            DOWN,
+            [*rollback, other, "--heuristic"],
+            ["tx", "resolve", txid, "--rollback", "--heuristic"],
+            ["tx", "resolve", txid, "--rollback", "--heuristic", "--contradict"],
+        ],
+        [
+            [*rollback, one],
+            DOWN,
+            ["tx", "resolve", txid, "--commit", "--heuristic"],
+            [*commit, other, "--heuristic"],
+            [*commit, other, "--heuristic", "--contradict"],
+        ],
     )[case]
 
 
-SCRIPTED = 3
+SCRIPTED = 5
 
 
-def generated(random_: random.Random, txid: str, gids: list[str]) -> Iterator[list[str]]:
-    """Commands without their note, some of them foolish."""
-    for _ in range(ACTS_PER_CASE):
+def generated(random_: random.Random, txid: str, gids: list[str], *, decided: bool) -> Iterator[list[str]]:
+    """Commands without their note, some of them foolish. If a decision is recorded (``decided``), the first
+    database may be down from some point on."""
+    down = random_.randrange(2 * ACTS_PER_CASE) if decided else None
+    for number in range(ACTS_PER_CASE):
+        if number == down:
+            yield DOWN
         flags = random_.choice([[], ["--heuristic"], ["--heuristic"], ["--heuristic", "--contradict"]])
         match random_.randrange(6):
             case 0 | 1 | 2:
@@ -78,6 +103,8 @@ class Model:
     with_evidence: bool = False
     written: bool = False
     """Whether the decision is in the ledger, and not only presumed."""
+    down: bool = False
+    """Whether the database of the first branch does not answer."""
 
     def __post_init__(self) -> None:
         self.with_evidence = self.written = self.recorded is not None
@@ -102,7 +129,7 @@ class Model:
         else:
             order = "commit" if words[1] == "commit" else "abort"
             number = gids.index(words[2])
-            audited = self.ends[number] is None
+            audited = self._is_seen(number)
             status = self._end(number, order, heuristic=heuristic, contradict=contradict)
         return Expected(status, self.split and not before, audited)
 
@@ -113,9 +140,9 @@ class Model:
         return 0
 
     def _end(self, number: int, order: str, *, heuristic: bool, contradict: bool) -> int:
-        if self.ends[number] is not None:
-            return 3
-        against = self.by_hand.get(1 - number) not in {None, order}
+        if not self._is_seen(number):
+            return 4 if self.down else 3
+        against = self._contradicts(order, 1 - number)
         if self.recorded == order:
             self.ends[number] = order
             self.written = True
@@ -134,21 +161,39 @@ class Model:
         return 0
 
     def _resolve(self, order: str, *, heuristic: bool, contradict: bool) -> tuple[int, bool]:
-        prepared = [number for number, end in enumerate(self.ends) if end is None]
-        ended = [end for number, end in enumerate(self.ends) if end and self._is_known(number)]
-        splits = any(end != order for end in ended)
+        prepared = [number for number in (0, 1) if self._is_seen(number)]
+        splits = any(self._known_end(number) not in {None, order} for number in (0, 1))
+        contradicts = any(self._contradicts(order, number) for number in (0, 1))
         if not prepared:
+            if self.down:
+                return 4, False
             return (5 if splits or (self.written and self.recorded != order) else 0), False
         if self.recorded != order:
             if not heuristic and (self.recorded is not None or order == "commit"):
                 return 5, True
-            if splits and not contradict:
+            if contradicts and not contradict:
                 return 5, True
         failed = any(
             self._end(number, order, heuristic=heuristic, contradict=contradict) for number in prepared
         )
-        return (5 if failed or splits else 0), True
+        if not (failed or splits) and self.down:
+            return 4, True
+        return (5 if failed or contradicts else 0), True
 
-    def _is_known(self, number: int) -> bool:
-        """Whether anything tells how it ended."""
-        return number in self.by_hand or self.with_evidence
+    def _is_seen(self, number: int) -> bool:
+        """Whether it is prepared, and its database says so."""
+        return self.ends[number] is None and not (self.down and number == 0)
+
+    def _known_end(self, number: int) -> str | None:
+        """How it ended, if anything tells: what was recorded by hand, or its database."""
+        if number in self.by_hand:
+            return self.by_hand[number]
+        told = self.with_evidence and not (self.down and number == 0)
+        return self.ends[number] if told else None
+
+    def _contradicts(self, order: str, number: int) -> bool:
+        """Whether ``order`` to the other branch splits the transaction from this one, as far as is known."""
+        if self._is_seen(number):
+            return False
+        known = self._known_end(number)
+        return known != order if known else self.recorded not in {None, order}

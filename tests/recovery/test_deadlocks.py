@@ -12,6 +12,7 @@ from tests.recovery.world import FAST, World, until
 from undoubt.coordinator.errors import DistributedDeadlock, SelfDeadlock, TransactionAborted
 from undoubt.coordinator.ledger.contract import BranchRecord
 from undoubt.coordinator.retries import retryable
+from undoubt.coordinator.supervision import restarts
 from undoubt.participants.contract import Decision, Waiting
 from undoubt.participants.errors import ParticipantUnavailable
 from undoubt.participants.ids import TxId
@@ -258,6 +259,21 @@ async def test_a_database_that_is_down_hides_no_other_deadlock(world: World) -> 
     world.orders.waiting = [wait(one, two)]
     world.payments.waiting = [wait(two, one)]
     assert len(await detector(world, []).look()) == 1
+
+
+async def test_a_bug_at_one_database_hides_no_other_deadlock(world: World) -> None:
+    """A driver raises what it likes, for example of a value in a dsn."""
+
+    async def break_() -> Any:
+        raise ValueError("invalid literal for int()")
+
+    world.databases["inventory"].waits = break_  # type: ignore[method-assign]
+    one, two = world.session.txid(1), world.session.txid(2)
+    world.orders.waiting = [wait(one, two)]
+    world.payments.waiting = [wait(two, one)]
+    before = restarts["deadlocks"]
+    assert len(await detector(world, []).look()) == 1
+    assert restarts["deadlocks"] == before + 2, "it is counted once in each of the two passes"
 
 
 async def test_a_database_that_hangs_hides_no_other_deadlock(

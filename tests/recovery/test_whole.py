@@ -13,7 +13,8 @@ from undoubt.participants.errors import ParticipantUnavailable
 from undoubt.participants.ids import Gid
 from undoubt.recovery.errors import Conflict, NotPrepared
 from undoubt.recovery.operator.resolve import Operator
-from undoubt.recovery.operator.whole import Resolver, look
+from undoubt.recovery.operator.transaction import Resolver
+from undoubt.recovery.operator.whole import look
 
 COMMIT, ABORT = Decision.COMMIT, Decision.ABORT
 
@@ -120,6 +121,51 @@ async def test_what_its_database_proves_counts_as_a_split(world: World) -> None:
         await look(world.ledger, world.registry, world.session.txid(99))
 
 
+@pytest.mark.parametrize("up", [True, False])
+@pytest.mark.parametrize("whole", [False, True])
+async def test_what_is_applied_elsewhere_is_contradicted_only_with_its_own_flag(
+    world: World, whole: bool, up: bool
+) -> None:
+    """Broken if only what was done by hand counts: the sibling has committed as recorded, and its database
+    proves it, or does not answer."""
+    one, other = await world.left(COMMIT)
+    world.orders.finish_by_hand(one, COMMIT)
+    if not up:
+        world.orders.down = ParticipantUnavailable("orders", "down")
+    operator = Operator(world.ledger, world.registry)
+
+    async def roll_back(*, contradict: bool) -> None:
+        if whole:
+            await resolver(world).end(one.txid, ABORT, heuristic=True, contradict=contradict)
+        else:
+            await operator.roll_back(other, heuristic=True, contradict=contradict)
+
+    with pytest.raises(Conflict, match=r"would split .*branch 1 in orders has .*--contradict"):
+        await roll_back(contradict=False)
+    assert other in world.payments.prepared
+    assert await world.heuristics() == {}
+    await roll_back(contradict=True)
+    assert world.payments.fate(other) is XactStatus.ABORTED
+
+
+@pytest.mark.parametrize("whole", [False, True])
+async def test_an_abort_that_may_be_applied_elsewhere_is_contradicted_only_with_its_flag(
+    world: World, whole: bool
+) -> None:
+    """Nothing but the decision tells of the sibling, since its database does not answer; without a list of
+    the branches, any participant that does not answer may have one."""
+    gids = [*await world.left(ABORT), *await world.left()]
+    await world.end_session()
+    world.orders.down = ParticipantUnavailable("orders", "down")
+    for other in gids[1], gids[3]:
+        with pytest.raises(Conflict, match=r"rolled back, or will be.*--contradict"):
+            if whole:
+                await resolver(world).end(other.txid, COMMIT, heuristic=True)
+            else:
+                await Operator(world.ledger, world.registry).commit(other, heuristic=True)
+        assert other in world.payments.prepared
+
+
 async def test_a_participant_that_is_gone_is_waited_for_no_more(world: World) -> None:
     gids = await world.left(COMMIT)
     txid = gids[0].txid
@@ -132,6 +178,40 @@ async def test_a_participant_that_is_gone_is_waited_for_no_more(world: World) ->
     assert hazard.note.endswith("gone for good: fire")
     assert world.orders.fate(gids[0]) is XactStatus.COMMITTED
     assert await world.unfinished() == set()
+
+
+@pytest.mark.parametrize("before", [False, True])
+async def test_the_hazard_of_what_came_back_is_closed_where_it_ended_as_recorded(
+    world: World, before: bool
+) -> None:
+    """Broken if monitoring cries forever: recovery committed the branch as decided (or it had been committed
+    before the database went down), and its hazard stays open."""
+    gids = await world.left(COMMIT)
+    if before:
+        world.payments.finish_by_hand(gids[1], COMMIT)
+    world.payments.down = ParticipantUnavailable("payments", "down")
+    await resolver(world).gone(gids[0].txid, "payments")
+    assert gids[1] in await world.heuristics()
+    world.payments.down = None
+    await world.recover()
+    assert fates(world, gids) == [XactStatus.COMMITTED, XactStatus.COMMITTED]
+    assert await world.heuristics() == {}
+    (act, *_) = await world.ledger.acts(limit=5)
+    assert (act.verb, act.subject, act.result) == ("recovery: hazard closed", str(gids[1]), "done")
+
+
+async def test_a_hazard_without_a_proof_stays(world: World) -> None:
+    """Broken if a branch that was rolled back, or of which nothing is known, is taken for committed."""
+    gids = [await world.left(COMMIT) for _ in range(2)]
+    world.payments.down = ParticipantUnavailable("payments", "down")
+    for one, _ in gids:
+        await resolver(world).gone(one.txid, "payments")
+    world.payments.down = None
+    world.payments.finish_by_hand(gids[0][1], ABORT)
+    world.payments.finish_by_hand(gids[1][1], COMMIT)
+    world.payments.timeline = "00000002"
+    await world.recover()
+    assert (await world.heuristics()).keys() == {gids[0][1], gids[1][1]}
 
 
 async def test_nothing_is_called_gone_without_a_decision(world: World) -> None:

@@ -57,9 +57,8 @@ class FileMachine:
                 return cls(file)
 
         class Store(SimulatedStore):
-            @classmethod
-            def create(cls, path: Path) -> SimulatedStore:
-                return cls(machine, path)
+            def __init__(self, path: Path) -> None:
+                super().__init__(machine, path)
 
         put(ledger_module, "FileLock", Lock)
         put(ledger_module, "holder", lambda ledger: _name(machine.files[ledger].owner))
@@ -125,6 +124,7 @@ class SimulatedStore:
         self.path = path
         self._drive = machine.drive
         self._file = machine.files[path]
+        self._anchor: SimulatedAnchor | None = None
 
     def load(self) -> Loaded:
         file = self._file
@@ -150,7 +150,8 @@ class SimulatedStore:
 
         self._drive.before_write(change)
         change()
-        self._anchor.move(self._marks()[-1])
+        if self._anchor is not None:
+            self._anchor.move(self._marks()[-1])
 
     def replace_log(
         self, index: int, state: bytes, history: Sequence[DecisionRecord], *, now_ms: int, history_ms: int

@@ -223,7 +223,7 @@ async def test_a_branch_that_has_committed_rules_out_the_other_direction(lost: L
 
 
 async def test_a_ledger_that_is_there_is_not_adopted(lost: Lost) -> None:
-    await maintenance.restore(lost.settings, lost.backup)
+    await maintenance.restore(lost.settings, lost.backup, other_ledger=True)
     ran = await lost.adopt("--secret", str(lost.secret))
     assert ran.status == 2
     assert "is not lost" in ran.err
@@ -268,7 +268,7 @@ async def test_a_ledger_that_may_not_be_lost_is_not_adopted(lost: Lost, url: str
 async def test_a_ledger_whose_owner_does_not_answer_is_not_adopted(lost: Lost) -> None:
     """Its owner is stopped for a while: the file is locked, and its socket accepts nothing."""
     gids = await committed_in_one(lost)
-    await maintenance.restore(lost.settings, lost.backup)
+    await maintenance.restore(lost.settings, lost.backup, other_ledger=True)
     lost.points_to(lost.settings.url)
     lock = FileLock.take(lost.folder / "ledger.db")
     assert lock is not None

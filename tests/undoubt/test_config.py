@@ -11,9 +11,12 @@ from typing import Any
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 from rich.console import Console
 
-from undoubt.config import ConfigurationError, load
+from undoubt import connect
+from undoubt.cli import main
+from undoubt.config import ConfigurationError, Settings, load
 from undoubt.coordinator.node.settings import NodeSettings
 from undoubt.coordinator.settings import CoordinatorSettings, LedgerSettings
 from undoubt.participants.errors import UndoubtError
@@ -353,3 +356,30 @@ def test_every_duration_of_the_settings_is_judged() -> None:
         if field.type is float
     }
     assert durations == judged
+
+
+@pytest.mark.parametrize("url", ["sqlite:///u.db", "postgresql+psycopg://ledger@db/ledger"])
+@pytest.mark.parametrize("command", ["doctor", "ledger check", "audit", "sidecar", "node"])
+def test_paxos_without_a_cluster_is_refused_when_the_settings_are_read(
+    url: str, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Broken if everything starts, doctor is content, and then each transaction fails."""
+    write(Path(), f'[ledger]\nurl = "{url}"\n[coordinator]\nprotocol = "paxos"\n')
+    with pytest.raises(SystemExit) as ended:
+        main(command.split())
+    assert ended.value.code == 2
+    assert 'coordinator.protocol = "paxos" needs a cluster' in capsys.readouterr().err
+
+
+async def test_ready_settings_with_paxos_and_no_cluster_cannot_be_made() -> None:
+    with pytest.raises(ConfigurationError, match="needs a cluster"):
+        Settings(coordinator=CoordinatorSettings(protocol="paxos"))
+    kept = Settings(
+        ledger=LedgerSettings(url="raft://a:7400,b:7400,c:7400"),
+        coordinator=CoordinatorSettings(protocol="paxos"),
+    )
+    with pytest.raises(ConfigurationError, match="needs a cluster"):
+        replace(kept, ledger=LedgerSettings())
+    with pytest.raises(ConfigurationError, match="needs a cluster"):
+        async with connect({"coordinator": {"protocol": "paxos"}}):
+            pass

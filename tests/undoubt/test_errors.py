@@ -26,7 +26,6 @@ INTERNAL = {
     "NodeStopped": "within a node",
     "NotLeader": "of Raft, within a node",
     "NotLeading": "within a node",
-    "OutOfBounds": "as UsageError, which its name and its value are in",
     "PeerMisbehaved": "of Paxos, within a node",
     "ProposalRefused": "of Raft, within a node",
     "RaftRefusal": "of Raft, within a node",

@@ -52,5 +52,8 @@ def audit(context: Context, limit: int) -> None:
 
 
 async def _acts(context: Context, limit: int) -> list[Act]:
+    """The acts by the time at which they began. They are recorded a little later, some only when they have
+    ended, so the ledger has them in another order."""
     async with opened(context) as tools:
-        return list(await tools.ledger.acts(limit=limit))
+        acts = await tools.ledger.acts(limit=ACTS_MAX)
+    return sorted(acts, key=lambda act: act.at, reverse=True)[:limit]

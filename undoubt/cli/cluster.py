@@ -17,6 +17,7 @@ from undoubt.participants.ids import check_ledger_id
 from undoubt.participants.plural import plural
 
 if TYPE_CHECKING:
+    from undoubt.coordinator.ledger.cluster.messages import NodeStatus
     from undoubt.coordinator.ledger.cluster.status import ClusterStatus
 
 CLIENT_ROLES = ("observe", "transact", "operate")
@@ -105,17 +106,27 @@ def document(found: ClusterStatus) -> dict[str, Any]:
         "version_held_up_by": list(found.held_up_by),
         "nodes": [
             {"address": seen.address, "error": seen.error}
-            | (msgspec.to_builtins(seen.status, str_keys=True) if seen.status is not None else {})
+            | (_node(seen.status, found.leading) if seen.status is not None else {})
             for seen in found.nodes
         ],
     }
 
 
+def _node(node: NodeStatus, leading: NodeStatus | None) -> dict[str, Any]:
+    """``member``: null if no node leads."""
+    member = None if leading is None else node.node in leading.nodes
+    return {**msgspec.to_builtins(node, str_keys=True), "member": member}
+
+
 def _page(context: Context, found: ClusterStatus) -> None:
     rows = []
+    members = None if found.leading is None else found.leading.nodes
     for seen in found.nodes:
         if (node := seen.status) is None:
-            rows.append(("-", seen.address, "does not answer", "-", "-", "-", "-", seen.error))
+            why = seen.error
+            if members is not None and seen.address not in members.values():
+                why = f"no member has this address; {why}"
+            rows.append(("-", seen.address, "does not answer", "-", "-", "-", "-", why))
             continue
         notes = ["its disk is full"] if node.disk_full else []
         if node.disk_stalled:
@@ -129,6 +140,9 @@ def _page(context: Context, found: ClusterStatus) -> None:
         if node.highest_version != node.agreed_version:
             version += f" (supports {node.highest_version})"
         role = "learner" if node.node in node.learners else node.role
+        if members is not None and node.node not in members:
+            role = "no member"
+            notes.append("it is no member any more, and can be stopped")
         rows.append(
             (
                 str(node.node),

@@ -65,11 +65,12 @@ class OpenedLedger:
 
 
 @contextlib.asynccontextmanager
-async def opened(context: Context) -> AsyncIterator[OpenedLedger]:
-    """The ledger of the settings, which must exist, and every participant. Both are closed on exit."""
+async def opened(context: Context, *, serves: bool = False) -> AsyncIterator[OpenedLedger]:
+    """The ledger of the settings, which must exist, and every participant. Both are closed on exit.
+    ``serves``: see ``open_ledger``."""
     settings = context.settings()
     must_exist(settings)
-    async with wiring.opened(settings) as (ledger, participants):
+    async with wiring.opened(settings, serves=serves) as (ledger, participants):
         yield OpenedLedger(settings, ledger, participants)
 
 
@@ -108,13 +109,13 @@ def must_exist(settings: Settings) -> None:
     if not url.startswith("sqlite:///"):
         return
     from undoubt.coordinator.ledger.disk import usable  # noqa: PLC0415 - SQLite comes with it
-    from undoubt.coordinator.ledger.sqlite import anchored  # noqa: PLC0415 - as above
+    from undoubt.coordinator.ledger.sqlite import former  # noqa: PLC0415 - as above
 
     path = Path(url.removeprefix("sqlite:///"))
     with usable(path):
         if path.exists():
             return
-        anchored.check_absent(path)
+        former.check_absent(path)
         where = settings.file or "no configuration file was found: pass --config"
         raise LedgerMissing(f"no ledger at {url} ({where}); to make a new one: undoubt ledger init")
 

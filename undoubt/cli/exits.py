@@ -4,7 +4,7 @@
 0    ok
 1    failure
 2    usage: a flag, an argument or the configuration is wrong; a question without a terminal
-3    not found: no such transaction, branch, participant or ledger
+3    not found: no such transaction, branch, participant, node or ledger
 4    no quorum or unreachable: the act may or may not have happened, or not everything is known
 5    conflict: it contradicts a recorded decision or the end of another branch; or what is prepared is not
      a branch of this ledger
@@ -25,6 +25,7 @@ from undoubt.coordinator.errors import (
     LedgerMisconfigured,
     LedgerMissing,
     LedgerUnavailable,
+    UnknownNode,
 )
 from undoubt.participants.errors import (
     ParticipantMisconfigured,
@@ -61,6 +62,7 @@ class CommandError(UndoubtError):
 
 _BY_ERROR: tuple[tuple[type[BaseException], Exit], ...] = (
     (UnknownParticipant, Exit.NOT_FOUND),
+    (UnknownNode, Exit.NOT_FOUND),
     (NotOurs, Exit.CONFLICT),
     (LedgerMissing, Exit.NOT_FOUND),
     (LedgerMisconfigured, Exit.USAGE),

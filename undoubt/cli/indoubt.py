@@ -25,7 +25,7 @@ from undoubt.cli.exits import CommandError, Exit
 from undoubt.cli.explain import document, heuristic_document
 from undoubt.cli.explain_page import explain_page
 from undoubt.cli.names import GidParam, NameParam
-from undoubt.cli.whole import end_unless_all_seen, not_seen, page
+from undoubt.cli.whole import end_unless_all_seen, not_seen, page, splitting
 from undoubt.coordinator.errors import LedgerError, LedgerMisconfigured, LedgerMissing
 from undoubt.coordinator.ledger.contract import Heuristic
 from undoubt.participants.contract import Decision
@@ -34,7 +34,7 @@ from undoubt.participants.plural import plural
 from undoubt.recovery.operator.explain import explain as explain_branch
 from undoubt.recovery.operator.explain import mending, sibling_line
 from undoubt.recovery.operator.explain_heuristic import explain_heuristic
-from undoubt.recovery.operator.resolve import Operator, contradicted
+from undoubt.recovery.operator.resolve import Operator
 from undoubt.recovery.operator.survey import ROLE_GONE, Survey, SurveyedBranch, survey, survey_alone
 from undoubt.recovery.operator.whole import Whole, look
 from undoubt.recovery.plan import BranchStanding
@@ -47,7 +47,7 @@ heuristic_option = click.option(
 contradict_option = click.option(
     "--contradict",
     is_flag=True,
-    help="Do it although another branch has ended the other way: this splits the transaction.",
+    help="Do it although another branch has ended the other way, or will: this splits the transaction.",
 )
 
 
@@ -137,7 +137,7 @@ def commit(
 
     Without a recorded COMMIT it is refused with exit status 5, unless --heuristic is given: then the branch
     is committed whatever the other participants did, and that is recorded as your decision. If another branch
-    was rolled back by hand, --contradict is needed too. `tx resolve` ends all branches together.
+    was rolled back, or will be, --contradict is needed too. `tx resolve` ends all branches together.
 
     \b
     Example:
@@ -168,8 +168,9 @@ def rollback(
     """Record ABORT, then roll the branch back.
 
     What the branch wrote is lost. If COMMIT is recorded, it is refused with exit status 5, unless --heuristic
-    is given; then the recorded COMMIT is shown before you are asked. If another branch was committed by hand,
-    --contradict is needed too. Recovery rolls back the other branches of the transaction.
+    is given; then the recorded COMMIT is shown before you are asked. If another branch has committed, or
+    its database does not answer, --contradict is needed too. If ABORT was recorded, recovery rolls back the
+    other branches of the transaction.
 
     For an impostor it first shows why it is one. Then it rolls back exactly the prepared transaction that was
     shown, and records only your act.
@@ -342,10 +343,11 @@ async def _others_not_seen(tools: OpenedLedger, one: SurveyedBranch) -> list[str
 @dataclass(frozen=True)
 class _Before:
     """What is known before a branch is ended by hand. ``siblings``: what was done by hand to its siblings;
-    ``splits``: the part that the order contradicts; ``not_seen``: what is not known about the siblings."""
+    ``splits``: what the order splits the transaction from, in words; ``not_seen``: what is not known about
+    the siblings."""
 
     found: SurveyedBranch
-    splits: list[Heuristic]
+    splits: list[str]
     siblings: list[Heuristic]
     order: Decision
     not_seen: list[str]
@@ -359,8 +361,10 @@ async def _before(context: Context, gid: Gid | Foreign, order: Decision) -> _Bef
     async with opened(context) as tools:
         seen = await survey(tools.ledger, tools.participants)
         one = seen.one(gid)
-        own = one.branch.gid
-        splits = contradicted(own, order, seen.known) if isinstance(own, Gid) else []
+        own, splits = one.branch.gid, []
+        if isinstance(own, Gid) and one.standing.ours:
+            whole = await look(tools.ledger, tools.participants, own.txid)
+            splits = whole.contradicts(order, besides=own.branch)
         return _Before(one, splits, seen.siblings(one), order, await _others_not_seen(tools, one))
 
 
@@ -373,8 +377,8 @@ def _warn(context: Context, before: _Before) -> None:
         context.output.note("ABORTED: the other branches of the transaction are rolled back, or will be.")
     for one in before.siblings:
         context.output.note(sibling_line(one))
-    if before.splits:
-        context.output.note("This splits the transaction.")
+    for line in splitting(before.splits):
+        context.output.note(line)
     for line in before.not_seen:
         context.output.note(line)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 import msgspec
@@ -17,7 +18,12 @@ from undoubt.cli.context import (
     yes_option,
 )
 from undoubt.cli.exits import CommandError, Exit
+from undoubt.cli.output import iso
 from undoubt.participants.plural import plural
+
+if TYPE_CHECKING:
+    from undoubt.coordinator.ledger.sqlite.restoring import Restoring
+    from undoubt.coordinator.settings import LedgerSettings
 
 
 @click.group()
@@ -168,33 +174,64 @@ def backup(context: Context, file: Path, note: str) -> None:
 
 @ledger.command()
 @click.argument("file", required=False, type=click.Path(dir_okay=False, path_type=Path))
+@click.option(
+    "--other-ledger",
+    is_flag=True,
+    help="FILE is a backup of another ledger: give up the one that is there, and keep its files aside.",
+)
 @note_option
 @yes_option
 @common
 @pass_context
-def restore(context: Context, file: Path | None, note: str, yes: bool) -> None:
+def restore(context: Context, file: Path | None, *, other_ledger: bool, note: str, yes: bool) -> None:
     """Restore a SQLite ledger from the backup FILE; without FILE, accept the ledger's file as it is.
 
     For a file that is damaged, lost, copied from elsewhere or set back. Nothing may use the ledger meanwhile.
     A new incarnation begins: it lacks the decisions made after the backup, so recovery changes no older
     branch without a decision in it, and `undoubt indoubt list` shows these branches. The former files are
-    kept under another name.
+    kept under another name. A backup of another ledger is refused (exit status 5), unless --other-ledger.
 
     \b
     Example:
       undoubt ledger restore /backups/undoubt-2026-05-01.backup
     """
-    from undoubt.coordinator.ledger.maintenance import restore as bring_back  # noqa: PLC0415 - as above
+    from undoubt.coordinator.ledger.maintenance import before_restore  # noqa: PLC0415 - as above
+    from undoubt.coordinator.ledger.maintenance import restore as bring_back  # noqa: PLC0415
 
     settings = context.settings().ledger
-    what = f"Restore {settings.url} from {file}?" if file else f"Accept {settings.url} as it is?"
+    what = f"Accept {settings.url} as it is?"
+    if file is not None:
+        what = _from_backup(settings, context.run(before_restore(settings, file)), file, other_ledger)
     context.confirm(f"{what} You decide the branches whose decision it lacks.", yes=yes)
-    restored = context.run(bring_back(settings, file, note=note))
+    restored = context.run(bring_back(settings, file, note=note, other_ledger=other_ledger))
     shown = msgspec.to_builtins(restored)
     if context.output.json:
         context.output.document(shown)
         return
-    for key, value in shown.items():
+    for key, value in (shown | {"backup_at": iso(restored.backup_at)}).items():
         if value is not None:
             context.output.line(f"{key.replace('_', ' '):<16} {value}")
+    if restored.instead_of is not None:
+        context.output.note(
+            f"ledger {restored.instead_of} is given up: what its operators did is only in its former file,"
+            f" {restored.kept_as}; recover --adopt {restored.instead_of} ends the branches that it has left"
+        )
     context.output.note("next, list what is in doubt: undoubt indoubt list")
+
+
+def _from_backup(settings: LedgerSettings, would: Restoring, file: Path, other_ledger: bool) -> str:
+    """The question before a restore from ``file``. Raises ``CommandError`` if it is a backup of another
+    ledger, and that was not asked for."""
+    if not would.other:
+        return f"Restore {settings.url}, ledger {would.kept}, from {file}?"
+    both = f"{file} is a backup of ledger {would.kept}, and {settings.url} is ledger {would.present}"
+    if not other_ledger:
+        raise CommandError(
+            Exit.CONFLICT,
+            f"{both}. Nothing was changed. Look for a backup of {would.present}; or pass --other-ledger to"
+            " give it up: its files, with what is recorded of its operators, are then kept elsewhere",
+        )
+    return (
+        f"{both}. Give up {would.present}, with its decisions and what is recorded of its operators, and"
+        f" restore {would.kept}? Its files are kept under another name."
+    )

@@ -14,7 +14,7 @@ import msgspec
 from undoubt.cli.context import Context, common, note_option, pass_context, yes_option
 from undoubt.cli.durations import Duration
 from undoubt.cli.exits import CommandError, Exit
-from undoubt.coordinator.errors import LedgerError
+from undoubt.coordinator.errors import LedgerError, UnknownNode
 from undoubt.participants.plural import plural
 
 if TYPE_CHECKING:
@@ -88,7 +88,8 @@ def promote(context: Context, note: str, nodes: tuple[int, ...], wait_s: float) 
 def remove(context: Context, note: str, nodes: tuple[int, ...], wait_s: float, yes: bool) -> None:
     """Remove nodes for good: their numbers are never used again.
 
-    Several nodes at once are one change. It is refused if the remaining nodes would have no responsive
+    Several nodes at once are one change. To remove a former member again changes nothing.
+    It is refused if the remaining nodes would have no responsive
     majority, or could not end undecided transactions. To replace a dead node, add a new one, promote it, then
     remove the dead one, in this order if possible. Stop a live node after it was removed, not before.
 
@@ -99,6 +100,8 @@ def remove(context: Context, note: str, nodes: tuple[int, ...], wait_s: float, y
     listed = " and ".join(map(str, nodes))
     context.confirm(f"Remove node {listed} from the cluster, for good?", yes=yes)
     _show(context, _change(context, "remove", nodes, wait_s, note))
+    is_ = "is no member any more: stop it" if len(nodes) == 1 else "are no members any more: stop them"
+    context.output.note(f"node {listed} {is_} for good")
 
 
 @click.command()
@@ -139,10 +142,8 @@ def snapshot(context: Context, node: int, note: str) -> None:
     else:
         rows = [(str(each["node"]), str(each["index"] or "-"), str(each["error"])) for each in taken]
         context.output.table(("node", "index", "error"), rows)
-    if not taken and not node:
-        raise CommandError(Exit.UNREACHABLE, "no node of the cluster answers")
     if not taken:
-        raise CommandError(Exit.NOT_FOUND, f"node {node} does not answer, or is no member")
+        raise CommandError(Exit.UNREACHABLE, "no node of the cluster answers")
     if any(each["error"] for each in taken):
         raise CommandError(Exit.UNREACHABLE, "not all nodes have stored a snapshot")
 
@@ -310,6 +311,8 @@ async def _snapshots(settings: LedgerSettings, node: int, note: str) -> list[dic
         except LedgerError as error:
             return {"node": number, "index": None, "error": str(error)}
 
+    if node and members and node not in members:
+        raise UnknownNode(f"node {node} is not a member of the cluster")
     wanted = [number for number in sorted(members) if node in {0, number}]
     subject = f"node {' '.join(map(str, wanted))}"
     # It changes no record, and nodes without a leader can store a snapshot too.

@@ -154,7 +154,7 @@ async def _without_ledger(context: Context, ledger_id: str | None, *, once: bool
 async def _stay(context: Context, note: str) -> None:
     stop = asyncio.Event()
     async with (
-        opened(context) as tools,
+        opened(context, serves=True) as tools,
         acting(tools.ledger, new_act("recover", "what is left and will be", note), needed=False),
     ):
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)

@@ -11,12 +11,13 @@ from undoubt.cli.context import Context, common, note_option, opened, pass_conte
 from undoubt.cli.exits import CommandError, Exit
 from undoubt.cli.names import TxIdParam
 from undoubt.cli.output import Output, printable
-from undoubt.participants.contract import Decision
+from undoubt.participants.contract import Decision, Settled
 from undoubt.participants.ids import Gid, TxId
 from undoubt.participants.plural import plural
 from undoubt.recovery.errors import Conflict, NotAllSeen
 from undoubt.recovery.operator.survey import ROLE_GONE
-from undoubt.recovery.operator.whole import BranchNow, Resolver, Whole, check, impostor_line, look
+from undoubt.recovery.operator.transaction import Resolver
+from undoubt.recovery.operator.whole import BranchNow, Whole, check, impostor_line, look
 
 
 @click.command()
@@ -120,16 +121,18 @@ def warnings(found: Whole, chosen: Decision) -> list[str]:
         lines.append("COMMIT IS RECORDED: the other branches have committed, or will commit.")
     if chosen is Decision.COMMIT and found.direction is Decision.ABORT:
         lines.append("ABORTED: the other branches are rolled back, or will be.")
-    lines += [
-        f"Branch {one.number} in {one.participant} has ended the other way: this splits the transaction."
-        for one in found.splits(chosen)
-    ]
+    lines += splitting(found.contradicts(chosen))
     lines += [
         f"Branch {one.number} in {one.participant} is not known: {one.why or 'it is not configured'}."
         for one in found.branches
         if one.now in {"no_answer", "not_configured"}
     ]
     return lines + not_seen(found)
+
+
+def splitting(against: list[str]) -> list[str]:
+    """The warning that an order splits a transaction; ``against`` is what :meth:`Whole.contradicts` says."""
+    return [f"{line[0].upper()}{line[1:]}: this splits the transaction." for line in against]
 
 
 def not_seen(found: Whole) -> list[str]:
@@ -154,7 +157,7 @@ def page(out: Output, found: Whole) -> None:
                 one.participant,
                 one.now.replace("_", " "),
                 "-" if str(one.proved) == "unknown" else str(one.proved).replace("_", " "),
-                "-" if one.heuristic is None else str(one.heuristic.kind).replace("_", " "),
+                _heuristic(one),
                 one.gid or "-",
             )
             for one in found.branches
@@ -165,10 +168,20 @@ def page(out: Output, found: Whole) -> None:
     for one in found.branches:
         if one.now == "prepared" and ROLE_GONE in one.why:
             out.line(f"  branch {one.number}: {one.why}" + (f": {one.fix}" if one.fix else ""))
-        if one.heuristic is not None and one.heuristic.note:
+        if one.heuristic is not None and one.heuristic.note and _heuristic(one) != "-":
             out.line(f"  branch {one.number}: {one.heuristic.note}")
     for line in not_seen(found):
         out.line(f"  {line}")
+
+
+def _heuristic(one: BranchNow) -> str:
+    """Of a branch whose end is proved, a hazard says nothing any more."""
+    found = one.heuristic
+    if found is None or (
+        found.kind is Settled.HEURISTIC_HAZARD and str(one.proved) in {"committed", "aborted"}
+    ):
+        return "-"
+    return str(found.kind).replace("_", " ") + (" (forgotten)" if found.forgotten else "")
 
 
 def end_unless_all_seen(found: Whole) -> None:
@@ -247,6 +260,8 @@ def _report(context: Context, found: Whole, chosen: Decision, results: list[tupl
     if ended := found.splits(chosen):
         raise Conflict(f"branch {ended[0].number} in {ended[0].participant} has ended the other way")
     end_unless_all_seen(found)
+    if against := found.contradicts(chosen):
+        raise Conflict(against[0])
 
 
 async def _looked(context: Context, txid: TxId) -> Whole:

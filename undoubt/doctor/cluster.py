@@ -45,8 +45,17 @@ def _answering(found: ClusterStatus) -> Finding:
     spare = len(voters & answering) - (len(voters) // 2 + 1)
     answers = plural(len(voters & answering), "answers", "answer")
     what = f"node {leader.node} leads; of {plural(len(voters), 'voter')} {answers}"
-    if voters <= answering:
+    if voters <= answering and spare > 0:
         return Finding(None, "ledger_nodes", Severity.OK, f"{what}, and {spare} may fail")
+    if voters <= answering:
+        return Finding(
+            None,
+            "ledger_nodes",
+            Severity.WARNING,
+            f"{what}, and none may fail",
+            "if one fails, nothing can be decided: add nodes, up to three voters or five",
+            "undoubt cluster add",
+        )
     silent = "; ".join(_words(seen) for seen in found.nodes if seen.status is None)
     return Finding(
         None,

@@ -17,11 +17,12 @@ from undoubt.coordinator.errors import (
     LedgerUnavailable,
     LedgerUnusable,
 )
-from undoubt.coordinator.ledger.contract import DecisionRecord, Ledger, LedgerInfo
+from undoubt.coordinator.ledger.acting import NEW_INCARNATION
+from undoubt.coordinator.ledger.contract import ACTS_MAX, Act, DecisionRecord, Ledger, LedgerInfo
 from undoubt.coordinator.ledger.disk import usable
 from undoubt.coordinator.ledger.pages import every_unfinished
 from undoubt.coordinator.ledger.session_mark import is_mark
-from undoubt.coordinator.ledger.sqlite import anchored
+from undoubt.coordinator.ledger.sqlite import former
 from undoubt.coordinator.ledger.sqlite.lock import holder
 from undoubt.coordinator.settings import LedgerSettings
 from undoubt.participants.findings import Finding, Severity
@@ -44,7 +45,7 @@ def missing(settings: LedgerSettings) -> Finding | None:
         with usable(path):
             if path.exists():
                 return None
-            anchored.check_absent(path)
+            former.check_absent(path)
     except LedgerMissing as error:
         return Finding(
             None,
@@ -107,6 +108,7 @@ async def look_at_ledger(ledger: Ledger, settings: Settings, older_than_s: float
         *await _rights(settings.ledger),
         *_unfinished(unfinished, settings, older_than_s),
         _heuristics(info.heuristics_open),
+        *_incarnations(await ledger.acts(limit=ACTS_MAX), settings.ledger.retention_s),
     ]
 
 
@@ -222,6 +224,22 @@ def _unfinished(
         "recovery finishes them: check that it runs, and read its log",
         "undoubt recover --once",
     )
+
+
+def _incarnations(acts: Sequence[Act], seconds: float) -> Iterator[Finding]:
+    """The new incarnations that began without an operator, as long as their sessions may be kept."""
+    for act in acts:
+        if act.verb == NEW_INCARNATION and time.time() - act.at < seconds:
+            began = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(act.at))
+            yield Finding(
+                None,
+                "ledger_set_back",
+                Severity.WARNING,
+                f"{act.subject}; a new incarnation began at {began}",
+                "it has forgotten decisions that were acknowledged: what is in doubt from then is left to an"
+                f" operator. This is shown for {seconds / 86_400:g} days",
+                "undoubt indoubt list",
+            )
 
 
 def _heuristics(count: int) -> Finding:

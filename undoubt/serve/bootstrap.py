@@ -188,6 +188,11 @@ def _cluster_of(ticket: str, addresses: Mapping[int, str], digest: str) -> str:
     """The cluster's id in ``ticket``, if the ticket is for these addresses: first nodes that disagree about
     the first nodes could form two majorities. Raises ``UsageError``."""
     cluster, _, given = ticket.partition("-")
+    if not given:
+        raise UsageError(
+            f"--id {ticket!r} is incomplete: give all that the first node's command printed, which is"
+            " `ticket` in its JSON, and not `cluster`"
+        )
     try:
         check_ledger_id(cluster)
     except InvalidName as error:

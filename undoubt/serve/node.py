@@ -107,18 +107,12 @@ async def _open(settings: Settings) -> Node:
     number = number_of(settings)
     storage, stored = await NodeStorage.open(Path(settings.node.data), number=number)
     try:
-        _check_number(stored.identity, number, settings.node.data)
         wire = wire_of(settings.ledger)
         _check_certificate(wire, stored.identity)
         return Node(storage, stored, settings.node, settings.ledger, wire, random=SystemRandom())
     except BaseException:
         await storage.close()
         raise
-
-
-def _check_number(identity: DiskIdentity, number: int, folder: str) -> None:
-    if identity.node != number:
-        raise LedgerUnusable(f"{folder} is the disk of node {identity.node}, but node.number is {number}")
 
 
 def _check_certificate(wire: WireSettings, identity: DiskIdentity) -> None:

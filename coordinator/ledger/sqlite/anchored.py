@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from undoubt.coordinator.errors import LedgerMissing, LedgerUnusable
+from undoubt.coordinator.errors import LedgerUnusable
 from undoubt.coordinator.ledger.anchor import Anchor, AnchorUnusable, Mark
 from undoubt.coordinator.ledger.contract import Create
 from undoubt.coordinator.ledger.sqlite import former
@@ -23,41 +23,21 @@ def path_of(ledger: Path) -> Path:
     return former.part(ledger, former.ANCHOR)
 
 
-def check_absent(ledger: Path) -> None:
-    """Check, before a ledger is made at ``ledger`` (there is no file, or one without tables), that there was
-    none before. Raises ``LedgerMissing`` if there was."""
-    if found := former.traces(ledger):
-        what = "has no tables" if ledger.exists() else "is missing"
-        show = "show" if len(found) > 1 else "shows"
-        raise LedgerMissing(
-            f"ledger {ledger} {what}, and {' and '.join(found)} beside it {show} that there was one."
-            f" Nothing was made. {former.ways_out(ledger)}"
-        )
-
-
 def is_absent(ledger: Path) -> bool:
-    """Whether there is no ledger at ``ledger``, nor was one before: no file, or one without tables, and no
-    anchor or WAL of a former ledger. Raises ``LedgerMissing`` if there was a ledger, and
+    """Whether there is no ledger at ``ledger``, nor was one before: no file, or one whose making was never
+    finished, and no anchor or WAL of a former ledger. Raises ``LedgerMissing`` if there was a ledger, and
     ``LedgerUnusable``."""
     if revision(ledger) is not None:
         return False
-    check_absent(ledger)
+    former.check_absent(ledger)
     return True
-
-
-def missing(ledger: Path) -> LedgerMissing:
-    """The error to raise if there is no ledger and none may be made."""
-    return LedgerMissing(
-        f"no ledger at {ledger}. If there was one, find its file, or restore it from a backup:"
-        " `undoubt ledger restore BACKUP`. To make a new one: `undoubt ledger init`"
-    )
 
 
 async def allow(ledger: Path, create: Create) -> None:
     """Check, before a ledger is made at ``ledger``, that ``create`` allows it. Raises ``LedgerMissing`` if
     not."""
     if create is False:
-        raise missing(ledger)
+        raise former.missing(ledger)
     if create is not True:
         await create()
 
@@ -132,13 +112,25 @@ def problems(ledger: Path, loaded: Loaded) -> list[str]:
         if error.denied:
             return [str(not_allowed(ledger, error))]
         return [] if error.missing and not loaded.anchored else [str(error)]
-    if not index:
-        return []
-    return [
+    return [_set_back(index, loaded)] if index else []
+
+
+def check_may_accept(ledger: Path, index: int, loaded: Loaded, *, serves: bool) -> None:
+    """Raises ``LedgerUnusable`` if the process that opens a file that lacks entry ``index`` does not serve:
+    it only looks, or was started for something else. The anchor must stay as it is: it is the only proof."""
+    if not serves:
+        raise LedgerUnusable(f"ledger {ledger} is not opened: {_set_back(index, loaded)}")
+
+
+def _set_back(index: int, loaded: Loaded) -> str:
+    return (
         f"it lacks entry {index}, which was durable (the last is {loaded.last_index}): it was set back, or"
-        " the end of its WAL is damaged. When it is opened, a new incarnation begins: an operator has to"
-        " decide the undecided transactions"
-    ]
+        " the end of its WAL is damaged. Put the newer file back, with its -wal, before anything opens it. If"
+        " that is lost, `undoubt ledger restore BACKUP` makes it again from a newer backup, and `undoubt"
+        " ledger restore` accepts the file as it is. An application, a sidecar and `undoubt recover` accept"
+        " it when they open it. Then a new incarnation begins: an operator has to decide the undecided"
+        " transactions"
+    )
 
 
 def _marked(ledger: Path, loaded: Loaded) -> Mark:

@@ -27,6 +27,7 @@ class SqliteFile:
         """Open or make the file. Raises ``LedgerUnusable``, ``StoreFull``."""
         self.path = path
         self.what = what
+        self.closed = False
         try:
             self.connection = sqlite3.connect(path, isolation_level=None)
             self.connection.execute("pragma locking_mode = exclusive")
@@ -79,9 +80,15 @@ class SqliteFile:
 
     def close(self) -> None:
         self.connection.close()
+        self.closed = True
 
 
 _open_files: weakref.WeakSet[SqliteFile] = weakref.WeakSet()
+
+
+def open_files() -> list[SqliteFile]:
+    """The files that this process has open."""
+    return [file for file in _open_files if not file.closed]
 
 
 def _leak_in_child() -> None:
@@ -90,6 +97,7 @@ def _leak_in_child() -> None:
     §2.6)."""
     for file in _open_files:
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(file.connection))
+    _open_files.clear()
 
 
 os.register_at_fork(after_in_child=_leak_in_child)

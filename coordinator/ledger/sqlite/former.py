@@ -6,17 +6,21 @@ A file of a former ledger must not stay beside a new one: SQLite replays a ``-wa
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sqlite3
 import time
 from pathlib import Path
 
-from undoubt.coordinator.errors import LedgerUnusable
+from undoubt.coordinator.errors import LedgerMissing, LedgerUnusable
 from undoubt.coordinator.ledger import disk
 from undoubt.coordinator.ledger.anchor import Anchor
 from undoubt.coordinator.ledger.durable import sync_folder
 
 ANCHOR = ".anchor"
-PARTS = ("-wal", "-shm", "-journal", ANCHOR, "")
+OF_SQLITE = ("-wal", "-shm", "-journal")
+"""The suffixes of the files that SQLite keeps beside the ledger's."""
+PARTS = (*OF_SQLITE, ANCHOR, "")
 """The suffixes of the files. The ledger's own file comes last: as long as it exists, its place does not look
 unused."""
 
@@ -45,6 +49,40 @@ def traces(ledger: Path) -> list[str]:
     if not is_empty(wal):
         found.append(wal.name)
     return found
+
+
+def check_absent(ledger: Path) -> None:
+    """Check, if there is no file at ``ledger``, or one whose making was never finished, that there was no
+    ledger before. Raises ``LedgerMissing`` if there was."""
+    if found := traces(ledger):
+        what = "has no tables" if ledger.exists() else "is missing"
+        show = "show" if len(found) > 1 else "shows"
+        raise LedgerMissing(
+            f"ledger {ledger} {what}, and {' and '.join(found)} beside it {show} that there was one."
+            f" Nothing was made. {ways_out(ledger)}"
+        )
+
+
+def missing(ledger: Path) -> LedgerMissing:
+    """The error to raise if there is no ledger and none may be made."""
+    return LedgerMissing(
+        f"no ledger at {ledger}. If there was one, find its file, or restore it from a backup:"
+        " `undoubt ledger restore BACKUP`. To make a new one: `undoubt ledger init`"
+    )
+
+
+def id_of(ledger: Path) -> str:
+    """The id of the ledger whose anchor, or else whose file, is there; empty if it cannot be told. Changes
+    nothing: ``immutable`` reads the file alone, without its ``-wal``."""
+    if found := Anchor.owner_of(part(ledger, ANCHOR)):
+        return found
+    try:
+        there = f"{ledger.as_uri()}?mode=ro&immutable=1"
+        with contextlib.closing(sqlite3.connect(there, uri=True)) as connection:
+            row = connection.execute("select value from meta where key = 'ledger_id'").fetchone()
+    except sqlite3.Error:
+        return ""
+    return "" if row is None else str(row[0])
 
 
 def ways_out(ledger: Path) -> str:
@@ -98,6 +136,12 @@ def copy_aside(ledger: Path) -> str | None:
             raise disk.failed(error, ledger.parent, what) from error
         raise LedgerUnusable(f"cannot make {what}: {error}. Nothing was changed") from error
     return part(kept, there[-1]).name
+
+
+def remove(unfinished: Path) -> None:
+    """Remove the files of a ledger whose making was not finished."""
+    for suffix in PARTS:
+        part(unfinished, suffix).unlink(missing_ok=True)
 
 
 def _there(ledger: Path) -> list[str]:

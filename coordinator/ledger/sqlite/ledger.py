@@ -34,10 +34,17 @@ class SqliteLedger(CallingLedger):
     event loop and the process in which it was opened."""
 
     def __init__(
-        self, path: Path, settings: LedgerSettings, clock: Callable[[], float], create: Create = False
+        self,
+        path: Path,
+        settings: LedgerSettings,
+        clock: Callable[[], float],
+        *,
+        create: Create = False,
+        serves: bool = False,
     ) -> None:
         self.path = Path(os.path.realpath(path))  # unlike resolve() it does not raise for a circle of links
         self._create = create
+        self._serves = serves
         self.settings = settings
         self._clock = clock
         self._pid = os.getpid()
@@ -59,12 +66,14 @@ class SqliteLedger(CallingLedger):
         *,
         clock: Callable[[], float] = time.monotonic,
         create: Create = True,
+        serves: bool = False,
     ) -> SqliteLedger:
         """Become the owner of the file, or connect to its owner. ``clock`` is monotonic, in seconds, and used
         while this process is the owner. ``create``: whether a ledger may be made now if there is none. It is
-        never made later, when a former owner has ended and the file is missing. Raises ``LedgerUnusable``
-        (including ``LedgerMissing``) or ``LedgerLocked``."""
-        ledger = cls(path, settings, clock, create)
+        never made later, when a former owner has ended and the file is missing. ``serves``: whether a new
+        incarnation may begin if the file was set back; otherwise such a file is refused. Raises
+        ``LedgerUnusable`` (including ``LedgerMissing``) or ``LedgerLocked``."""
+        ledger = cls(path, settings, clock, create=create, serves=serves)
         try:
             await ledger._find_within(settings.request_timeout_s)
         except BaseException:
@@ -179,7 +188,9 @@ class SqliteLedger(CallingLedger):
         try:
             create = False if self._ledger_id else self._create
             with usable(self.path):
-                owned = await OwnedLedger.open(self.path, self.settings, self._clock, create=create)
+                owned = await OwnedLedger.open(
+                    self.path, self.settings, self._clock, create=create, serves=self._serves
+                )
             server = LedgerServer(owned)
             try:
                 self._identify(owned.ledger_id)

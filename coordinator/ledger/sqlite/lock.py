@@ -9,10 +9,14 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import struct
+import sys
+import time
 import weakref
 from pathlib import Path
 
-from undoubt.coordinator.errors import LedgerUnusable
+from undoubt.coordinator.errors import LedgerLocked, LedgerUnusable
+from undoubt.coordinator.ledger.sqlite.file import open_files
 
 
 class FileLock:
@@ -50,6 +54,58 @@ class FileLock:
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
+
+
+def check_not_open(ledger: Path) -> None:
+    """Check, with the lock held, that nothing else has the file of the ledger open: the lock does not show an
+    owner beside which the lock file was removed. Raises ``LedgerLocked``."""
+    end = time.monotonic() + _ENDING_S
+    while found := _opened_by(ledger):
+        if time.monotonic() >= end:
+            raise LedgerLocked(
+                f"ledger {ledger} is open in {found}, and its lock file was removed or replaced: stop that"
+                " process first. Nothing was changed. Never remove the .lock file beside a running process"
+            )
+        time.sleep(_POLL_S)  # in the thread of the ledger; the system does not tell when a lock ends
+
+
+def _opened_by(ledger: Path) -> str:
+    """The process that holds SQLite's own lock on the file, for messages; empty if none does, as far as the
+    system tells."""
+    if any(file.path == ledger for file in open_files()):
+        # Never look further: closing any descriptor of a file ends the locks that this process has on it.
+        return f"process {os.getpid()}, which is this one"
+    try:
+        descriptor = os.open(ledger, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return ""
+    try:
+        asked = struct.pack(_FLOCK, *_flock(fcntl.F_WRLCK))
+        found = struct.unpack(_FLOCK, fcntl.fcntl(descriptor, fcntl.F_GETLK, asked))
+    except OSError:  # the filesystem has no such locks
+        return ""
+    finally:
+        os.close(descriptor)
+    kind, pid = (found[0], found[4]) if _LINUX else (found[3], found[2])
+    if kind == fcntl.F_UNLCK:
+        return ""
+    return f"process {pid}" if pid > 0 else "a process of another container"
+
+
+_ENDING_S, _POLL_S = 1.0, 0.01
+"""A process that was killed loses its locks one after the other."""
+_LINUX = sys.platform == "linux"
+_FLOCK = "hhqqi4x" if _LINUX else "qqihh"
+"""``struct flock`` (fcntl(2)): on Linux type, whence, start, length, process; on macOS and the BSDs start,
+length, process, type, whence."""
+_LOCK_AT, _LOCK_BYTES = 0x40000000, 512
+"""The bytes that SQLite locks: ``PENDING_BYTE`` and those that follow (os.h in its source)."""
+
+
+def _flock(kind: int) -> tuple[int, ...]:
+    if _LINUX:
+        return kind, os.SEEK_SET, _LOCK_AT, _LOCK_BYTES, 0
+    return _LOCK_AT, _LOCK_BYTES, 0, kind, os.SEEK_SET
 
 
 def holder(ledger: Path) -> str:

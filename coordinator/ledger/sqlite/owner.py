@@ -19,16 +19,22 @@ import msgspec
 
 from undoubt.coordinator.errors import LedgerError, LedgerUnavailable, LedgerUnusable
 from undoubt.coordinator.ledger import backup, schema
+from undoubt.coordinator.ledger.acting import DONE, NEW_INCARNATION, new_act
 from undoubt.coordinator.ledger.backup import About, Backup
-from undoubt.coordinator.ledger.commands import Command, ExpireSession, decode, encode
-from undoubt.coordinator.ledger.contract import Create, DecisionRecord, SessionState
+from undoubt.coordinator.ledger.commands import Command, ExpireSession, RecordAct, Restore, decode, encode
+from undoubt.coordinator.ledger.contract import ACTS_MAX, Act, Create, DecisionRecord, SessionState
 from undoubt.coordinator.ledger.disk import StoreBroken
 from undoubt.coordinator.ledger.group_commit import GroupCommit, WriterThread
 from undoubt.coordinator.ledger.history import RecentHistory
 from undoubt.coordinator.ledger.machine import Machine
-from undoubt.coordinator.ledger.sqlite import anchored
+from undoubt.coordinator.ledger.sqlite import anchored, making
+from undoubt.coordinator.ledger.sqlite.lock import check_not_open
 from undoubt.coordinator.ledger.sqlite.store import Loaded, SqliteStore
-from undoubt.coordinator.ledger.state_machine_ledger import StateMachineLedger
+from undoubt.coordinator.ledger.state_machine_ledger import (
+    SESSION_SKIP,
+    StateMachineLedger,
+    log_new_incarnation,
+)
 from undoubt.coordinator.settings import LedgerSettings
 from undoubt.participants.errors import UsageError
 from undoubt.participants.ids import TxId, new_nonce
@@ -110,34 +116,37 @@ class OwnedLedger(StateMachineLedger):
         self._recent = RecentHistory(self.machine)
         """Finished transactions that are in the log and not yet in the table: the next snapshot stores
         them."""
+        self.made = False
+        """Whether the ledger was made when it was opened."""
         self._upkeep = self.upkeep("ledger upkeep")
 
     @classmethod
     async def open(
-        cls, path: Path, settings: LedgerSettings, clock: Callable[[], float], *, create: Create = True
+        cls,
+        path: Path,
+        settings: LedgerSettings,
+        clock: Callable[[], float],
+        *,
+        create: Create = True,
+        serves: bool = True,
     ) -> OwnedLedger:
-        """Open the file, or make it if ``create`` allows that. Raises ``LedgerUnusable``,
-        ``LedgerUnavailable``."""
+        """Open the file, or make it if ``create`` allows that. ``serves``: whether a new incarnation may
+        begin if the file was set back. Raises ``LedgerUnusable``, ``LedgerUnavailable``."""
         thread = WriterThread("undoubt-ledger")
         store: SqliteStore | None = None
         try:
+            await thread.do(lambda: check_not_open(path))
             absent = await thread.do(lambda: anchored.is_absent(path))
             if absent:
                 await anchored.allow(path, create)
-            store = await thread.do(lambda: SqliteStore.create(path))
+                await thread.do(lambda: making.make_new(path))
+            store = await thread.do(lambda: SqliteStore(path))
             loaded = await thread.do(store.load)
             if absent:
                 log.info("there was no ledger at %s: a new one was made, %s", path, loaded.ledger_id)
-            anchor = await thread.do(lambda: anchored.open_anchor(path, loaded))
-            set_back = loaded.lacks(anchor.mark)
-            lacking = anchor.mark.index
-            new = not loaded.anchored or not loaded.place
-            await thread.do(partial(store.hold, anchor, loaded.last, new=new))
+            loaded = await thread.do(partial(_held, store, loaded, serves=serves))
             ledger = cls(store, thread, loaded, settings, clock)
-            if set_back:
-                # Before any session of the file is expired: the session may have continued after the lost
-                # entry.
-                await ledger.begin_incarnation(f"{path} lacks entry {lacking}, which was durable")
+            ledger.made = absent
             await ledger._expire_former_owner()
             await ledger.draw_secret()
             await ledger.agree_on_rules()
@@ -249,6 +258,10 @@ class OwnedLedger(StateMachineLedger):
             raise LedgerUnavailable("the ledger is closed")
         return await self._thread.do(partial(function, *args))
 
+    async def begin_incarnation(self, why: str, issued: int = 0) -> None:
+        await super().begin_incarnation(why, issued)
+        await self.propose(RecordAct(_incarnation_act(why), ACTS_MAX))
+
     async def _history_of(self, txid: TxId) -> DecisionRecord | None:
         return self._recent.recent().get(txid) or await self.in_thread(self.store.history_of, txid)
 
@@ -276,6 +289,31 @@ class OwnedLedger(StateMachineLedger):
     async def _look_after(self) -> None:
         await self._look_at_file()
         await self.expire_due()
+
+
+def _held(store: SqliteStore, loaded: Loaded, *, serves: bool) -> Loaded:
+    """Make ``store`` move its anchor from now on; returns what the file contains then. If the file was set
+    back, a new incarnation begins, if ``serves`` allows it: before any session of the file is expired, which
+    may have continued after the lost entry; and before the anchor is moved, so that a crash in between
+    conceals nothing. Raises ``LedgerUnusable``, ``LedgerUnavailable``."""
+    anchor = anchored.open_anchor(store.path, loaded)
+    try:
+        if loaded.lacks(anchor.mark):
+            anchored.check_may_accept(store.path, anchor.mark.index, loaded, serves=serves)
+            why = f"{store.path} lacks entry {anchor.mark.index}, which was durable"
+            log_new_incarnation(why)
+            commands = (Restore(SESSION_SKIP), RecordAct(_incarnation_act(why), ACTS_MAX))
+            store.append(loaded.last_index + 1, [encode(command) for command in commands])
+            loaded = store.load()
+    except BaseException:
+        anchor.close()
+        raise
+    store.hold(anchor, loaded.last, new=not loaded.anchored or not loaded.place)
+    return loaded
+
+
+def _incarnation_act(why: str) -> Act:
+    return new_act(NEW_INCARNATION, f"the ledger was set back: {why}", result=DONE).clipped()
 
 
 def rebuilt(loaded: Loaded, path: Path) -> Machine:

@@ -19,15 +19,18 @@ from undoubt.coordinator.ledger.contract import ACTS_MAX, Act, SessionState
 from undoubt.coordinator.ledger.durable import sync_folder
 from undoubt.coordinator.ledger.machine import Machine
 from undoubt.coordinator.ledger.sqlite import anchored, former
+from undoubt.coordinator.ledger.sqlite.making import make_beside
 from undoubt.coordinator.ledger.sqlite.owner import rebuilt
-from undoubt.coordinator.ledger.sqlite.store import SqliteStore, check_tables, make
+from undoubt.coordinator.ledger.sqlite.store import SqliteStore, check_tables
 from undoubt.coordinator.ledger.state_machine_ledger import SESSION_SKIP
+from undoubt.participants.errors import UsageError
 
 
 class RestoredLedger(msgspec.Struct, frozen=True):
     """The result of a restore. ``backup_at``: the time of the backup in seconds since 1970, None if the file
     was accepted as it is. ``kept_as``: the name of the former file or of its copy, None if there was none.
-    ``lacks_entry``: the index of an entry that is known to be missing, 0 for none."""
+    ``lacks_entry``: the index of an entry that is known to be missing, 0 for none. ``instead_of``: the id of
+    the other ledger that was there, None if there was none."""
 
     ledger_id: str
     incarnation: int
@@ -35,6 +38,7 @@ class RestoredLedger(msgspec.Struct, frozen=True):
     backup_at: float | None
     kept_as: str | None
     lacks_entry: int
+    instead_of: str | None = None
 
 
 def as_it_is(path: Path, act: Act) -> RestoredLedger:
@@ -48,22 +52,59 @@ def as_it_is(path: Path, act: Act) -> RestoredLedger:
         machine = rebuilt(loaded, path)
         lacking = anchored.lacking(path, loaded)
         open_sessions = _open_sessions(machine)
-        anchor = Anchor.create(anchored.path_of(path), loaded.ledger_id, loaded.last)
-        store.hold(anchor, loaded.last, new=True)
         commands = (Restore(SESSION_SKIP), RecordAct(act.clipped(), ACTS_MAX))
         for command in commands:
             machine.apply(command)
+        # Before the anchor: a crash in between leaves a file that is still refused.
         store.append(loaded.last_index + 1, [encode(command) for command in commands])
+        loaded = store.load()
+        store.hold(
+            Anchor.create(anchored.path_of(path), loaded.ledger_id, loaded.last), loaded.last, new=True
+        )
     finally:
         store.close()
     return RestoredLedger(loaded.ledger_id, machine.state.incarnation, open_sessions, None, kept, lacking)
 
 
-def from_backup(path: Path, file: Path, act: Act) -> RestoredLedger:
-    """Make the ledger again from the backup ``file``, and record ``act``. Raises ``LedgerUnusable``."""
+class Restoring(msgspec.Struct, frozen=True):
+    """What a restore from a backup would do: the id of the ledger that is there, empty if there is none or it
+    cannot be told, and the id of the one in the backup."""
+
+    present: str
+    kept: str
+
+    @property
+    def other(self) -> bool:
+        """Whether the backup is that of another ledger."""
+        return self.present not in {"", self.kept}
+
+
+def before_restore(path: Path, file: Path) -> Restoring:
+    """What :func:`from_backup` would do. Changes nothing. Raises ``LedgerUnusable``."""
+    return Restoring(former.id_of(path), _read(file).about.ledger_id)
+
+
+def _read(file: Path) -> backup.Backup:
     kept = backup.read(file)
     if kept.about.cluster:
         raise LedgerUnusable(f"{file} is the backup of a cluster: `undoubt cluster restore`")
+    return kept
+
+
+def from_backup(path: Path, file: Path, act: Act, *, other_ledger: bool = False) -> RestoredLedger:
+    """Make the ledger again from the backup ``file``, and record ``act``. ``other_ledger``: the backup may be
+    that of another ledger than the one that is there. Raises ``LedgerUnusable``, and ``UsageError`` if it is
+    and may not be."""
+    kept = _read(file)
+    instead_of = None
+    if (looked := before_restore(path, file)).other:
+        if not other_ledger:
+            raise UsageError(
+                f"{file} is a backup of ledger {looked.kept}, and {path} is ledger {looked.present}: nothing"
+                " was changed. Pass --other-ledger to give up the one that is there"
+            )
+        instead_of = looked.present
+        act = msgspec.structs.replace(act, subject=f"{act.subject}, instead of ledger {instead_of}")
     machine = Machine("")
     with backup.reading_image(file):
         machine.restore(kept.image)
@@ -73,25 +114,14 @@ def from_backup(path: Path, file: Path, act: Act) -> RestoredLedger:
     machine.apply(RecordAct(act.clipped(), ACTS_MAX))
     index = kept.about.index + 1
     base = Mark(index, chained(START.chain, machine.snapshot()))
-    new = path.with_name(path.name + ".restored")
-    _remove(new)
-    try:
-        make(new, kept.about.ledger_id, machine.snapshot(), base)
-    except BaseException:
-        _remove(new)  # on a full disk the unfinished file would use up the room
-        raise
+    new = make_beside(path, ".restored", kept.about.ledger_id, (base, machine.snapshot()))
     moved = former.move_aside(path)
     Anchor.create(anchored.path_of(path), kept.about.ledger_id, base).close()
     new.rename(path)
     sync_folder(path.parent)
     return RestoredLedger(
-        kept.about.ledger_id, machine.state.incarnation, open_sessions, kept.about.at, moved, 0
+        kept.about.ledger_id, machine.state.incarnation, open_sessions, kept.about.at, moved, 0, instead_of
     )
-
-
-def _remove(new: Path) -> None:
-    for left in new.parent.glob(new.name + "*"):
-        left.unlink()
 
 
 def _open_sessions(machine: Machine) -> int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import sqlite3
 import zlib
 from collections.abc import Iterator, Sequence
@@ -27,6 +28,8 @@ WAYS_OUT = (
     "`undoubt ledger restore BACKUP` makes it again from a backup, `undoubt ledger restore` accepts the file"
     " as it is; until then do not end prepared transactions of its participants"
 )
+
+_TABLES = frozenset({"alembic_version", "meta", "entry", "snapshot", "history"})
 
 _INSERT = "insert into entry (idx, crc, command) values (?, ?, ?)"
 
@@ -79,10 +82,8 @@ class SqliteStore:
 
     @classmethod
     def create(cls, path: Path) -> SqliteStore:
-        """Make the tables if the file has none, then open the file."""
-        if revision(path) is None:
-            upgrade(path)
-            path.chmod(0o600)
+        """Make the tables in a file that has none, then open the file."""
+        upgrade(path)
         return cls(path)
 
     def load(self) -> Loaded:
@@ -272,15 +273,16 @@ def _place(path: Path) -> tuple[int, int] | None:
 
 
 def check_tables(path: Path, found: str | None) -> None:
-    """Raises ``LedgerUnusable`` if the file has no tables (``found`` is None)."""
+    """Raises ``LedgerMissing`` if the file has no tables (``found`` is None)."""
     if found is None:
-        raise LedgerUnusable(
-            f"ledger {path} is empty: it has no tables. Nothing was changed. {former.ways_out(path)}"
-        )
+        former.check_absent(path)
+        raise former.missing(path)
 
 
-def make(path: Path, ledger_id: str, state: bytes, base: Mark) -> None:
-    """Make a new file that begins with a snapshot. Raises ``LedgerUnusable``, ``LedgerUnavailable``."""
+def make(path: Path, ledger_id: str, snapshot: tuple[Mark, bytes] | None = None) -> None:
+    """Make a complete, synced file at ``path``, where there is none. ``snapshot``: what it begins with. The
+    caller makes its anchor, then renames the file. Raises ``LedgerUnusable``, ``LedgerUnavailable``."""
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     store = SqliteStore.create(path)
     try:
         with store._file.writing():
@@ -288,14 +290,16 @@ def make(path: Path, ledger_id: str, state: bytes, base: Mark) -> None:
                 "insert into meta (key, value) values (?, ?)",
                 [("ledger_id", ledger_id), ("anchored", "1")],
             )
-        store._last = base
-        store.replace_log(base.index, state, (), now_ms=0, history_ms=0)
+        if snapshot is not None:
+            store._last, state = snapshot
+            store.replace_log(store._last.index, state, (), now_ms=0, history_ms=0)
     finally:
         store.close()
 
 
 def revision(path: Path, *, cut: bool = False) -> str | None:
-    """The revision of the tables in a file; None if the file has no tables or does not exist.
+    """The revision of the tables in a file; None if the file does not exist, has no tables, or was never
+    finished: older versions made the tables in place, one by one, and the revision last.
 
     SQLite cuts a damaged WAL when it opens the file, and removes it when it closes the file. So the WAL is
     checked first, unless ``cut``. Raises ``LedgerUnusable`` if the WAL is damaged, or if the file is not a
@@ -314,13 +318,32 @@ def revision(path: Path, *, cut: bool = False) -> str | None:
             }
             if not tables:
                 return None
-            if not {"alembic_version", "meta"} <= tables:
+            row = None
+            if "alembic_version" in tables:
+                row = connection.execute("select version_num from alembic_version").fetchone()
+            if row is None and "alembic_version" in tables <= _TABLES:
+                _check_unfinished(connection, path, tables)
+                return None
+            if row is None or "meta" not in tables:
                 raise LedgerUnusable(f"{path} is a SQLite database, but not a ledger; name another file")
-            row = connection.execute("select version_num from alembic_version").fetchone()
-            return None if row is None else str(row[0])
+            return str(row[0])
     except sqlite3.Error as error:
-        why = f"cannot read ledger {path}: {error}"
+        why = f"cannot read ledger {path}: {error}. Nothing was changed"
+        if getattr(error, "sqlite_errorcode", 0) in {sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT}:
+            why += (
+                f". If it is not the ledger's file, correct ledger.url; if it is, it is damaged: {WAYS_OUT}"
+            )
         raise disk.not_opened(error, path.parent, f"ledger {path}", why) from error
+
+
+def _check_unfinished(connection: sqlite3.Connection, path: Path, tables: set[str]) -> None:
+    """Check that a file without a revision has no rows: it was never used. Raises ``LedgerUnusable``."""
+    for table in sorted(tables):
+        if connection.execute(f"select 1 from {table} limit 1").fetchone():  # noqa: S608 - one of _TABLES
+            raise LedgerUnusable(
+                f"ledger {path} is damaged at the revision of its tables, which is missing. Nothing was"
+                f" changed. {WAYS_OUT}"
+            )
 
 
 def upgrade(path: Path) -> None:

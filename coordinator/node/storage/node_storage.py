@@ -256,6 +256,7 @@ def _opened(folder: Path, segment_bytes: int, number: int) -> tuple[_Files, Stor
     if carry_over.wanted(folder):
         _carry_over(folder, number)
     identity = _identity(folder, number)
+    _check_owner(folder, identity, number)
     try:
         log, found = SegmentLog.open(folder, identity.disk, size_bytes=segment_bytes)
         try:
@@ -268,6 +269,26 @@ def _opened(folder: Path, segment_bytes: int, number: int) -> tuple[_Files, Stor
     except OSError as error:
         raise LedgerUnusable(f"node data in {folder} cannot be read: {error}") from error
     return files, stored
+
+
+def _check_owner(folder: Path, identity: DiskIdentity, number: int) -> None:
+    """Check that the log is of the node ``number``, 0 if that is not known, and of the disk of its anchor.
+    Otherwise files of another disk lie here: they are not judged, and their node may be well. Raises
+    ``StorageDamaged``."""
+    anchored = Anchor.owner_of(folder / ANCHOR_NAME)
+    strange = anchored not in {"", identity.disk}
+    if number in {0, identity.node} and not strange:
+        return
+    whose = f"node {number}" if number else "this node"
+    found = f"its log (log-*) is of node {identity.node}, disk {identity.disk}"
+    if strange:
+        found += f"; its anchor is of disk {anchored}"
+    raise StorageDamaged(
+        f"files of another node or disk lie in {folder}, the folder of {whose}: {found}. Nothing was changed."
+        " If they were put there by mistake, put back the files that belong here, or correct node.data and"
+        f" node.number. If its own log is lost, {whose} is to be added again under a new number, and not the"
+        " other one"
+    )
 
 
 def _loaded(

@@ -230,8 +230,6 @@ class BranchConnection(ApplicationSide):
         ended."""
         if not isinstance(error, _LOST):
             return error
-        if (reason := session_end(error)) is not None:
-            return reason
         if (end := self._undoubt_session_end()) is not None:
             fields = {"C": end.sqlstate, "M": end.message, "S": "FATAL", "V": "FATAL"}
             return asyncpg.PostgresError.new(fields)
@@ -330,14 +328,6 @@ def as_failure(error: asyncpg.PostgresError) -> ServerError:
 def severity_of(message: Any) -> str:
     """The severity of an error or notice, in English if the server sends that (since version 9.6)."""
     return str(getattr(message, "severity_en", None) or getattr(message, "severity", ""))
-
-
-def session_end(error: BaseException) -> asyncpg.PostgresError | None:
-    """The server's reason for ending the session during a statement: asyncpg reports only that the connection
-    was lost, and has the reason as the cause. None if ``error`` is another one."""
-    cause = error.__cause__
-    lost = isinstance(error, asyncpg.ConnectionDoesNotExistError)
-    return cause if lost and isinstance(cause, asyncpg.PostgresError) else None
 
 
 class LentForSetUp:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import secrets
 import ssl
+from collections.abc import Mapping
+from typing import Any
 
 import asyncpg
 
@@ -18,11 +20,21 @@ from undoubt.participants.postgres.asyncpg.dsn import connect_arguments, set_kee
 from undoubt.participants.postgres.asyncpg.line import Deadlines
 from undoubt.participants.postgres.asyncpg.session import TRANSLATED, AsyncpgSession, translate
 from undoubt.participants.postgres.connecting import Connector
-from undoubt.participants.postgres.dsn import UNREADABLE, Conninfo
-from undoubt.participants.postgres.sqlstate import participant_error, pooler_refusal, tls_refusal
+from undoubt.participants.postgres.dsn import Conninfo
+from undoubt.participants.postgres.dsn_values import REFUSED_VALUE, driver_refusal
+from undoubt.participants.postgres.sqlstate import pooler_refusal, startup_error, tls_refusal
 from undoubt.participants.settings import ParticipantSettings
 
 STATEMENT_CACHE_SIZE = 100
+
+
+def _reached(arguments: Mapping[str, Any]) -> str:
+    """The servers of ``arguments``, which an error of the operating system does not name."""
+    pairs = zip(arguments["host"], arguments["port"], strict=True)
+    return ", ".join(
+        f"socket {host}/.s.PGSQL.{port}" if host.startswith("/") else f"host {host}, port {port}"
+        for host, port in pairs
+    )
 
 
 class UniqueNames(asyncpg.Connection):
@@ -39,8 +51,10 @@ class AsyncpgConnector(Connector):
         self._deadlines = Deadlines()
 
     async def open(self, address: Conninfo, password: str | None, options: str) -> AsyncpgSession:
+        reached = ""
         try:
             arguments = await asyncio.to_thread(connect_arguments, address, password)
+            reached = _reached(arguments)
             given = arguments["server_settings"]
             given["application_name"] = self.application_name
             if options:
@@ -57,28 +71,33 @@ class AsyncpgConnector(Connector):
             raise tls_refusal(self.participant, getattr(error, "verify_message", "") or str(error)) from error
         except asyncpg.ClientConfigurationError as error:
             raise ParticipantMisconfigured(self.participant, f"its dsn cannot be used: {error}") from error
-        except ValueError:
-            raise ParticipantMisconfigured(self.participant, UNREADABLE) from None
         except TRANSLATED as error:
-            raise self._connect_error(error) from error
+            raise self._connect_error(error, reached) from error
+        except REFUSED_VALUE as error:
+            # Without its cause, whose text may show a password.
+            raise driver_refusal(self.participant, error, address.resolved, password) from None
         # Enabled only if it is known that no pooler shares the server process: see keep_statements.
         connection._stmt_cache_enabled = False  # type: ignore[attr-defined]
         sock = connection._transport.get_extra_info("socket")  # type: ignore[attr-defined]
-        set_keepalive(sock, address.resolved)
+        try:
+            set_keepalive(sock, address)
+        except BaseException:
+            connection.terminate()
+            raise
         major, minor, *_ = connection.get_server_version()
         self.version = major * 10_000 + minor
         return AsyncpgSession(connection, self._deadlines)
 
-    def _connect_error(self, error: BaseException) -> ParticipantError:  # noqa: PLR0911 - a line per meaning
+    def _connect_error(self, error: BaseException, reached: str) -> ParticipantError:  # noqa: PLR0911 - a line per meaning
         match error:
             case TimeoutError():
                 return self.no_answer_in_time()
             case OSError() if "rejected SSL upgrade" in str(error):
                 return tls_refusal(self.participant, "the server does not support SSL")
             case OSError():
-                return ParticipantUnavailable(self.participant, f"no connection: {error}")
+                return ParticipantUnavailable(self.participant, f"no connection to {reached}: {error}")
             case asyncpg.PostgresError() if error.sqlstate and not error.sqlstate.startswith("08"):
-                return participant_error(self.participant, translate(error))
+                return startup_error(self.participant, translate(error))
             case asyncpg.PostgresError() if refusal := pooler_refusal(self.participant, str(error)):
                 return refusal
             case asyncpg.PostgresError():

@@ -20,18 +20,16 @@ from urllib.parse import quote, urlencode
 
 from undoubt.participants.errors import ParticipantMisconfigured
 from undoubt.participants.postgres.dsn import Conninfo
+from undoubt.participants.postgres.dsn_values import SOCKET_OPTIONS, refused
 
 log = logging.getLogger(__name__)
 
 _FILES = ("sslrootcert", "sslcert", "sslkey", "sslcrl")
-_TLS = ("sslmode", "sslnegotiation", "sslpassword", "ssl_min_protocol_version", "ssl_max_protocol_version")
-_KEEPALIVE = {
-    "keepalives_idle": "TCP_KEEPIDLE",
-    "keepalives_interval": "TCP_KEEPINTVL",
-    "keepalives_count": "TCP_KEEPCNT",
-    "tcp_user_timeout": "TCP_USER_TIMEOUT",
+_TLS_VERSIONS = {
+    "ssl_min_protocol_version": "minimum_version",
+    "ssl_max_protocol_version": "maximum_version",
 }
-"""Options of the socket, which are set after it is connected."""
+_TLS = ("sslmode", "sslnegotiation", "sslpassword", *_TLS_VERSIONS)
 
 _HANDLED = frozenset(
     {
@@ -47,13 +45,13 @@ _HANDLED = frozenset(
             "krbsrvname",
             "gsslib",
         ),
-        *("target_session_attrs", "load_balance_hosts", "keepalives", *_KEEPALIVE, *_TLS, *_FILES),
+        *("target_session_attrs", "load_balance_hosts", "keepalives", *SOCKET_OPTIONS, *_TLS, *_FILES),
     }
 )
 _HARMLESS = frozenset(
     {
         *("application_name", "fallback_application_name", "client_encoding", "connect_timeout"),
-        *("max_protocol_version", "service", "servicefile", "sslcompression"),
+        *("max_protocol_version", "replication", "service", "servicefile", "sslcompression"),
     }
 )
 """Keys that asyncpg does not get: undoubt sets them itself, libpq has used them already, or they do no
@@ -64,12 +62,15 @@ _PROMISES = {
     "gssencmode": {"disable", "prefer"},
     "gssdelegation": {"0"},
     "min_protocol_version": {"3.0"},
-    "replication": {"false", "off", "no", "0"},
     "sslcertmode": {"allow"},
     "sslsni": {"1"},
 }
 """Keys that asyncpg does not support, with the values that need no support. If other values were ignored, the
 connection would be less safe than the dsn demands."""
+
+_ENVIRONMENT = {"PGDATESTYLE": "datestyle", "PGTZ": "timezone", "PGGEQO": "geqo"}
+"""Environment variables that libpq sends as settings with each connection, unless their value is ``default``
+(``EnvironmentOptions`` in src/interfaces/libpq/fe-connect.c). They are not parameters of a dsn."""
 
 _PASSWORD_LINE = re.compile(r"((?:[^\\:]|\\.)*):" * 4 + "(.*)", re.DOTALL)
 _ESCAPED = re.compile(r"\\(.)", re.DOTALL)
@@ -107,11 +108,20 @@ def connect_arguments(address: Conninfo, password: str | None) -> dict[str, Any]
         "database": database,
         # Not None: asyncpg would then look for a password itself, and send it to every host.
         "password": passwords.pop() or "",
-        "server_settings": {"options": given["options"]} if given.get("options") else {},
+        "server_settings": _server_settings(given),
         "target_session_attrs": given["target_session_attrs"],
         **{key: given[key] for key in ("krbsrvname", "gsslib") if key in given},
     }
     return {**arguments, **_tls(address, given)}
+
+
+def _server_settings(given: Mapping[str, str]) -> dict[str, str]:
+    settings = {"options": given["options"]} if given.get("options") else {}
+    for variable, setting in _ENVIRONMENT.items():
+        value = os.environ.get(variable)
+        if value is not None and value.lower() != "default":
+            settings[setting] = value
+    return settings
 
 
 def _hosts(address: Conninfo) -> list[tuple[str, str, str]]:
@@ -143,6 +153,9 @@ def _tls(address: Conninfo, given: Mapping[str, str]) -> dict[str, Any]:
         _check_readable(address.participant, key, path)
     if not system:
         more = {key: given[key] for key in _TLS if given.get(key)}
+        for key in _TLS_VERSIONS:
+            if key in more:
+                more[key] = _tls_version(more[key])
         return {"dsn": f"postgresql://?{urlencode({**more, **files}, quote_via=quote)}"}
     # asyncpg takes "system" for the name of a file. With "system" libpq requires verify-full.
     if "sslcrl" in files:
@@ -150,13 +163,15 @@ def _tls(address: Conninfo, given: Mapping[str, str]) -> dict[str, Any]:
     context = ssl.create_default_context()
     if "sslcert" in files:
         context.load_cert_chain(files["sslcert"], files.get("sslkey"), given.get("sslpassword", ""))
-    for key, end in (
-        ("ssl_min_protocol_version", "minimum_version"),
-        ("ssl_max_protocol_version", "maximum_version"),
-    ):
+    for key, end in _TLS_VERSIONS.items():
         if given.get(key):
-            setattr(context, end, ssl.TLSVersion[given[key].replace(".", "_")])
+            setattr(context, end, ssl.TLSVersion[_tls_version(given[key]).replace(".", "_")])
     return {"ssl": context, "direct_tls": given.get("sslnegotiation") == "direct"}
+
+
+def _tls_version(version: str) -> str:
+    """``version`` as asyncpg and the module ssl write it; libpq has judged it, and takes any case."""
+    return "TLSv" + version[len("TLSv") :]
 
 
 def _check_readable(participant: str, key: str, path: str) -> None:
@@ -176,17 +191,24 @@ def _refused(address: Conninfo, what: str) -> ParticipantMisconfigured:
     )
 
 
-def set_keepalive(sock: socket.socket, given: Mapping[str, str]) -> None:
+def set_keepalive(sock: socket.socket, address: Conninfo) -> None:
     """Set the keepalive options of a TCP socket as libpq does: on unless ``keepalives=0``. Without keepalives
-    nothing detects that a host is gone, or that a firewall has dropped the connection."""
+    nothing detects that a host is gone, or that a firewall has dropped the connection. Raises
+    ``ParticipantMisconfigured`` for a value that the system does not accept."""
+    given = address.resolved
     if sock.family not in {socket.AF_INET, socket.AF_INET6}:
         return
-    if given.get("keepalives", "1") != "0":
+    if int(given.get("keepalives", "1")):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for key, name in _KEEPALIVE.items():
-        option = getattr(socket, name, None)
-        if option is not None and int(given.get(key) or 0) > 0:
-            sock.setsockopt(socket.IPPROTO_TCP, option, int(given[key]))
+    for key, name in SOCKET_OPTIONS.items():
+        option, value = getattr(socket, name, None), int(given.get(key, "0"))
+        if option is None or value <= 0:
+            continue
+        try:
+            sock.setsockopt(socket.IPPROTO_TCP, option, value)
+        except OSError as error:
+            why = f"is not possible for a socket: {error.strerror}"
+            raise refused(address.participant, key, given[key], why, address.parameters) from error
 
 
 def password_for(

@@ -15,7 +15,6 @@ from undoubt.participants.ids import Gid
 from undoubt.participants.postgres.asyncpg.connection import (
     BranchConnection,
     LentForSetUp,
-    session_end,
     severity_of,
 )
 from undoubt.participants.postgres.asyncpg.line import Deadlines, Line
@@ -294,7 +293,6 @@ async def _close(connection: Any, *, cancel: bool) -> None:
 
 def translate(error: BaseException) -> ServerError | NoAnswer | NotSent:
     """The meaning of an error of asyncpg, of the operating system or of a timeout for the statement."""
-    error = session_end(error) or error
     match error:
         case asyncpg.PostgresConnectionError():
             return NoAnswer(str(error) or "the connection was lost")

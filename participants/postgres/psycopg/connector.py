@@ -18,6 +18,7 @@ from psycopg.adapt import AdaptersMap
 
 from undoubt.participants.errors import (
     ParticipantError,
+    ParticipantMisconfigured,
     ParticipantRefused,
     ParticipantUnavailable,
     UsageError,
@@ -27,6 +28,7 @@ from undoubt.participants.invariant import invariant
 from undoubt.participants.postgres.connecting import Connector, Handles
 from undoubt.participants.postgres.connection_proxy import Handle
 from undoubt.participants.postgres.dsn import Conninfo
+from undoubt.participants.postgres.dsn_values import REFUSED_VALUE, SOCKET_OPTIONS, driver_refusal
 from undoubt.participants.postgres.psycopg.connection import (
     AsyncBranchConnection,
     AsyncConnectionForSetUp,
@@ -35,7 +37,7 @@ from undoubt.participants.postgres.psycopg.connection import (
 )
 from undoubt.participants.postgres.psycopg.session import PsycopgSession
 from undoubt.participants.postgres.session import NotSent, ServerError
-from undoubt.participants.postgres.sqlstate import participant_error, pooler_refusal, tls_refusal
+from undoubt.participants.postgres.sqlstate import pooler_refusal, startup_error, tls_refusal
 from undoubt.participants.settings import ParticipantSettings
 
 if TYPE_CHECKING:
@@ -50,8 +52,17 @@ _KINDS = (
     (re.compile(r"password authentication failed|no password supplied"), "28P01"),
     (re.compile(r"pg_hba\.conf|role \".*\" does not exist|is not permitted to log in"), "28000"),
     (re.compile(r"database \".*\" does not exist"), "3D000"),
-    (re.compile(r"permission denied for database"), "42501"),
+    (re.compile(r"permission denied (?:for database|to set parameter)"), "42501"),
+    (re.compile(r"unrecognized configuration parameter"), "42704"),
+    (re.compile(r"invalid value for parameter|is outside the valid range for parameter"), "22023"),
+    (re.compile(r"parameter \".*\" cannot be (?:changed|set)"), "55P02"),
+    (re.compile(r"invalid command-line argument|-\S.* requires a value"), "42601"),
 )
+_VALUE = re.compile(
+    r"invalid (?:integer value|\w+ value:|port number)|bad value for connect_timeout|setsockopt\(.*\) failed"
+    r"|could not parse network address|socket path .* is too long"
+)
+"""What libpq and psycopg say of a value of the dsn when they use it."""
 _PROMISES = re.compile(
     r"authentication method requirement|channel binding (?:is )?required|invalid SCRAM (?:client|server) key"
 )
@@ -149,6 +160,9 @@ class PsycopgConnector(Connector):
             raise self.no_answer_in_time() from error
         except psycopg.Error as error:
             raise self._connect_error(" ".join(str(error).split())) from error
+        except REFUSED_VALUE as error:
+            # Without its cause, whose text may show a password.
+            raise driver_refusal(self.participant, error, address.resolved, password) from None
         self.version = connection.info.server_version
         return PsycopgLendingSession(connection.pgconn, self._kind)
 
@@ -160,9 +174,13 @@ class PsycopgConnector(Connector):
         invariant(isinstance(session, PsycopgSession), "the connector of psycopg opens its sessions")
         return cast("PsycopgSession", session)
 
-    def _connect_error(self, text: str) -> ParticipantError:
+    def _connect_error(self, text: str) -> ParticipantError:  # noqa: PLR0911 - a line per meaning
         if _READ_ONLY.search(text):
             return self.no_primary()
+        if _VALUE.search(text):
+            keys = [key for key, option in SOCKET_OPTIONS.items() if f"({option})" in text]
+            why = f"its dsn cannot be used: {', '.join([*keys, text])}"
+            return ParticipantMisconfigured(self.participant, why)
         if _PROMISES.search(text):
             return ParticipantRefused(self.participant, f"no connection: {text}")
         if _TLS.search(text):
@@ -171,5 +189,5 @@ class PsycopgConnector(Connector):
             return refusal
         for pattern, sqlstate in _KINDS:
             if pattern.search(text):
-                return participant_error(self.participant, ServerError(sqlstate, text, fatal=True))
+                return startup_error(self.participant, ServerError(sqlstate, text, fatal=True))
         return ParticipantUnavailable(self.participant, f"no connection: {text}")

@@ -26,6 +26,7 @@ from undoubt.coordinator.errors import (
 )
 from undoubt.coordinator.ledger import maintenance, open_ledger, schema
 from undoubt.coordinator.ledger.contract import RecordedDecision, SessionState, Verdict
+from undoubt.coordinator.ledger.locks import LockRequest
 from undoubt.coordinator.ledger.postgres import maintenance as upkeep
 from undoubt.coordinator.ledger.postgres import sql, tables
 from undoubt.coordinator.settings import LedgerSettings
@@ -535,3 +536,39 @@ async def test_history_goes_with_dropped_sessions(settings: LedgerSettings) -> N
         await ledger.upkeep.retire()
         assert await ledger.transaction(session.txid(1)) is None
         assert (await ledger.open_session("test", 10)).id > session.id
+
+
+# Locks.
+
+
+async def test_the_queue_of_a_lock_is_not_written_over_a_change_that_was_not_seen(
+    ledger: Signing, database: str
+) -> None:
+    """Broken if a request that another process has just put into the queue is lost, and with it the place of
+    whoever waits, or of the holder."""
+    session = await ledger.open_session("test", 600)
+    numbers = (1, 2, 3)
+    asked = [LockRequest("job", session.id, session.nonce, number, False, None) for number in numbers]
+    await ledger.lock(asked[0], wait=True)
+    row = "select version, sessions, entries from undoubt_ledger.lock where name = 'job'"
+    change = "update undoubt_ledger.lock set version = %s, sessions = %s, entries = %s where name = 'job'"
+    async with (
+        await psycopg.AsyncConnection.connect(database) as other,
+        await psycopg.AsyncConnection.connect(database, autocommit=True) as watching,
+    ):
+        before = await (await other.execute(row)).fetchone()
+        await ledger.lock(asked[1], wait=True)
+        await other.rollback()
+        after = await (await other.execute(row)).fetchone()
+        assert before is not None
+        assert after is not None
+        await watching.execute(change, before)
+        await other.execute(change, after)  # the other process's request, not committed yet
+        late = asyncio.create_task(ledger.lock(asked[2], wait=True))
+        waits = "select exists (select from pg_stat_activity where wait_event_type = 'Lock')"
+        while await (await watching.execute(waits)).fetchone() != (True,):
+            await asyncio.sleep(0.005)
+        await other.commit()
+    await late
+    [info] = await ledger.locks()
+    assert [entry.request.number for entry in info.entries] == list(numbers)

@@ -5,13 +5,16 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests.coordinator.ledger.signing import Signing
 from undoubt.coordinator import ledger as ledgers
-from undoubt.coordinator.errors import LedgerUnavailable
+from undoubt.coordinator.errors import LedgerLocked, LedgerUnavailable
+from undoubt.coordinator.ledger import maintenance
 from undoubt.coordinator.ledger.contract import BranchRecord, RecordedDecision
 from undoubt.coordinator.ledger.sqlite import anchored
 from undoubt.coordinator.settings import LedgerSettings
@@ -80,3 +83,65 @@ async def test_an_anchor_that_is_removed_in_use_is_made_anew(path: Path, setting
     info = await again.info()
     await again.close()
     assert info.incarnation == 1
+
+
+OWNER = """
+import asyncio, sys
+from pathlib import Path
+from undoubt.coordinator.ledger import open_ledger
+from undoubt.coordinator.settings import LedgerSettings
+
+async def main(url, backup):
+    ledger = await open_ledger(LedgerSettings(url=url), create=True)
+    await ledger.backup(Path(backup))
+    print("owned", flush=True)
+    await asyncio.to_thread(sys.stdin.read)
+    await ledger.close()
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+async def test_a_removed_lock_file_does_not_let_another_process_at_the_file(
+    settings: LedgerSettings, path: Path, tmp_path: Path
+) -> None:
+    """Broken if a restore takes the file away from beneath its owner, or if nobody is told who has it."""
+    backup = tmp_path / "some.backup"
+    owner = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", OWNER, settings.url, str(backup), stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert owner.stdout is not None
+    assert await owner.stdout.readline() == b"owned\n"
+    path.with_name(path.name + ".lock").unlink()
+    before = path.stat().st_ino
+    named = rf"is open in process {owner.pid}, .*stop that process first"
+    for work in (
+        maintenance.restore(settings, backup),
+        maintenance.restore(settings, None),
+        maintenance.check(settings),
+        maintenance.migrate(settings),
+    ):
+        with pytest.raises(LedgerLocked, match=named):
+            await work
+    with pytest.raises(LedgerLocked, match=named):
+        await ledgers.open_ledger(LedgerSettings(url=settings.url, request_timeout_s=0.1))
+    assert path.stat().st_ino == before
+    await owner.communicate(b"")
+    assert owner.returncode == 0
+
+
+async def test_a_removed_lock_file_does_not_let_this_process_at_its_own_file(
+    settings: LedgerSettings, path: Path
+) -> None:
+    """Broken also if looking ends SQLite's locks: closing any descriptor of a file ends those of the
+    process."""
+    ledger = await opened(settings, create=True)
+    path.with_name(path.name + ".lock").unlink()
+    with pytest.raises(LedgerLocked, match="which is this one"):
+        await maintenance.restore(settings, None)
+    child = f"import sqlite3; sqlite3.connect({str(path)!r}, timeout=0).execute('select 1 from meta')"
+    tried = await asyncio.to_thread(
+        subprocess.run, [sys.executable, "-c", child], capture_output=True, text=True
+    )
+    assert "locked" in tried.stderr
+    await ledger.close()

@@ -18,6 +18,7 @@ import pytest
 from msgspec.structs import replace
 
 from tests.coordinator.ledger.signing import Signing
+from undoubt.config import Settings
 from undoubt.coordinator import ledger as ledgers
 from undoubt.coordinator.errors import LedgerMissing, LedgerUnavailable, LedgerUnusable
 from undoubt.coordinator.ledger import maintenance
@@ -27,6 +28,7 @@ from undoubt.coordinator.ledger.sqlite import anchored
 from undoubt.coordinator.ledger.sqlite.ledger import SqliteLedger
 from undoubt.coordinator.ledger.sqlite.store import SqliteStore
 from undoubt.coordinator.settings import LedgerSettings
+from undoubt.doctor.ledger import look_at_ledger
 from undoubt.participants.contract import Decision
 from undoubt.participants.errors import UsageError
 from undoubt.participants.ids import Gid
@@ -46,7 +48,7 @@ def settings(path: Path) -> LedgerSettings:
 
 
 async def opened(settings: LedgerSettings) -> Signing:
-    return Signing(await ledgers.open_ledger(settings, create=True))
+    return Signing(await ledgers.open_ledger(settings, create=True, serves=True))
 
 
 def files(path: Path) -> list[Path]:
@@ -114,6 +116,66 @@ async def test_a_copy_that_is_put_back_begins_a_new_incarnation(
     assert (await ledger.info()).incarnation == 2, "it is begun once"
     assert (await ledger.outcomes([story.after]))[story.after] is Verdict.FORGOTTEN
     await ledger.close()
+
+
+async def test_a_process_that_only_looks_leaves_a_set_back_file_and_its_proof_alone(
+    path: Path, settings: LedgerSettings, tmp_path: Path
+) -> None:
+    """Broken if a command that only looks takes the older file for good, and the next check calls it
+    healthy."""
+    await told(path, settings, tmp_path)
+    put_back(tmp_path / "copy", path)
+    anchor = anchored.path_of(path).read_bytes()
+    for _ in range(2):
+        with pytest.raises(LedgerUnusable, match=r"not opened: it lacks entry .*Put the newer file back"):
+            await ledgers.open_ledger(settings)
+        for act in (maintenance.init(settings), maintenance.backup(settings, tmp_path / "backup")):
+            with pytest.raises(LedgerUnusable, match="lacks entry"):
+                await act
+    assert anchored.path_of(path).read_bytes() == anchor
+    [problem] = await maintenance.check(settings)
+    assert "Put the newer file back" in problem
+    for kept in (tmp_path / "kept").iterdir():
+        shutil.copy(kept, path.parent)
+    ledger = Signing(await ledgers.open_ledger(settings))
+    assert (await ledger.info()).incarnation == 1, "the newer file was put back"
+    await ledger.close()
+
+
+async def test_a_new_incarnation_is_in_the_audit_and_doctor_names_it(
+    path: Path, settings: LedgerSettings, tmp_path: Path
+) -> None:
+    """Broken if nobody can see afterwards that the ledger has forgotten something."""
+    await told(path, settings, tmp_path)
+    put_back(tmp_path / "copy", path)
+    await (await opened(settings)).close()
+    ledger = await ledgers.open_ledger(settings)
+    [act] = await ledger.acts(limit=5)
+    assert (act.verb, act.result) == ("new incarnation", "done")
+    assert "lacks entry" in act.subject
+    found = await look_at_ledger(ledger, Settings(ledger=settings), 60.0)
+    [finding] = [each for each in found if each.check == "ledger_set_back"]
+    assert act.subject in finding.what
+    await ledger.close()
+
+
+@pytest.mark.parametrize("accepting", ["opening it", "ledger restore"])
+async def test_a_crash_while_a_set_back_file_is_accepted_conceals_nothing(
+    path: Path, settings: LedgerSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, accepting: str
+) -> None:
+    """Broken if the anchor names the older file's last entry before its new incarnation is durable."""
+    await told(path, settings, tmp_path)
+    put_back(tmp_path / "copy", path)
+
+    def crash(*_: object) -> None:
+        raise LedgerUnavailable("crashed")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(SqliteStore, "append", crash)
+        with pytest.raises(LedgerUnavailable, match="crashed"):
+            await (opened(settings) if accepting == "opening it" else maintenance.restore(settings, None))
+    [problem] = await maintenance.check(settings)
+    assert "lacks entry" in problem
 
 
 @pytest.mark.parametrize("lost", ["the copy's WAL", "the WAL"])

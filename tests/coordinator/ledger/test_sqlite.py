@@ -256,7 +256,7 @@ async def test_a_lost_identity_is_refused(path: Path, settings: LedgerSettings) 
     """A ledger that draws a new id would not recognise its own prepared transactions."""
     await _used(settings)
     _edit(path, "delete from meta")
-    with pytest.raises(LedgerUnusable, match="identity"):
+    with pytest.raises(LedgerUnusable, match="its ledger id, which is missing"):
         await open_ledger(settings)
 
 
@@ -274,7 +274,7 @@ async def test_what_is_no_ledger_is_refused_and_left_alone(path: Path, settings:
     """A typo in a URL must not change somebody's file."""
     path.write_bytes(b"these are the minutes of our last meeting" * 100)
     before = path.read_bytes()
-    with pytest.raises(LedgerUnusable):
+    with pytest.raises(LedgerUnusable, match=r"not a database\..*correct ledger\.url.*ledger restore BACKUP"):
         await open_ledger(settings)
     assert path.read_bytes() == before
     path.unlink()

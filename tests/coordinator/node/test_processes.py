@@ -194,6 +194,8 @@ async def test_first_nodes_must_agree_who_they_are(tmp_path: Path) -> None:
     ran = undoubt("cluster", "init", "--config", str(other), "--id", ticket)
     assert ran.status == 2
     assert "was made for other nodes" in ran.err
+    ran = undoubt("cluster", "init", "--config", str(other), "--id", ticket.partition("-")[0])
+    assert (ran.status, "is incomplete" in ran.err) == (2, True)
     assert not (tmp_path / "b").exists()
 
 

@@ -390,6 +390,22 @@ async def test_a_log_that_was_set_back_stops_the_node(folder: Path, tmp_path: Pa
         await NodeStorage.open(folder)
 
 
+@pytest.mark.parametrize("all_files", [True, False])
+async def test_files_of_another_node_are_called_that(folder: Path, tmp_path: Path, all_files: bool) -> None:
+    """Broken if the message tells to remove the healthy node whose files were copied: that loses a node."""
+    mine = tmp_path / "mine"
+    create(mine, DiskIdentity("abcdefghij", 1, "disk-1"), *FIRST, segment_bytes=1024)
+    for path in folder.glob("log*" if all_files else "log-*"):
+        shutil.copy(path, mine)
+    for number in (1, 0):
+        if all_files and not number:
+            break  # then it is a whole disk
+        with pytest.raises(StorageDamaged, match="files of another node or disk lie in") as caught:
+            await NodeStorage.open(mine, number=number)
+        assert "of node 2" in str(caught.value)
+        assert "remove" not in str(caught.value)
+
+
 async def test_segments_are_removed_once_nothing_in_them_is_needed(folder: Path) -> None:
     """Otherwise the disk fills up. What only they held is in a checkpoint."""
     storage = await opened(folder, segment_bytes=2048)

@@ -165,7 +165,7 @@ def _look_for_what_is_left(world: World) -> None:
     world.close()
     end = time.monotonic() + SETTLED_S
     while (left := world.left(SOCKETS, MEMORY_MB)) and time.monotonic() < end:
-        time.sleep(LOOK_S)
+        time.sleep(LOOK_S)  # what is left goes by itself, and nothing tells when
     world.stalled += left
 
 

@@ -312,7 +312,7 @@ def slow(world: World) -> None:
         while time.monotonic() < end:
             for line in lines:
                 line.send(b"x")  # a byte at a time, for ever
-            time.sleep(BYTE_AGAIN_S)
+            time.sleep(BYTE_AGAIN_S)  # slow on purpose: this is the attack
         world.take((), CROWD + UNTAKEN)
         left = world.sockets() - world.sockets_before
         if left > UNTAKEN // 2:
@@ -346,7 +346,7 @@ def waits(world: World) -> None:
         while time.monotonic() < end:  # what the client beside has given back is taken, too
             more = world.ask(*[post("/v1/transactions", {"timeout_ms": 60_000}, token=who)] * 4)
             held += [answer.json()["id"] for answer in more if answer.status == 201]
-            time.sleep(AGAIN_S)
+            time.sleep(AGAIN_S)  # the pace of the attack
     finally:
         for line in lines:
             line.close()

@@ -37,7 +37,7 @@ class Files:
 
     async def told(self) -> None:
         """The story; at its end the owner is killed: the files are as they were at that moment."""
-        ledger = await open_ledger(self.settings.ledger, create=True)
+        ledger = await open_ledger(self.settings.ledger, create=True, serves=True)
 
         async def copy() -> Ledger:
             self._copy("copy")

@@ -191,7 +191,9 @@ class World:
 
     async def _recover(self, settings: Settings, *, create: bool) -> dict[str, str]:
         """The standing of each branch that is prepared, before or after recovery has acted on it."""
-        ledger = await open_ledger(settings.ledger, create=create or (lambda: wiring.nothing_left(settings)))
+        ledger = await open_ledger(
+            settings.ledger, create=create or (lambda: wiring.nothing_left(settings)), serves=True
+        )
         participants = wiring.registry(settings, ledger.ledger_id)
         try:
             async with RecoveryService(ledger, participants, settings.recovery, always=True) as service:

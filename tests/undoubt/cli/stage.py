@@ -154,7 +154,7 @@ class Stage:
         monkeypatch.delenv("UNDOUBT_CONFIG", raising=False)
 
     @contextlib.asynccontextmanager
-    async def _opened(self, _settings: object) -> AsyncIterator[tuple[StageLedger, Registry]]:
+    async def _opened(self, _settings: object, **_also: bool) -> AsyncIterator[tuple[StageLedger, Registry]]:
         registry = Registry()
         registry.add(self.orders)
         registry.add(self.payments)

@@ -16,8 +16,8 @@ from tests.undoubt.cli.harness import Ran
 from undoubt import connect
 from undoubt.cli import main
 from undoubt.coordinator.errors import LedgerError
-from undoubt.coordinator.ledger import open_ledger
-from undoubt.coordinator.ledger.contract import BranchRecord
+from undoubt.coordinator.ledger import maintenance, open_ledger
+from undoubt.coordinator.ledger.contract import Act, BranchRecord
 from undoubt.coordinator.settings import LedgerSettings
 from undoubt.participants.contract import Decision
 from undoubt.participants.ids import TxId
@@ -187,3 +187,42 @@ def test_believing_the_file_keeps_a_copy_of_what_is_cut(killed: Killed) -> None:
     assert kept.with_name(kept.name + "-wal").read_bytes() == damaged
     assert kept.with_name(kept.name + ".anchor").read_bytes() == killed.kept(".anchor")
     assert killed.healthy(2)
+
+
+def test_a_backup_of_another_ledger_is_refused_unless_that_is_asked_for(killed: Killed) -> None:
+    """Broken if a wrong path makes the decisions and the audit of this ledger vanish without a word."""
+    other = killed.folder / "other"
+    other.mkdir()
+    settings = LedgerSettings(url=f"sqlite:///{other}/l.db")
+    about = asyncio.run(maintenance.init(settings))
+    asyncio.run(maintenance.backup(settings, other / "BACKUP"))
+    before = {part: killed.part(part).read_bytes() for part in PARTS}
+    refused = killed.run("ledger", "restore", str(other / "BACKUP"), "--yes")
+    assert refused.status == 5
+    assert killed.ledger_id in refused.err
+    assert about.ledger_id in refused.err
+    assert {part: killed.part(part).read_bytes() for part in PARTS} == before
+    asked = killed.run("ledger", "restore", str(other / "BACKUP"), "--other-ledger")
+    assert asked.status == 2, "stdin is no terminal"
+    assert killed.ledger_id in asked.err
+    assert about.ledger_id in asked.err
+    done = killed.run("ledger", "restore", str(other / "BACKUP"), "--other-ledger", "--yes")
+    assert done.status == 0, done.err
+    assert f"ledger {killed.ledger_id} is given up" in done.err
+    assert re.search(r"backup at +20\d\d-", done.out)
+    assert f"instead of ledger {killed.ledger_id}" in killed.run("audit").out
+
+
+def test_the_audit_is_in_the_order_of_time(killed: Killed) -> None:
+    """Broken if an act that is recorded only when it has ended stands above acts that began after it."""
+
+    async def record() -> None:
+        ledger = await open_ledger(LedgerSettings(url=f"sqlite:///{killed.part('')}"))
+        for id_, at in (("a", 30.0), ("b", 10.0), ("c", 40.0), ("d", 20.0)):
+            await ledger.record_act(Act(id_, "forget", id_, at, "someone"))
+        await ledger.close()
+
+    asyncio.run(record())
+    subjects = [act["subject"] for act in killed.run("audit", "-o", "json").json]
+    assert subjects[-4:] == ["c", "a", "d", "b"]
+    assert killed.run("audit", "-n", "1", "-o", "json").json[0]["subject"] == subjects[0]

@@ -205,6 +205,26 @@ def test_a_rollback_against_a_recorded_commit_is_told_before_it_is_asked(stage: 
     assert gid in stage.orders.prepared
 
 
+@pytest.mark.parametrize("up", [True, False])
+@pytest.mark.parametrize("words", [("indoubt", "rollback"), ("tx", "resolve", "--rollback")])
+def test_a_rollback_beside_a_committed_sibling_is_refused_and_says_that_it_splits(
+    stage: Stage, words: tuple[str, ...], up: bool
+) -> None:
+    """Exit status 0 and no word about the split, where the sibling's database proves it, or is down."""
+    one, other = stage.prepare(1, Decision.COMMIT)
+    stage.orders.finish_by_hand(one, Decision.COMMIT)
+    if not up:
+        stage.orders.down = ParticipantUnavailable("orders", "connection refused")
+    name = str(other) if words[0] == "indoubt" else str(one.txid)
+    refused = stage.run(*words, name, "--heuristic", "--yes")
+    assert (refused.status, "--contradict" in refused.err) == (5, True)
+    assert other in stage.payments.prepared
+    done = stage.run(*words, name, "--heuristic", "--contradict", "--yes")
+    assert "Branch 1 in orders has" in done.err
+    assert "this splits the transaction" in done.err
+    assert stage.payments.fate(other) is XactStatus.ABORTED
+
+
 @pytest.mark.parametrize("verdict", [Verdict.FORGOTTEN, Verdict.ACTIVE])
 def test_a_heuristic_is_shown_at_its_siblings(stage: Stage, verdict: Verdict) -> None:
     one, other = stage.prepare(1, verdict)
@@ -220,7 +240,7 @@ def test_a_heuristic_is_shown_at_its_siblings(stage: Stage, verdict: Verdict) ->
     assert refused.status == 5
     assert other in stage.payments.prepared
     asked = stage.run("indoubt", "rollback", str(other), "--heuristic", "--contradict")
-    assert "This splits the transaction." in asked.err
+    assert "has ended the other way: this splits the transaction." in asked.err
     assert stage.run("indoubt", "rollback", str(other), "--heuristic", "--contradict", "--yes").status == 0
 
 
@@ -242,7 +262,7 @@ def test_list_answers_from_the_databases_while_the_ledger_is_down(
 ) -> None:
     gid, _ = stage.prepare(1, Decision.COMMIT)
 
-    def refused(_settings: object) -> NoReturn:
+    def refused(_settings: object, **_also: bool) -> NoReturn:
         raise LedgerUnavailable("no node answers")
 
     async def stays_open() -> None: ...

@@ -15,7 +15,7 @@ from undoubt.participants.contract import Decision
 from undoubt.participants.errors import UsageError
 from undoubt.serve.console import rows as console_rows
 from undoubt.serve.console import traces as console_traces
-from undoubt.serve.console.feed import Feed
+from undoubt.serve.console.feed import Feed, pause_s
 from undoubt.serve.console.hour import BOUNDS_MS, SLOTS, LastHour
 from undoubt.serve.console.readings import without_ages
 from undoubt.serve.console.rows import TransactionRows
@@ -221,6 +221,15 @@ async def test_a_slow_page_gets_the_newest_of_each_and_no_more() -> None:
     assert '"number":999' in told
     assert "data: 999\n" in told
     assert feed.subscribers == 0
+
+
+@pytest.mark.parametrize(
+    ("interval_s", "took_s", "paused_s"),
+    [(0.25, 0.01, 0.25), (0.25, 0.5, 1.5), (0.25, 10.0, 3.0), (60.0, 30.0, 60.0)],
+)
+def test_one_slow_reading_does_not_keep_a_part_old(interval_s: float, took_s: float, paused_s: float) -> None:
+    """Broken if a part stays as it is for half a minute since its process was stopped while it read."""
+    assert pause_s(interval_s, took_s) == paused_s
 
 
 def test_ages_are_left_out_at_any_depth() -> None:

@@ -89,6 +89,23 @@ async def test_swallowed_error(app: App, world: World) -> None:
     assert await world.ids() == ({2}, {2})
 
 
+async def test_a_connection_that_the_application_has_rolled_back(app: App, world: World) -> None:
+    """Broken if the error is hidden behind a warning, which is an error here, of the second end."""
+
+    def program(session: Session) -> None:
+        session.add_all(both(1))
+        session.flush()
+        session.connection(bind_arguments=PAYMENTS).rollback()
+        with pytest.raises(undoubt.TransactionAborted, match="ended by the application"):
+            session.commit()
+        session.rollback()
+        session.add_all(both(2))
+        session.commit()
+
+    await app.run(program)
+    assert await world.ids() == ({2}, {2})
+
+
 @pytest.mark.parametrize("how", ["rollback", "close", "raise", "raise in begin", "flush fails"])
 async def test_roll_back(app: App, world: World, how: str) -> None:
     """Nothing of it stays, in either, and the connections are usable at once."""

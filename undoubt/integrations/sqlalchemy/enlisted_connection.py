@@ -91,7 +91,8 @@ class EnlistedConnection:
         elif committed:
             self._root.commit()
             return
-        self._root.rollback()
+        if self._connection.get_transaction() is self._root:  # else the application has ended it
+            self._root.rollback()
 
 
 def checked_in(_: object, record: Any) -> None:

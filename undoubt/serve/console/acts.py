@@ -20,7 +20,8 @@ from undoubt.participants.ids import Foreign, Gid, InvalidName, TxId
 from undoubt.participants.redact import redact
 from undoubt.participants.registry import Registry
 from undoubt.recovery.operator.resolve import Operator
-from undoubt.recovery.operator.whole import Resolver, Whole, check, look
+from undoubt.recovery.operator.transaction import Resolver
+from undoubt.recovery.operator.whole import Whole, check, look
 from undoubt.serve.console.readings import without_ages
 from undoubt.serve.sidecar.problems import RequestRefused
 

@@ -31,8 +31,16 @@ GATHER_S = 0.05
 """How long changes are gathered before they are sent."""
 BUSY_SHARE = 0.25
 """The share of the time that reading one part may take: the pause is longer where reading is slow."""
+PAUSE_MAX_S = 3.0
+"""The longest such pause. A reading that waited for a lost node, or during which this process was stopped, is
+slow once, and says nothing about the next one. Shorter than the page waits before it calls a part late."""
 
 Read = Callable[[], Awaitable[Any]]
+
+
+def pause_s(interval_s: float, took_s: float) -> float:
+    """The pause after a reading that took so many seconds."""
+    return max(interval_s, min(took_s * (1 / BUSY_SHARE - 1), PAUSE_MAX_S))
 
 
 @dataclass(slots=True)
@@ -72,7 +80,7 @@ class Feed:
             while True:
                 await self._when_watched(unwatched_s)
                 took_s = await self._read(name, read)
-                await asyncio.sleep(max(interval_s, took_s * (1 / BUSY_SHARE - 1)))
+                await asyncio.sleep(pause_s(interval_s, took_s))
 
         self._tasks.append(Supervised("console", loop).start(f"undoubt-console {name}"))
 

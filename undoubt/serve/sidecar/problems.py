@@ -117,7 +117,10 @@ def refusal_of(error: BaseException) -> RequestRefused:
 
 
 def name_of(error: BaseException) -> str:
-    """The name of the error's class, or of its nearest base class that is public."""
+    """The name of the error's class, or of its nearest base class that is public. Clients know a value beyond
+    its bounds as ``UsageError``."""
+    if isinstance(error, errors.OutOfBounds):
+        return errors.UsageError.__name__
     known = (kind.__name__ for kind in type(error).__mro__ if kind.__name__ in errors.__all__)
     return next(known, type(error).__name__)
 

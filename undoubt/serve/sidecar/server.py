@@ -112,7 +112,7 @@ async def opened(settings: Settings, observe: Observer | None = None) -> AsyncIt
     async with contextlib.AsyncExitStack() as stack:
         peers = OtherSidecars(settings.sidecar)
         stack.push_async_callback(peers.close)
-        ledger = await open_ledger(settings.ledger, create=lambda: wiring.nothing_left(settings))
+        ledger = await open_ledger(settings.ledger, create=lambda: wiring.nothing_left(settings), serves=True)
         stack.push_async_callback(ledger.close)
         ledger = health.metrics.timed(ledger)
         participants = wiring.registry(with_psycopg(settings), ledger.ledger_id)
