@@ -128,7 +128,7 @@ class Coordinator:
         self._background: set[Uncancellable[None]] = set()
         self._finisher = Finisher(ledger, participants, observe)
         self._keeper = self._new_keeper()
-        self._agents = AgentSessions(self._new_keeper, participants.get)
+        self._agents = AgentSessions(self._new_keeper, participants)
         self._locks = LockSession(
             ledger,
             f"{self.settings.name or f'{socket.gethostname()}:{self._pid}'}, locks",
@@ -181,7 +181,8 @@ class Coordinator:
         written, so that another process can read the outcome from the ledger later.
 
         ``agent``: with ``last``, the participant whose branch commits last, in one phase; the row that it
-        writes then is the decision, so the outcome is known only while its database answers.
+        writes then is the decision, so the outcome is known only while its database answers. None: the one in
+        the settings, else the only participant that cannot prepare.
 
         ``key``: text of 1 to 200 characters. Of all transactions of the ledger with one key, whatever
         coordinator runs them, only one commits; for the others ``tx.repeated`` is true, and ``tx.result`` is
@@ -191,10 +192,12 @@ class Coordinator:
         if self._closed:
             raise CoordinatorClosed
         named = choice("protocol", self.settings.protocol if protocol is None else protocol, PROTOCOLS)
-        if (PROTOCOLS[named] is GidProtocol.LAST) != (agent is not None):
-            raise UsageError("protocol 'last' needs agent='NAME', and no other protocol takes an agent")
-        if agent is not None:
-            self._agents.agent(text("agent", agent))
+        last = PROTOCOLS[named] is GidProtocol.LAST
+        if agent is not None and not last:
+            raise UsageError(f"agent= is for protocol='last'; the protocol here is {named!r}")
+        chosen = self.settings.agent if agent is None else text("agent", agent, empty=False)
+        if last and chosen:
+            self._agents.agent(chosen)
         if PROTOCOLS[named] is GidProtocol.PAXOS and self.ledger.acceptors is None:
             raise UsageError(
                 "protocol 'paxos' needs a cluster of nodes, which are its acceptors: ledger.url ="
@@ -215,7 +218,7 @@ class Coordinator:
             protocol=PROTOCOLS[named],
             prepares_all=prepares_all or self._records_all,
             key=key,
-            agent=agent or "",
+            agent=chosen if last else "",
         )
 
     async def run(
@@ -408,7 +411,7 @@ class Coordinator:
             )
 
     async def new_txid(self, protocol: GidProtocol, timeout_s: float, agent: str = "") -> tuple[TxId, Lease]:
-        if agent:
+        if protocol is GidProtocol.LAST:
             return await self._agents.begin(agent, timeout_s)
         return await self._keeper.begin(timeout_s, bound=protocol is GidProtocol.PAXOS)
 

@@ -67,11 +67,13 @@ async def begin(opener: Opener, gid: Gid, key: SessionKey, remaining_s: float) -
     return await opener.begin(gid, timeout_s=remaining_s, key=key)
 
 
-async def join_agent(transaction: Transaction, agent: str) -> None:
+async def join_agent(transaction: Transaction) -> None:
     """Open the branch of ``transaction`` in its agent, which commits last, if the application has not. An
-    error dooms the transaction. ``agent`` is empty unless the protocol is last-agent commit."""
-    names = transaction.participants
-    if agent and agent not in names and len(names) > 1 and transaction.active and not transaction.doomed:
+    error dooms the transaction."""
+    if not transaction.active or transaction.doomed or transaction.lease.agent is None:
+        return
+    names, agent = transaction.participants, transaction.lease.agent.participant
+    if agent not in names and len(names) > (0 if transaction.prepares_all else 1):
         with contextlib.suppress(UndoubtError):
             await transaction.branch(agent)
 

@@ -91,6 +91,9 @@ class CoordinatorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
     timeout_s: float = 30.0
     """A transaction that is not decided within this time is aborted."""
     protocol: str = "2pc"
+    agent: str = ""
+    """For last-agent commit: the participant that is the agent of transactions which name none. Empty: the
+    only participant that cannot prepare."""
     termination: Termination = Termination.QUORUM
     """How an interrupted three-phase commit ends: ``quorum``, or ``skeen``, which a partition can split."""
     session_ttl_s: float = 10.0
@@ -110,7 +113,4 @@ class CoordinatorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
         text("name", self.name)
         if text("protocol", self.protocol) not in PROTOCOLS:
             raise OutOfBounds("protocol", f"{self.protocol!r} is not one of: {', '.join(PROTOCOLS)}")
-        if self.protocol == "last":
-            raise OutOfBounds(
-                "protocol", "'last' is only for single transactions, each of which names its agent"
-            )
+        text("agent", self.agent)

@@ -88,7 +88,7 @@ class Transaction:
         self._host, self._agent = host, agent
         self._timeout_s = timeout_s
         self._protocol = protocol
-        self._prepares_all = prepares_all
+        self.prepares_all = prepares_all
         self.key_use = None if key is None else KeyUse(key)
         self._txid: TxId | None = None
         self._lease: Lease | None = None
@@ -315,7 +315,7 @@ class Transaction:
         self._host.check_here()
         if self.repeated:
             return CommitResult(self.id, repeated=True)
-        await join_agent(self, self._agent)
+        await join_agent(self)
         await self._undone()
         self._check_active()
         if self._opening and self._doom is None:
@@ -538,7 +538,7 @@ class Transaction:
             self._deadline,
             self._protocol,
             self.lease,
-            prepares_all=self._prepares_all,
+            prepares_all=self.prepares_all,
             key_use=None if self.key_use is None else self.key_use.given,
         )
 

@@ -54,6 +54,8 @@ class Script:
     commit: list[ScriptedAnswer] = field(default_factory=list)
     rollback: list[ScriptedAnswer] = field(default_factory=list)
     surely_writes: bool = False
+    prepares: bool = True
+    """Whether the database can prepare. PREPARE succeeds in any case."""
     agent: BaseException | None = None
     """What the COMMIT of the agent raises. ``AgentUnanswered``: nothing has arrived yet, and
     :meth:`ScriptedParticipant.arrive` executes it."""
@@ -105,7 +107,7 @@ class ScriptedParticipant:
         """The highest token of each lock that a branch has shown, by ledger and name."""
         self.branches: list[ScriptedBranch] = []
         self._next_xid = 1_000
-        self.agent = MemoryAgent(self._reach_agent)
+        self.agent = MemoryAgent(self._reach_agent, lambda: self.script.prepares)
         self.on_the_way: list[tuple[ScriptedBranch, AgentEntry, bytes]] = []
         """COMMITs of the agent that have not arrived."""
         self.states = MemoryStates(lambda gid: self.fate(gid) is XactStatus.COMMITTED, self.record)
@@ -263,6 +265,10 @@ class ScriptedBranch:
     @property
     def connection(self) -> ScriptedBranch:
         return self
+
+    @property
+    def prepares(self) -> bool:
+        return self.participant.script.prepares
 
     @property
     def surely_writes(self) -> bool:

@@ -12,47 +12,29 @@ import asyncio
 import logging
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
-from undoubt.coordinator.errors import BranchListMismatch, LedgerUnavailable, OutcomeUnknown
+from undoubt.coordinator.errors import LedgerUnavailable, OutcomeUnknown
 from undoubt.coordinator.ledger.contract import Ledger, SessionState, record_of
-from undoubt.coordinator.protocols.last_agent import branches_of
 from undoubt.coordinator.protocols.steps import Observer
 from undoubt.coordinator.protocols.termination import PresumedCrashed, Round, Terminated
 from undoubt.coordinator.protocols.termination_rules import CONTRADICTION, Move
 from undoubt.participants.contract import Decision, Participant
-from undoubt.participants.errors import ParticipantError
 from undoubt.participants.ids import Gid, Protocol, TxId
-from undoubt.participants.last_agent import AgentEntry, AgentPlace, AgentRow, agent_of
 from undoubt.participants.registry import Registry
 from undoubt.participants.three_phase import Charter
 from undoubt.recovery.holders import finding
+from undoubt.recovery.last_agent import Agents
+from undoubt.recovery.plan import Ended
 
 log = logging.getLogger(__name__)
 
 NO_ACCEPTORS = "this ledger has no acceptors: recover with the cluster that the transaction was begun on"
 NOT_LISTED = "its transaction was voted on without this branch: an operator must decide"
-NO_AGENT = "the ledger no longer knows its agent: an operator must decide"
-OTHER_HISTORY = (
-    "its agent {!r} is in another history (a failover, or a restore), where a missing row proves nothing: an"
-    " operator must decide"
-)
 NO_ROW = "its row is missing: it was deleted, and an operator must decide"
 LATE_S = 5.0
 """For how long a participant that did not answer a round in time is left out of other rounds: many
 transactions may wait for it, and each of their rounds would delay all others."""
-_ROWS = {Decision.COMMIT: "committed", Decision.ABORT: "a tombstone"}
 DECISIONS = {Move.COMMIT: Decision.COMMIT, Move.ABORT: Decision.ABORT}
-
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """The result of a termination: ``decision`` is None if nothing is decided yet, ``why`` says why, and
-    ``hopeless`` that another round will not help."""
-
-    decision: Decision | None
-    why: str
-    hopeless: bool = False
 
 
 class Terminator:
@@ -60,6 +42,7 @@ class Terminator:
     runs at a time."""
 
     def __init__(self, ledger: Ledger, participants: Registry, observe: Observer | None) -> None:
+        self.agents = Agents(ledger, participants, observe)
         self._ledger = ledger
         self._participants = participants
         self._observe = observe
@@ -83,7 +66,7 @@ class Terminator:
             if gid.protocol is Protocol.PAXOS:
                 return await self._settle(gid)
             if gid.protocol is Protocol.LAST:
-                return await self._ask_agent(gid)
+                return await self.agents.conclude(gid, gone=True)
             row = await participant.states.read(gid)
             if row is None:
                 return Ended(None, NO_ROW, hopeless=True)
@@ -129,38 +112,6 @@ class Terminator:
         ]
         await self._ledger.decide(gid.txid, found.decision, branches or [own], protocol=gid.protocol)
         return Ended(found.decision, f"its acceptors chose {found.decision}")
-
-    async def _ask_agent(self, gid: Gid) -> Ended:
-        """Write the tombstone at the agent, unless the row of a COMMIT is there. What is there then is
-        recorded; but the answer of the ledger counts, since a recorded COMMIT may have lost its row."""
-        [key] = await self._ledger.agent_keys([gid.txid])
-        if key is None:
-            return Ended(None, NO_AGENT, hopeless=True)
-        name = key.binding.participant
-        agent = agent_of(self._participants.find(name))
-        if agent is None:
-            return Ended(None, f"blocked: its agent {name!r} is not one of the participants here")
-        place = AgentPlace(key.binding.system, key.binding.history)
-        try:
-            row = await agent.conclude(AgentEntry(self._ledger.ledger_id, gid.txid, key.proof, place))
-        except ParticipantError as error:
-            return Ended(None, f"blocked: {error}")
-        if row is None:
-            return Ended(None, OTHER_HISTORY.format(name), hopeless=True)
-        return await self._record_row(gid, name, row)
-
-    async def _record_row(self, gid: Gid, name: str, row: AgentRow) -> Ended:
-        branches = branches_of(row.branches) if row.decision is Decision.COMMIT else [record_of(gid)]
-        try:
-            decision = await self._ledger.decide(gid.txid, row.decision, branches, protocol=gid.protocol)
-        except BranchListMismatch:
-            return Ended(None, "it was decided meanwhile")
-        except OutcomeUnknown as error:
-            return Ended(None, error.why, hopeless=True)
-        listed = {(branch.number, branch.participant) for branch in branches}
-        if decision is Decision.COMMIT and (gid.branch, gid.participant) not in listed:
-            return Ended(None, "it was committed without this branch, or another process has just decided")
-        return Ended(decision, f"its agent {name!r} has {_ROWS[row.decision]}")
 
     async def _record(self, gid: Gid, charter: Charter, decision: Decision) -> None:
         """Record the decision with the evidence of the PRECOMMIT, which is recorded before any row says

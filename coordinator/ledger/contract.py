@@ -66,6 +66,10 @@ ACT_CHARACTERS_MAX = 1_000
 
 TERMINATES_BY_ITSELF = frozenset({GidProtocol.THREE_PHASE, GidProtocol.PAXOS, GidProtocol.LAST})
 """Protocols whose undecided transactions are never presumed aborted."""
+ABORTS_BY_ABSENCE = frozenset({GidProtocol.LAST})
+"""Protocols of :data:`TERMINATES_BY_ITSELF` whose ABORT follows from a row that is not there. In a session
+from before a restore of the ledger no ABORT is recorded for them: the row may have been deleted, because the
+ledger held the COMMIT before it was set back."""
 
 
 class RecordedDecision(enum.StrEnum):
@@ -422,7 +426,8 @@ class Ledger(LockLedger, AgentLedger, Protocol):
         record ABORT.
 
         The outcome of a ``protocol`` in :data:`TERMINATES_BY_ITSELF` is fixed elsewhere before it is recorded
-        here: it is recorded as given, in whatever state the session is.
+        here: it is recorded as given, in whatever state the session is. An exception is ABORT for one in
+        :data:`ABORTS_BY_ABSENCE`: in a session from before a restore it raises ``OutcomeUnknown``.
         """
         ...
 

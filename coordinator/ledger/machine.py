@@ -46,6 +46,7 @@ from undoubt.coordinator.ledger.commands import (
     refusal,
 )
 from undoubt.coordinator.ledger.contract import (
+    ABORTS_BY_ABSENCE,
     TERMINATES_BY_ITSELF,
     Act,
     BranchRecord,
@@ -220,13 +221,12 @@ class Machine:
         if recorded is not None:
             return self._compare(book, command, recorded)
         decision = command.decision if may_commit else Decision.ABORT
-        if command.protocol not in TERMINATES_BY_ITSELF:
-            if book.state is SessionState.RESTORED:
-                return OutcomeUnknown(
-                    txid, "its session is from before the ledger was restored from a backup"
-                )
-            if book.state is not SessionState.OPEN or txid.seq < book.floor:
-                decision = Decision.ABORT
+        by_itself = command.protocol in TERMINATES_BY_ITSELF
+        by_absence = command.protocol in ABORTS_BY_ABSENCE and decision is Decision.ABORT
+        if book.state is SessionState.RESTORED and (by_absence or not by_itself):
+            return OutcomeUnknown(txid, "its session is from before the ledger was restored from a backup")
+        if not by_itself and (book.state is not SessionState.OPEN or txid.seq < book.floor):
+            decision = Decision.ABORT
         if self.state.keys.claimed:
             if decision is Decision.COMMIT:
                 self.state.keys.committed(txid, result, self.state.time_ms)

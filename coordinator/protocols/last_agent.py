@@ -36,17 +36,16 @@ from undoubt.coordinator.ledger.contract import BranchRecord
 from undoubt.coordinator.protocols.context import (
     CommitContext,
     CommitEvent,
-    branch_record,
     record_heuristic,
     repeat_until_answered,
 )
 from undoubt.coordinator.protocols.first_phase import collect_votes, find_writers
-from undoubt.coordinator.protocols.record_decision import apply_and_record
+from undoubt.coordinator.protocols.record_decision import apply_and_record, records_of
 from undoubt.coordinator.protocols.second_phase import abort_after_votes, apply, roll_back
 from undoubt.coordinator.protocols.steps import LastAgentStep
 from undoubt.coordinator.uncancellable import all_within
 from undoubt.participants.backoff import pauses
-from undoubt.participants.contract import Decision, Settled
+from undoubt.participants.contract import Branch, Decision, Settled
 from undoubt.participants.errors import BranchFailed, ParticipantError, ParticipantUnavailable, UsageError
 from undoubt.participants.ids import Gid
 from undoubt.participants.invariant import InvariantViolation
@@ -70,12 +69,13 @@ async def last_agent_commit(context: CommitContext) -> None:
     writers = await find_writers(context)
     if writers is None:
         return
+    await _check_others(context, writers)
     agent, entry = await _agent(context)
     context.tally.reading.discard(agent.gid)  # it commits with the row, whatever it did
     await collect_votes(context, [branch for branch in writers if branch.gid != agent.gid])
     if context.tally.failure is not None:
         await abort_after_votes(context, context.tally.failure)
-    records = [branch_record(branch, evidence) for branch, evidence in context.tally.prepared]
+    records = records_of(context)
     await context.reach(LastAgentStep.BEFORE_AGENT, context.txid)
     context.agent_row = entry
     context.move(CommitEvent.AGENT_SENT)
@@ -93,6 +93,19 @@ async def last_agent_commit(context: CommitContext) -> None:
 def branches_of(row: bytes) -> tuple[BranchRecord, ...]:
     """The branches that the row of a COMMIT lists: all but the agent's."""
     return msgspec.msgpack.decode(row, type=tuple[BranchRecord, ...])
+
+
+async def _check_others(context: CommitContext, writers: Sequence[Branch]) -> None:
+    """Roll back all branches, before any is prepared, if another one than the agent's cannot be."""
+    name = "" if context.agent is None else context.agent.participant
+    others = {branch.gid.participant for branch in writers if not branch.prepares} - {name}
+    if others:
+        names = " and ".join(map(repr, sorted(others)))
+        cause = UsageError(
+            f"{names} cannot prepare (max_prepared_transactions is 0), and the agent of last-agent commit,"
+            f" the only branch that need not, is {name!r}"
+        )
+        await roll_back(context, context.branches, cause)
 
 
 async def _agent(context: CommitContext) -> tuple[LastAgentBranch, AgentEntry]:

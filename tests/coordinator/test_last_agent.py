@@ -285,11 +285,69 @@ async def test_an_agent_that_cannot_be_begun_aborts(stages: Any) -> None:
 async def test_an_agent_is_named_with_this_protocol_alone(stages: Any) -> None:
     stage = await stages()
     begin = stage.coordinator.transaction
-    for wrong in ({"protocol": "last"}, {"agent": AGENT}, {"protocol": "last", "agent": AGENT, "key": "k"}):
+    for wrong in ({"agent": AGENT}, {"protocol": "last", "agent": AGENT, "key": "k"}):
         with pytest.raises(UsageError):
             begin(**wrong)
     with pytest.raises(UsageError, match="nobody"):
         begin(protocol="last", agent="nobody")
+
+
+async def agent_of(stage: Stage) -> str:
+    async with stage.coordinator.transaction(protocol="last") as tx:
+        assert tx.lease.agent is not None
+        return str(tx.lease.agent.participant)
+
+
+async def test_the_only_participant_that_cannot_prepare_is_the_agent(stages: Any) -> None:
+    """Broken if an application has to know which of its databases cannot prepare, or if one of two is
+    chosen."""
+    stage = await stages(scripts=(Script(), Script(prepares=False), Script()))
+    assert await agent_of(stage) == "beta"
+    chosen = await stages(scripts=(Script(), Script(prepares=False), Script()), agent="alpha")
+    assert await agent_of(chosen) == "alpha"
+    for scripts in ((Script(), Script()), (Script(prepares=False), Script(prepares=False))):
+        stage = await stages(scripts=scripts)
+        with pytest.raises(UsageError, match="needs agent="):
+            await agent_of(stage)
+
+
+@pytest.mark.parametrize("work", [Work.WRITES, Work.READ_ONLY])
+async def test_a_second_branch_that_cannot_prepare_is_refused_before_any_prepare(
+    stages: Any, work: Work
+) -> None:
+    """Broken if branches are prepared although another one cannot be. One that has only read, and need not be
+    prepared, is no hindrance."""
+    stage = await stages(scripts=(Script(prepares=False, work=work), Script(), Script(prepares=False)))
+    if work is Work.READ_ONLY:
+        await transfer(stage)
+        assert stage.fates() == {XactStatus.COMMITTED}
+        return
+    with pytest.raises(TransactionAborted, match="'alpha' cannot prepare"):
+        await transfer(stage)
+    assert not [event for event in stage.events if event.startswith("prepare ")]
+    assert stage.fates() == {XactStatus.ABORTED}
+
+
+async def test_an_agent_alone_is_recorded_if_every_commit_is(stages: Any) -> None:
+    """Broken if a process that asks the ledger for the outcome never gets it, because no branch was
+    prepared; or if recovery takes the agent's own branch for one that was lost."""
+    stage = await stages()
+    held = stage.hold(TwoPhaseStep.BEFORE_FINISH)
+    await transfer(stage, AGENT, prepares_all=True)
+    await held.wait()
+    assert await stage.ledger.records([stage.txid]) == {stage.txid: RecordedDecision.COMMIT}
+    await RecoveryService(stage.ledger, stage.registry, hazard_grace_s=0.01).run_once()
+    assert await stage.ledger.heuristics() == []
+    assert await stage.ledger.unfinished() == []
+    stage.gates[TwoPhaseStep.BEFORE_FINISH].set()
+
+
+async def test_a_branch_alone_is_prepared_if_every_branch_is(stages: Any) -> None:
+    """Broken if a transaction that has one branch, which is not the agent's, cannot commit."""
+    stage = await stages()
+    await transfer(stage, "alpha", prepares_all=True)
+    assert "commit_as_agent gamma" in stage.events
+    assert stage.fates() == {XactStatus.COMMITTED}
 
 
 async def test_sessions_of_an_agent_are_its_own(stages: Any) -> None:

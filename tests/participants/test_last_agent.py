@@ -266,7 +266,7 @@ async def test_an_unconfirmed_commit_is_no_answer(participant: PostgresParticipa
         await noted.admin.execute("select pg_cancel_backend($1)", pid)
         with pytest.raises(ParticipantUnavailable, match="a failover could take back"):
             await concluding
-        listing = asyncio.create_task(participant.agent.committed(LEDGER, limit=9))
+        listing = asyncio.create_task(participant.agent.find([entry.key]))
         await noted.admin.execute("select pg_cancel_backend($1)", await waiting_pid(noted))
         with pytest.raises(ParticipantUnavailable, match="a failover could take back"):
             await listing
@@ -412,16 +412,24 @@ async def test_rows_are_listed_and_forgotten(participant: PostgresParticipant, n
         await branch.release()
     grave = await entry_of(new_gid(), participant.agent)
     assert await participant.agent.conclude(grave) == BURIED
-    first = await participant.agent.committed(LEDGER, limit=2)
-    rest = await participant.agent.committed(LEDGER, after=first[-1].key, limit=9)
-    listed = {row.key: (row.txid, row.branches) for row in [*first, *rest]}
-    assert listed == {one.key: (str(one.txid), BRANCHES) for one in entries}
-    assert await participant.agent.committed("otherledge", limit=9) == []
+    first = await participant.agent.stored(LEDGER, limit=2)
+    rest = await participant.agent.stored(LEDGER, after=first[-1].key, limit=9)
+    assert all(0 <= row.age_s < 300 for row in first)
+    listed = {row.key: (row.txid, row.decision) for row in [*first, *rest]}
+    assert listed == {one.key: (str(one.txid), Decision.COMMIT) for one in entries} | {
+        grave.key: (str(grave.txid), Decision.ABORT)
+    }
+    assert await participant.agent.stored("otherledge", limit=9) == []
+    found = await participant.agent.find([grave.key, entries[1].key, b"none"])
+    assert found == {grave.key: BURIED, entries[1].key: COMMITTED}
+    await participant.agent.drop([one.key for one in entries])
     await participant.agent.forget([entries[0].key, grave.key])
     await participant.agent.forget([entries[0].key, grave.key])
     assert await rows_in(noted) == ["commit", "commit", "abort"]
     assert await participant.agent.conclude(grave) == BURIED
     assert await participant.agent.conclude(entries[0]) == BURIED, "the ledger is asked, and has COMMIT"
+    await participant.agent.drop([grave.key])
+    assert await participant.agent.find([grave.key]) == {}
 
 
 # Rights.
@@ -438,7 +446,9 @@ async def test_a_database_without_the_table_says_what_to_do(
     for call in (
         participant.agent.place(),
         participant.agent.conclude(entry),
-        participant.agent.committed(LEDGER, limit=9),
+        participant.agent.find([entry.key]),
+        participant.agent.stored(LEDGER, limit=9),
+        participant.agent.drop([entry.key]),
         participant.agent.forget([entry.key]),
     ):
         with pytest.raises(ParticipantRefused, match="undoubt participants migrate p"):
@@ -492,6 +502,80 @@ async def test_only_roles_of_undoubt_write_tombstones(noted: Database, server: E
     finally:
         await connection.close()
         await noted.admin.execute("drop role stranger")
+
+
+async def test_what_a_stranger_writes_takes_no_row_and_holds_none_back(
+    participant: PostgresParticipant, noted: Database, server: EmbeddedServer
+) -> None:
+    """Broken if a role without rights can forge the row of a transaction, take its key, or keep its tombstone
+    or its COMMIT waiting: the key is the hash of what only the coordinator and the ledger know."""
+    gid, buried = new_gid(), new_gid()
+    entry, grave = await entry_of(gid, participant.agent), await entry_of(buried, participant.agent)
+    await noted.admin.execute("create role stranger login")
+    connection = await asyncpg.connect(server.dsn(noted.name, user="stranger"))
+    try:
+        outer = connection.transaction()  # it holds what it has written, and all its locks
+        await outer.start()
+        for name in (entry, grave):
+            for proof in (name.key, b"", str(name.txid).encode(), b"guess"):
+                with suppress(asyncpg.UniqueViolationError):
+                    async with connection.transaction():
+                        await connection.execute(
+                            "select undoubt.note_agent($1, $2, $3, $4)",
+                            proof,
+                            LEDGER,
+                            str(name.txid),
+                            b"x" * 99,
+                        )
+        branch = await begun(participant, gid, WRITE)
+        await commit(branch, entry)
+        await branch.release()
+        assert await participant.agent.conclude(grave) == BURIED
+        await outer.commit()
+        listed = await participant.agent.stored(LEDGER, limit=99)
+        assert {row.key for row in listed} > {entry.key, grave.key}
+        assert await participant.agent.find([entry.key, grave.key]) == {
+            entry.key: COMMITTED,
+            grave.key: BURIED,
+        }
+        await participant.agent.forget([row.key for row in listed if row.key not in {entry.key, grave.key}])
+        assert await rows_in(noted) == ["commit", "abort"]
+    finally:
+        await connection.close()
+        await noted.admin.execute("drop role stranger")
+
+
+async def test_a_list_reads_nothing_large(
+    participant: PostgresParticipant, noted: Database, server: EmbeddedServer
+) -> None:
+    """Broken if a role without rights can fill the memory of every recovery with one row."""
+    await noted.admin.execute("create role stranger login")
+    connection = await asyncpg.connect(server.dsn(noted.name, user="stranger"))
+    try:
+        await connection.execute(
+            "select undoubt.note_agent('any', $1, repeat('x', 999999), decode(repeat('00', 999999), 'hex'))",
+            LEDGER,
+        )
+    finally:
+        await connection.close()
+        await noted.admin.execute("drop role stranger")
+    [row] = await participant.agent.stored(LEDGER, limit=9)
+    assert len(row.txid) == 100
+
+
+async def test_a_lock_of_the_table_is_no_commit(participant: PostgresParticipant, noted: Database) -> None:
+    """Broken if a session that changes the table is taken for one that executes a COMMIT, and is
+    terminated."""
+    entry = await entry_of(new_gid(), participant.agent)
+    other = await asyncpg.connect(noted.dsn)
+    try:
+        await other.execute("begin; lock table undoubt.undoubt_agent in share mode")
+        with pytest.raises(AgentBusy) as refused:
+            await participant.agent.conclude(entry)
+        assert refused.value.holder is None
+    finally:
+        await other.close()
+    assert await participant.agent.conclude(entry) == BURIED
 
 
 async def test_a_branch_that_has_changed_its_role_commits(

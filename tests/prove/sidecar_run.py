@@ -11,10 +11,10 @@ import asyncpg
 
 from tests.prove.cases import Case, Victim
 from tests.prove.processes import Child, Heard, within
-from tests.prove.run import NO_TRAP, TRANSFERS, WORKERS, Run
+from tests.prove.run import TRANSFERS, WORKERS, Run
 from tests.prove.sidecar_cases import SidecarCase, SidecarVictim
 from tests.prove.stage import Stage
-from tests.prove.trap import KILL, Trap
+from tests.prove.trap import KILL, NO_TRAP, Trap
 from undoubt.bench.http_client import SidecarConnection
 
 LOOK_S = 0.05

@@ -344,6 +344,10 @@ class SimulatedBranch:
         return Account(self)
 
     @property
+    def prepares(self) -> bool:
+        return True
+
+    @property
     def surely_writes(self) -> bool:
         return self.wrote
 

@@ -138,6 +138,19 @@ async def test_the_agents_connection_dies_before_its_commit(
     assert await prepared(databases["orders"]) == []
 
 
+async def test_the_settings_name_the_agent(tmp_path: Path, databases: dict[str, str]) -> None:
+    for name, dsn in databases.items():
+        await run(dsn, TABLE)
+        await migrate(name, ParticipantSettings(dsn=dsn))
+    chosen = {"protocol": "last", "agent": "orders"}
+    async with undoubt.connect(source(tmp_path, databases, coordinator=chosen)) as coordinator:
+        async with coordinator.transaction() as tx:
+            for name in databases:
+                await (await tx.branch(name)).execute("insert into note (id) values (1)")
+        assert tx.lease.agent is not None and tx.lease.agent.participant == "orders"
+    assert await found(databases) == {"orders": [1], "payments": [1]}
+
+
 async def test_an_agent_that_cannot_prepare_takes_part(tmp_path: Path, database: str) -> None:
     """Broken if a database with max_prepared_transactions = 0 cannot be the agent."""
     async with EmbeddedServer({"max_prepared_transactions": "0"}, durable=False) as server:
@@ -145,10 +158,17 @@ async def test_an_agent_that_cannot_prepare_takes_part(tmp_path: Path, database:
         for name, dsn in dsns.items():
             await run(dsn, TABLE)
             await migrate(name, ParticipantSettings(dsn=dsn))
-        async with undoubt.connect(source(tmp_path, dsns)) as coordinator:
-            await insert(coordinator)
-            with pytest.raises(TransactionAborted):
-                async with coordinator.transaction() as tx:
-                    for name in dsns:
-                        await (await tx.branch(name)).execute("insert into note (id) values (2)")
+        async with undoubt.connect(source(tmp_path, dsns, coordinator={"protocol": "last"})) as coordinator:
+            async with coordinator.transaction() as tx:  # nothing names the agent
+                for name in dsns:
+                    await (await tx.branch(name)).execute("insert into note (id) values (1)")
+                assert tx.lease.agent is not None and tx.lease.agent.participant == "payments"
+            for number, (protocol, agent) in enumerate((("2pc", None), ("last", "orders"))):
+                with pytest.raises(TransactionAborted, match="max_prepared_transactions"):
+                    async with coordinator.transaction(protocol=protocol, agent=agent) as tx:
+                        for name in dsns:
+                            await (await tx.branch(name)).execute(
+                                f"insert into note (id) values ({number + 2})"
+                            )
+            assert await prepared(database) == []
         assert await found(dsns) == {"orders": [1], "payments": [1]}

@@ -163,7 +163,9 @@ written as (
       join lease s on s.id operator(pg_catalog.=) g.session and s.nonce operator(pg_catalog.=) g.nonce
      where s.state operator(pg_catalog.<>) 'dropped'
        and (s.state operator(pg_catalog.<>) 'restored'
-            or g.protocol operator(pg_catalog.=) any(%(by_itself)s::pg_catalog.text[]))
+            or (g.protocol operator(pg_catalog.=) any(%(by_itself)s::pg_catalog.text[])
+                and not (g.protocol operator(pg_catalog.=) any(%(by_absence)s::pg_catalog.text[])
+                         and g.decision operator(pg_catalog.=) 'abort')))
      order by g.session, g.seq
         on conflict (session, seq) do nothing
     returning d.session, d.seq, d.decision

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from undoubt.coordinator.errors import VersionHeldBack
+from undoubt.coordinator.errors import OutcomeUnknown, VersionHeldBack
 from undoubt.coordinator.ledger import calls
 from undoubt.coordinator.ledger.agents import AgentBinding, AgentKey
 from undoubt.coordinator.ledger.calls import CallingLedger
@@ -19,6 +19,7 @@ from undoubt.participants.ids import Gid, Protocol, SessionKey, TxId
 
 from .conftest import Backend
 from .signing import Signing
+from .test_lock_conformance import begin_incarnation
 
 AGENT = AgentBinding("orders", 2**62, "a history id")
 UNREPORTED = AgentBinding("payments", None, 'another "one" \\ \u2603')
@@ -131,3 +132,19 @@ async def test_an_undecided_transaction_is_never_presumed_aborted(ledger: Signin
     committed = await ledger.decide(session.txid(1), Decision.COMMIT, branches, protocol=Protocol.LAST)
     assert committed is Decision.COMMIT
     assert await ledger.outcomes([gid]) == {gid: Verdict.COMMITTED}
+
+
+async def test_after_a_restore_a_missing_row_is_no_abort(backend: Backend) -> None:
+    """Broken if the ledger, set back to before the COMMIT whose row was deleted since, records ABORT for it:
+    the branches that are still prepared would be rolled back."""
+    ledger = backend.ledger
+    session = await opened(ledger)
+    await begin_incarnation(backend)
+    branches = [BranchRecord(1, "orders")]
+    with pytest.raises(OutcomeUnknown, match="before the ledger was restored"):
+        await ledger.decide(session.txid(1), Decision.ABORT, branches, protocol=Protocol.LAST)
+    assert await ledger.unfinished() == []
+    committed = await ledger.decide(session.txid(1), Decision.COMMIT, branches, protocol=Protocol.LAST)
+    assert committed is Decision.COMMIT
+    late = await ledger.decide(session.txid(1), Decision.ABORT, branches, protocol=Protocol.LAST)
+    assert late is Decision.COMMIT
