@@ -43,8 +43,12 @@ OTHER_HISTORY = (
     "its agent {!r} is in another history (a failover, or a restore), where a missing row proves nothing: an"
     " operator must decide"
 )
+NO_ROW_SHOWN = (
+    "its agent {!r} shows no row of it, and may still commit: once its coordinator is gone, recovery writes"
+    " the tombstone there"
+)
 NO_ROW_YET = "its agent {!r} has no row of it, and its coordinator may still be alive"
-_ROWS = {Decision.COMMIT: "committed", Decision.ABORT: "a tombstone"}
+_ROWS = {Decision.COMMIT: "committed", Decision.ABORT: "a tombstone of it"}
 
 ROWS_MAX = 500
 """The rows of one page, and of one call of the ledger."""
@@ -102,6 +106,21 @@ class Agents:
         if row is None:
             return Ended(None, NO_ROW_YET.format(name))
         return await self._record(gid, name, row, "")
+
+    async def describe(self, gid: Gid) -> str:
+        """For an operator: what the agent shows of an undecided transaction. Writes nothing."""
+        key, agent, why = await self._find(gid)
+        if key is None or agent is None:
+            return why.why
+        name, entry = key.binding.participant, self._entry(gid.txid, key)
+        try:
+            row = (await agent.find([entry.key])).get(entry.key)
+            here = (await agent.place()).history == entry.place.history
+        except ParticipantError as error:
+            return f"its agent {name!r} does not answer: {error}"
+        if row is not None:
+            return f"its agent {name!r} has {_ROWS[row.decision]}: recovery records that in the ledger"
+        return NO_ROW_SHOWN.format(name) if here else OTHER_HISTORY.format(name)
 
     async def _find(self, gid: Gid) -> tuple[AgentKey | None, LastAgent | None, Ended]:
         [key] = await self.ledger.agent_keys([gid.txid])

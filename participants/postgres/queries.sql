@@ -539,6 +539,10 @@ select pg_catalog.current_setting('server_version') as version,
               where not pg_catalog.has_table_privilege(
                           pg_catalog.to_regclass('undoubt.' operator(pg_catalog.||) needed.t), needed.p))
          as states_denied,
+       pg_catalog.to_regclass('undoubt.undoubt_agent') is not null as has_agent,
+       array(select needed.p from pg_catalog.unnest(array['select', 'insert', 'delete']) as needed(p)
+              where not pg_catalog.has_table_privilege(
+                          pg_catalog.to_regclass('undoubt.undoubt_agent'), needed.p)) as agent_denied,
        (select pg_catalog.age(d.datfrozenxid) from pg_catalog.pg_database as d
          where d.datname operator(pg_catalog.=) pg_catalog.current_database()) as frozen_age,
        pg_catalog.current_setting('autovacuum_freeze_max_age')::pg_catalog.int4 as freeze_max_age,

@@ -24,7 +24,9 @@ from undoubt.participants.scripted_agent import MemoryAgent
 from undoubt.recovery import last_agent
 from undoubt.recovery.errors import Conflict, NotAllSeen
 from undoubt.recovery.operator.adopt import Adoption
+from undoubt.recovery.operator.explain import explain
 from undoubt.recovery.operator.resolve import ROLLED_BACK_BY_HAND, Operator
+from undoubt.recovery.operator.survey import survey
 from undoubt.recovery.operator.transaction import Resolver
 from undoubt.recovery.terminate import Terminator
 
@@ -464,6 +466,24 @@ async def test_an_order_to_commit_what_has_not_committed(stage: Stage, gone: boo
     expected = RecordedDecision.ABORT if gone else RecordedDecision.NOT_RECORDED
     assert await stage.record(left) is expected
     assert stage.fates(left) == {XactStatus.IN_PROGRESS}
+
+
+async def shown(stage: Stage, left: Left) -> str:
+    seen = await survey(stage.ledger, stage.registry)
+    return (await explain(stage.ledger, stage.registry, seen.one(left.gids[0]), seen)).proof[-1]
+
+
+async def test_an_operator_is_told_what_the_agent_shows(stage: Stage) -> None:
+    """Broken if ``explain`` cannot say what a transaction waits for, or changes something."""
+    left, done = await stage.undecided(), await stage.committed()
+    assert "shows no row of it" in await shown(stage, left)
+    assert "has committed" in await shown(stage, done)
+    stage.agent.history = "another"
+    assert "another history" in await shown(stage, left)
+    stage.agent.down = DOWN
+    assert "the server is down" in await shown(stage, left)
+    assert stage.rows() == [done.row]
+    assert await stage.record(done) is RecordedDecision.NOT_RECORDED
 
 
 # A ledger that is lost.
