@@ -27,6 +27,8 @@ WAITS = "select exists (select from pg_locks where not granted and locktype = $1
 
 
 class AgentRun(Run):
+    timeout_s = 60.0
+    """A session waits for locks no longer than its transaction may take."""
     _latch: asyncpg.Connection[asyncpg.Record] | None = None
 
     async def run(self) -> list[str]:

@@ -58,11 +58,10 @@ def resolve(
 
     Shows all branches, what is recorded, and what the databases prove; asks once; then commits or rolls back
     all prepared branches in the safe direction. An undecided three-phase commit or Paxos Commit is decided by
-    the termination of its protocol, an undecided last-agent commit by the row at its agent: with --rollback
-    the tombstone is written there first, also while the coordinator is alive. If no direction is proved to be
-    safe, choose --commit or --rollback with --heuristic. TXID is a transaction's id, or the gid of one of its
-    branches. Exit status 5 if a needed flag is missing, or a branch had ended the other way; 4 if a
-    participant did not answer, or no list of the branches is recorded and a branch is not known.
+    the termination of its protocol; an undecided last-agent commit by the row at its agent, where --rollback
+    first writes the tombstone. If no direction is proved to be safe, choose --commit or --rollback with
+    --heuristic. TXID is a transaction's id, or the gid of one of its branches. Exit status 5 if a needed flag
+    is missing, or a branch had ended the other way; 4 if not all of its branches could be seen.
 
     \b
     Example:

@@ -72,9 +72,9 @@ class Session(orm.Session):
             bounds.choice("protocol", protocol, PROTOCOLS)
         if key is not None:
             check_key(key)
-        if agent is not None:
-            bounds.text("agent", agent, empty=False)
         bridge = Bridge(coordinator)
+        if agent is not None and bounds.text("agent", agent) not in bridge.engine.participants:
+            raise bounds.OutOfBounds("agent", "is not a participant of the coordinator")
         engines = _judged(participants)
         super().__init__(*arguments, **options)
         self.undoubt_timeout = timeout
