@@ -4,6 +4,7 @@ it fails."""
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -170,5 +171,12 @@ async def test_an_agent_that_cannot_prepare_takes_part(tmp_path: Path, database:
                             await (await tx.branch(name)).execute(
                                 f"insert into note (id) values ({number + 2})"
                             )
+            for isolation, cause in (("serializable", "max_prepared_transactions"), ("repeatable read", "")):
+                with nullcontext() if not cause else pytest.raises(TransactionAborted, match=cause):
+                    async with coordinator.transaction(agent="orders") as tx:
+                        reader = await tx.branch("payments")
+                        await reader.execute(f"set transaction isolation level {isolation}")
+                        await reader.fetch("select id from note")
+                        await (await tx.branch("orders")).execute("insert into note (id) values (9)")
             assert await prepared(database) == []
-        assert await found(dsns) == {"orders": [1], "payments": [1]}
+        assert await found(dsns) == {"orders": [1, 9], "payments": [1]}
