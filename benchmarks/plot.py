@@ -6,9 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import msgspec
-from matplotlib.figure import Figure
 
 PLOTS = Path(__file__).parents[1] / "docs" / "plots"
 STABLE: Any = {"svg.hashsalt": "undoubt", "svg.fonttype": "none", "font.size": 10.0}
@@ -42,6 +40,9 @@ class Curve(msgspec.Struct, frozen=True):
 
     def draw(self, folder: Path = PLOTS) -> Path:
         """Write the plot; return its path."""
+        import matplotlib as mpl  # noqa: PLC0415 - takes a second, in each process of the tests too
+        from matplotlib.figure import Figure  # noqa: PLC0415
+
         with mpl.rc_context(STABLE):
             figure = Figure(figsize=(6.4, 3.2), layout="constrained")
             axes = figure.add_subplot()

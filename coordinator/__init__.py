@@ -34,7 +34,6 @@ The modules and rooms, in the order in which a transaction passes them:
 :mod:`.locks`          a distributed lock as the application uses it: acquires, guards branches, releases.
 :mod:`.lock_session`   keeps the ledger session of a coordinator's locks, and notices which locks are lost.
 :mod:`.cancel_scope`   cancels the body of an ``async with`` block whose transaction can no longer commit.
-:mod:`.uncancellable`  runs a commit in a task that ignores cancellation.
 :mod:`.protocols`      implements the commit protocols over the contracts of ledger and participants; open
                        ``two_phase.py`` first.
 :mod:`.ledger`         records sessions, decisions and heuristic outcomes, durably.

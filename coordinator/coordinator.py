@@ -48,7 +48,6 @@ from undoubt.coordinator.runnable import check_asynchronous, checked_awaitable
 from undoubt.coordinator.session import SessionKeeper
 from undoubt.coordinator.settings import PROTOCOLS, CoordinatorSettings
 from undoubt.coordinator.transaction import Transaction
-from undoubt.coordinator.uncancellable import Uncancellable, uncancellable
 from undoubt.participants.bounds import OutOfBounds, choice, count, flag, having, seconds, text
 from undoubt.participants.contract import Branch, Participant
 from undoubt.participants.errors import UndoubtError, UsageError, WrongLoop
@@ -57,6 +56,7 @@ from undoubt.participants.ids import Protocol as GidProtocol
 from undoubt.participants.invariant import InvariantViolation
 from undoubt.participants.plural import plural
 from undoubt.participants.registry import Registry
+from undoubt.participants.tasks import Uncancellable, uncancellable
 
 log = logging.getLogger(__name__)
 

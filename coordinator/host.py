@@ -5,18 +5,18 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Protocol
 
-from undoubt.coordinator.uncancellable import all_of
 from undoubt.participants.contract import Branch, Participant
 from undoubt.participants.errors import UndoubtError
 from undoubt.participants.ids import NO_KEY, Gid, SessionKey, TxId
 from undoubt.participants.ids import Protocol as GidProtocol
+from undoubt.participants.tasks import all_of
 
 if TYPE_CHECKING:
     from undoubt.coordinator.key_use import KeyUse
     from undoubt.coordinator.ledger.contract import Lease
     from undoubt.coordinator.protocols.context import CommitContext, GivenKey
     from undoubt.coordinator.transaction import Transaction
-    from undoubt.coordinator.uncancellable import Uncancellable
+    from undoubt.participants.tasks import Uncancellable
 
 
 class Opener(Protocol):

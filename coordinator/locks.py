@@ -15,14 +15,18 @@ Without ``guard`` the lock saves work, and protects nothing."""
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 import logging
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
+from typing import TypeVar
 
 from undoubt.coordinator.errors import (
+    LedgerError,
+    LedgerLocked,
     LedgerUnavailable,
     LockLost,
     LockTimeout,
@@ -38,12 +42,15 @@ from undoubt.participants.bounds import flag, seconds, text
 from undoubt.participants.contract import Branch, GuardingBranch
 from undoubt.participants.errors import UsageError
 from undoubt.participants.ids import TxId
-from undoubt.participants.invariant import InvariantViolation
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 RETRY_S = 0.2
 """The pause after a ledger that does not answer, while a request waits."""
+ANSWER_S = 1.0
+"""How much longer than its timeout a request may last while the ledger does not answer."""
 
 
 def fence_of(lock: Lock) -> int:
@@ -90,6 +97,8 @@ class Lock:
         self._entry: LockEntry | None = None
         self._why_lost = ""
         self._lost = asyncio.Event()
+        self._unanswered: LedgerError | None = None
+        """The last failure of the ledger while the lock was asked for."""
 
     def __repr__(self) -> str:
         state = f"token {self._entry.token}" if self._entry is not None else "not acquired"
@@ -123,20 +132,34 @@ class Lock:
         return self._why_lost
 
     async def acquire(self) -> Lock:
-        """Wait for the lock. Raises ``LockTimeout`` if it is not granted within the lock's timeout,
-        ``UsageError`` if there are too many requests, ``CoordinatorClosed``, and without a timeout
-        ``LedgerUnavailable`` if the ledger does not answer the first call. With a transaction:
-        ``TransactionAborted`` once that is aborted, for example as the victim of a deadlock, and
-        ``TransactionEnded`` if it is over."""
+        """Wait for the lock. Raises ``LockTimeout`` if it is not granted within the lock's timeout, also
+        because the ledger does not answer (at most :data:`ANSWER_S` later, with the ledger's error as its
+        cause); ``UsageError`` if there are too many requests, and ``CoordinatorClosed``. With a transaction:
+        ``TransactionAborted`` once that is aborted, for example as the victim of a deadlock,
+        ``TransactionEnded`` if it is over, and ``UsageError`` if it has the lock already."""
         self._session.check_here()
         if self._entry is not None:
             raise UsageError(f"lock {self.name!r} was acquired already by this object: make one for each use")
+        end = asyncio.get_running_loop().time() + self._timeout_s
+        limit = asyncio.timeout_at(None if math.isinf(end) else end + ANSWER_S)
+        try:
+            async with limit:
+                await self._acquire(end)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            cause = self._unanswered or LedgerUnavailable("the ledger does not answer")
+            raise self._late(": the ledger does not answer") from cause
+        return self
+
+    async def _acquire(self, end: float) -> None:
         loop = asyncio.get_running_loop()
-        end = loop.time() + self._timeout_s
+        self._unanswered = None
         for attempt in itertools.count():
-            await self._check_transaction(again=attempt > 0)
             self._lost, self._why_lost = asyncio.Event(), ""
-            request = await self._session.request(self.name, self._hear, shared=self.shared, txid=self._txid)
+            request = await self._answered(functools.partial(self._request, again=attempt > 0), end)
+            if request is None:
+                continue  # the transaction is aborted
             try:
                 with self._withdrawn_when_doomed(request):
                     entry = await self._granted(request, end)
@@ -150,18 +173,43 @@ class Lock:
                 await asyncio.shield(asyncio.ensure_future(self._session.end(request)))
                 if self._aborted or loop.time() < end:
                     continue
-                raise LockTimeout(f"lock {self.name!r} was not granted within {self._timeout_s:g} s")
+                raise self._late("")
             self._session.granted(request)
             self._entry = entry
-            return self
-        raise InvariantViolation("unreachable")
+            return
+
+    async def _request(self, *, again: bool) -> LockRequest:
+        await self._check_transaction(again=again)
+        return await self._session.request(self.name, self._hear, shared=self.shared, txid=self._txid)
+
+    async def _answered(self, call: Callable[[], Awaitable[T]], end: float) -> T | None:
+        """The answer to ``call``, which is repeated until ``end`` while the ledger does not answer; None if
+        the request cannot be granted any more. Raises ``LockTimeout``, and the other errors of ``call``."""
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                return await call()
+            except (LedgerUnavailable, LedgerLocked) as error:
+                log.debug("lock %r: %s", self.name, error)
+                if self._lost.is_set() or self._aborted:
+                    return None
+                if (left_s := end - loop.time()) <= 0:
+                    raise self._late(": the ledger does not answer") from error
+                self._unanswered = error
+                await asyncio.sleep(min(RETRY_S, left_s))
+
+    def _late(self, why: str) -> LockTimeout:
+        return LockTimeout(f"lock {self.name!r} was not granted within {self._timeout_s:g} s{why}")
 
     async def try_acquire(self) -> bool:
-        """Take the lock if it is free now; returns whether it was. Raises as :meth:`acquire` does."""
+        """Take the lock if it is free now; returns whether it was. Raises as :meth:`acquire` does, and
+        ``LockTimeout`` if the ledger does not answer."""
         timeout_s, self._timeout_s = self._timeout_s, 0.0
         try:
             await self.acquire()
-        except LockTimeout:
+        except LockTimeout as error:
+            if error.__cause__ is not None:
+                raise
             return False
         finally:
             self._timeout_s = timeout_s
@@ -169,19 +217,15 @@ class Lock:
 
     async def _granted(self, request: LockRequest, end: float) -> LockEntry | None:
         """The entry once it is granted; None if it was not granted until ``end``, or has ended. Raises
-        ``SessionLost``, and the errors of the first call."""
-        loop = asyncio.get_running_loop()
-        entry = await self._session.ledger.lock(request, wait=loop.time() < end)
+        ``SessionLost``, ``LockTimeout``, and the errors of the first call."""
+        loop, ledger = asyncio.get_running_loop(), self._session.ledger
+        entry = await self._answered(lambda: ledger.lock(request, wait=loop.time() < end), end)
         while entry is not None and not entry.granted:
             left_s = end - loop.time()
             if left_s <= 0 or self._lost.is_set() or self._aborted:
                 return None
-            try:
-                wait_s = min(left_s, LOCK_WAIT_S_MAX)
-                entry = await self._session.ledger.lock_entry(request, wait_s=wait_s)
-            except LedgerUnavailable as error:
-                log.debug("lock %r: %s", self.name, error)
-                await asyncio.sleep(min(RETRY_S, left_s))
+            wait_s = min(left_s, LOCK_WAIT_S_MAX)
+            entry = await self._answered(functools.partial(ledger.lock_entry, request, wait_s=wait_s), end)
             if entry is None and self._tx is None:
                 # An operator's release ends granted requests only: the session is gone.
                 raise SessionLost(f"the request for lock {self.name!r} has ended")
@@ -220,13 +264,16 @@ class Lock:
         finally:
             self._tx.on_doom.discard(withdraw)
 
-    async def release(self) -> None:
-        """Give the lock back. If the ledger does not answer, it is released as soon as the ledger does, or
-        with the end of the session. Does nothing if the lock is not acquired."""
+    async def release(self) -> bool:
+        """Give the lock back; returns whether it is certain that it was held until then. If the ledger does
+        not answer, the lock is released as soon as the ledger does, or with the end of the session. Does
+        nothing, and returns False, if the lock is not acquired."""
         self._session.check_here()
         entry, self._entry = self._entry, None
-        if entry is not None:
-            await asyncio.shield(asyncio.ensure_future(self._session.end(entry.request)))
+        if entry is None:
+            return False
+        lost = self._lost.is_set()
+        return await asyncio.shield(asyncio.ensure_future(self._session.end(entry.request))) and not lost
 
     async def guard(self, connection: object) -> None:
         """Have the database of a branch refuse the branch if another holder of the lock has been there: the
@@ -268,10 +315,9 @@ class Lock:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        lost = self._error() if self._lost.is_set() else None
-        await self.release()
-        if error is None and lost is not None:
-            raise lost
+        held = not self._lost.is_set() if self._entry is None else await self.release()
+        if error is None and not held:
+            raise self._error()
 
     @property
     def _acquired(self) -> LockEntry:
@@ -284,5 +330,5 @@ class Lock:
         self._lost.set()
 
     def _error(self) -> LockLost:
-        why = self._why_lost or "its session could not be renewed in time"
+        why = self._why_lost or "its session could not be renewed in time, or an operator has released it"
         return LockLost(f"lock {self.name!r} is lost, or may be: {why}")

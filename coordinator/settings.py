@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -21,15 +21,16 @@ from undoubt.participants.ids import Protocol
 from undoubt.participants.redact import redact
 from undoubt.participants.three_phase import Termination
 
-PROTOCOLS = {
-    "2pc": Protocol.TWO_PHASE,
-    "3pc": Protocol.THREE_PHASE,
-    "paxos": Protocol.PAXOS,
-    "last": Protocol.LAST,
-}
-"""The protocols by the names in the settings."""
+ProtocolName = Literal["2pc", "3pc", "paxos", "last"]
 
-PROTOCOL_NAMES = {protocol: name for name, protocol in PROTOCOLS.items()}
+PROTOCOL_NAMES: dict[Protocol, ProtocolName] = {
+    Protocol.TWO_PHASE: "2pc",
+    Protocol.THREE_PHASE: "3pc",
+    Protocol.PAXOS: "paxos",
+    Protocol.LAST: "last",
+}
+"""The names in the settings."""
+PROTOCOLS: dict[str, Protocol] = {name: protocol for protocol, name in PROTOCOL_NAMES.items()}
 
 
 _SQLITE = "sqlite:///"

@@ -33,12 +33,13 @@ from undoubt.coordinator.protocols.context import (
     known_heuristics,
 )
 from undoubt.coordinator.publishing import publish
-from undoubt.coordinator.uncancellable import Uncancellable, all_done, all_of, uncancellable
 from undoubt.participants.bounds import having, text
 from undoubt.participants.contract import Branch, Decision, Settled
+from undoubt.participants.deadlines import Deadline, deadlines
 from undoubt.participants.errors import UsageError
 from undoubt.participants.ids import BRANCH_NUMBER_MAX, Gid, TxId
 from undoubt.participants.ids import Protocol as GidProtocol
+from undoubt.participants.tasks import Uncancellable, all_done, all_of, uncancellable
 
 if TYPE_CHECKING:
     from asyncpg import Connection, Record
@@ -101,7 +102,7 @@ class Transaction:
         """The number of branch numbers that were given out."""
         self._opening: dict[str, asyncio.Task[Branch]] = {}
         self._deadline = 0.0
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: Deadline | None = None
         self._scope: CancelScope | None = None
         """The scope of the ``async with`` block of the transaction, while the block is entered."""
         self._left: asyncio.Future[None] | None = None
@@ -226,9 +227,8 @@ class Transaction:
             return self
         else:
             self._txid, self._lease = claimed
-        loop = asyncio.get_running_loop()
-        self._deadline = loop.time() + self._timeout_s
-        self._timer = loop.call_at(self._deadline, self._time_out)
+        self._deadline = asyncio.get_running_loop().time() + self._timeout_s
+        self._timer = deadlines().call_at(self._deadline, self._time_out)
         self._state = TransactionState.ACTIVE
         self._host.begun(self)
         return self

@@ -29,6 +29,9 @@ The modules, in the order in which a branch passes them:
 :mod:`.alembic_lock`          runs one Alembic migration at a time, and makes the engine that it uses.
 :mod:`.findings`              defines what a check of a participant reports.
 :mod:`.backoff`               computes the pauses of loops that retry.
+:mod:`.deadlines`             serves all deadlines of an event loop with one timer.
+:mod:`.tasks`                 defines tasks that cancelling does not stop, and futures that go on without a
+                              task; waits for several together.
 :mod:`.bounds`                refuses durations, counts, texts and paths that are out of bounds.
 :mod:`.libpq`                 checks which ports and database names libpq accepts.
 :mod:`.sql`                   holds a room's named statements, and quotes SQL strings and identifiers.

@@ -13,7 +13,7 @@ may or may not have happened."""
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -288,7 +288,7 @@ class Branch(Protocol):
         application has ended it. May be repeated."""
         ...
 
-    async def prepare(self) -> PrepareResult:
+    def prepare(self) -> Awaitable[PrepareResult]:
         """Vote. After PREPARED the branch no longer needs its connection. After ABORT it has rolled back,
         or will when ``rollback`` is called. Call it once only. Raises :class:`PrepareUnanswered` if no
         answer came, :class:`HeuristicAtPrepare` if the participant ended the branch by its own decision, and
@@ -305,7 +305,7 @@ class Branch(Protocol):
         """
         ...
 
-    async def commit(self) -> Settled:
+    def commit(self) -> Awaitable[Settled]:
         """COMMIT PREPARED after PREPARED; or COMMIT of a READ_ONLY branch, which releases its locks and sends
         its notifications. May be repeated until the answer is final. For a READ_ONLY branch ``BranchFailed``
         says that its COMMIT was refused: then its effects in places that the participant does not see are
@@ -422,16 +422,16 @@ class Participant(Protocol):
         ...
 
 
-def judge(order: Decision, fate: XactStatus) -> Settled:
+def judge(order: Decision, xact_status: XactStatus) -> Settled:
     """The result of ``order`` if no such prepared branch exists, given the status of its transaction id.
 
     For COMMIT only proof counts: committed means applied, aborted or never assigned is a heuristic rollback,
     no proof is a hazard. For ROLLBACK only a proved commit is a heuristic outcome.
     """
-    if fate is XactStatus.IN_PROGRESS:
+    if xact_status is XactStatus.IN_PROGRESS:
         return Settled.BUSY
     table = _ABSENT_AT_COMMIT if order is Decision.COMMIT else _ABSENT_AT_ROLLBACK
-    return table[fate]
+    return table[xact_status]
 
 
 _ABSENT_AT_COMMIT = {

@@ -87,7 +87,7 @@ class ScriptedParticipant:
         self.calls: list[tuple[str, Gid]] = []
         self.agent_calls: list[str] = []
         self.prepared: dict[Gid, int] = {}
-        self.fates: dict[int, XactStatus] = {}
+        self.xact_statuses: dict[int, XactStatus] = {}
         self.foreign: list[PreparedBranch] = []
         self.ended: list[PreparedBranch] = []
         """The branches of ``foreign`` that ``end_impostor`` has rolled back."""
@@ -110,7 +110,7 @@ class ScriptedParticipant:
         self.agent = MemoryAgent(self._reach_agent, lambda: self.script.prepares)
         self.on_the_way: list[tuple[ScriptedBranch, AgentEntry, bytes]] = []
         """COMMITs of the agent that have not arrived."""
-        self.states = MemoryStates(lambda gid: self.fate(gid) is XactStatus.COMMITTED, self.record)
+        self.states = MemoryStates(lambda gid: self.xact_status(gid) is XactStatus.COMMITTED, self.record)
 
     async def record(self, call: str, gid: Gid) -> None:
         if self.before is not None:
@@ -139,7 +139,7 @@ class ScriptedParticipant:
         if self.script.begin is not None:
             raise self.script.begin
         self._next_xid += 1
-        self.fates[self._next_xid] = XactStatus.IN_PROGRESS
+        self.xact_statuses[self._next_xid] = XactStatus.IN_PROGRESS
         branch = ScriptedBranch(self, gid, self._next_xid)
         self.branches.append(branch)
         return branch
@@ -191,9 +191,9 @@ class ScriptedParticipant:
             return answer
         xid = self.prepared.pop(gid, None)
         if xid is None:
-            fate = XactStatus.UNKNOWN if evidence is None else await self.evidence(evidence)
-            return judge(order, fate)
-        self.fates[xid] = XactStatus.COMMITTED if order is Decision.COMMIT else XactStatus.ABORTED
+            xact_status = XactStatus.UNKNOWN if evidence is None else await self.evidence(evidence)
+            return judge(order, xact_status)
+        self.xact_statuses[xid] = XactStatus.COMMITTED if order is Decision.COMMIT else XactStatus.ABORTED
         return Settled.APPLIED
 
     async def end_impostor(self, branch: PreparedBranch) -> Settled:
@@ -212,7 +212,7 @@ class ScriptedParticipant:
             return XactStatus.UNKNOWN
         if evidence.xid > self._next_xid:
             return XactStatus.NEVER_ASSIGNED
-        return self.fates.get(evidence.xid, XactStatus.UNKNOWN)
+        return self.xact_statuses.get(evidence.xid, XactStatus.UNKNOWN)
 
     async def forget(self, gid: Gid) -> None:
         await self.record("forget", gid)
@@ -237,13 +237,13 @@ class ScriptedParticipant:
     def finish_by_hand(self, gid: Gid, order: Decision) -> None:
         """End a prepared branch as an operator does in psql."""
         xid = self.prepared.pop(gid)
-        self.fates[xid] = XactStatus.COMMITTED if order is Decision.COMMIT else XactStatus.ABORTED
+        self.xact_statuses[xid] = XactStatus.COMMITTED if order is Decision.COMMIT else XactStatus.ABORTED
 
-    def fate(self, gid: Gid) -> XactStatus:
+    def xact_status(self, gid: Gid) -> XactStatus:
         """The outcome of the branch that was begun with ``gid``."""
         for branch in self.branches:
             if branch.gid == gid:
-                return self.fates[branch.xid]
+                return self.xact_statuses[branch.xid]
         return XactStatus.UNKNOWN
 
 
@@ -317,7 +317,7 @@ class ScriptedBranch:
             case Vote.READ_ONLY:
                 return PrepareResult(Vote.READ_ONLY)
             case Vote.ABORT:
-                self.participant.fates[self.xid] = XactStatus.ABORTED
+                self.participant.xact_statuses[self.xid] = XactStatus.ABORTED
                 reason = BranchFailed(self.participant.name, "votes abort, as scripted")
                 return PrepareResult(Vote.ABORT, reason=reason)
 
@@ -354,7 +354,7 @@ class ScriptedBranch:
     def commit_on_arrival(self, entry: AgentEntry, branches: bytes) -> bool:
         """Execute COMMIT. False if it has met a tombstone."""
         committed = self.participant.agent.commit(entry, branches)
-        self.participant.fates[self.xid] = XactStatus.COMMITTED if committed else XactStatus.ABORTED
+        self.participant.xact_statuses[self.xid] = XactStatus.COMMITTED if committed else XactStatus.ABORTED
         self._ended = True
         return committed
 
@@ -395,8 +395,8 @@ class ScriptedBranch:
         if self.gid not in self.participant.prepared and not self._ended:
             self._end(XactStatus.ABORTED)
 
-    def _end(self, fate: XactStatus | None) -> None:
-        invariant(not self._ended or fate is XactStatus.ABORTED, f"branch {self.gid} ended twice")
+    def _end(self, xact_status: XactStatus | None) -> None:
+        invariant(not self._ended or xact_status is XactStatus.ABORTED, f"branch {self.gid} ended twice")
         self._ended = True
-        if fate is not None and self.participant.fates[self.xid] is XactStatus.IN_PROGRESS:
-            self.participant.fates[self.xid] = fate
+        if xact_status is not None and self.participant.xact_statuses[self.xid] is XactStatus.IN_PROGRESS:
+            self.participant.xact_statuses[self.xid] = xact_status

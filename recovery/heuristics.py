@@ -62,5 +62,5 @@ async def _is_applied(ledger: Ledger, participant: Participant, gid: Gid) -> boo
     if record is None:
         return False
     committed = info.record is RecordedDecision.COMMIT
-    fate = await ask_books(participant, gid, record)
-    return fate is (XactStatus.COMMITTED if committed else XactStatus.ABORTED)
+    xact_status = await ask_books(participant, gid, record)
+    return xact_status is (XactStatus.COMMITTED if committed else XactStatus.ABORTED)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from undoubt.coordinator.protocols.termination import ANSWER_TIMEOUT_S, Find
-from undoubt.coordinator.uncancellable import all_within
 from undoubt.participants.contract import Participant
 from undoubt.participants.ids import Gid
 from undoubt.participants.registry import Registry
+from undoubt.participants.tasks import all_within
 from undoubt.participants.three_phase import Charter, StateRow
 
 

@@ -220,10 +220,10 @@ def for_prepared(gid: Gid | Foreign, stands: BranchStanding) -> PreparedAction:
             assert_never(stands)
 
 
-def for_absent(gid: Gid, decision: Decision, fate: XactStatus) -> AbsentAction:
+def for_absent(gid: Gid, decision: Decision, xact_status: XactStatus) -> AbsentAction:
     """What to do about a branch of a recorded decision that is missing from a list taken after the decision
     was read."""
-    return for_settled(gid, decision, judge(decision, fate))
+    return for_settled(gid, decision, judge(decision, xact_status))
 
 
 def for_settled(gid: Gid, decision: Decision, settled: Settled) -> AbsentAction:

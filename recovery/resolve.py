@@ -267,8 +267,8 @@ class Resolution:
             return
         try:
             seen = self._tools.progress.seen(self._participant.name, gid)
-            fate = await ask_books(self._participant, gid, branch, seen)
-            await self._conclude(for_absent(gid, record.decision, fate))
+            xact_status = await ask_books(self._participant, gid, branch, seen)
+            await self._conclude(for_absent(gid, record.decision, xact_status))
         except ParticipantError as error:
             self._line(gid, None, "finish", "failed", str(error))
             self._failed(error)

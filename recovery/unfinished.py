@@ -130,15 +130,15 @@ async def ask_books(
 ) -> XactStatus:
     """The transaction status of a branch that is not prepared, at the participant it was recorded for.
     ``seen`` is its evidence in a list that was taken while it was prepared. Raises ``ParticipantError``."""
-    fate = XactStatus.UNKNOWN
+    xact_status = XactStatus.UNKNOWN
     for evidence in dict.fromkeys((evidence_of(branch), seen)):
-        if evidence is not None and fate is XactStatus.UNKNOWN:
-            fate = await participant.evidence(evidence)
-    if fate is XactStatus.UNKNOWN and gid.protocol is Protocol.THREE_PHASE:
+        if evidence is not None and xact_status is XactStatus.UNKNOWN:
+            xact_status = await participant.evidence(evidence)
+    if xact_status is XactStatus.UNKNOWN and gid.protocol is Protocol.THREE_PHASE:
         # A commit is noted beside the branch's row. A row without that note, of a branch that is no longer
         # prepared, was rolled back. A row that only a termination has made proves nothing: this may be
         # another database than the branch's, or an older state of it.
         row = await participant.states.read(gid)
         if row is not None and row.state is not BranchState.INITIAL:
             return XactStatus.COMMITTED if row.state is BranchState.COMMIT else XactStatus.ABORTED
-    return fate
+    return xact_status

@@ -50,23 +50,29 @@ from undoubt.coordinator.ledger.contract import RecordedDecision
 from undoubt.coordinator.locks import Lock
 from undoubt.coordinator.transaction import CommitResult, Transaction
 from undoubt.errors import (
+    AlreadyCommitted,
     HeuristicOutcome,
+    KeyInUse,
     LockLost,
     LockTimeout,
     OutcomeUnknown,
     StaleLock,
     TransactionAborted,
+    TransactionEnded,
     UndoubtError,
+    UsageError,
 )
 from undoubt.participants.ids import Gid, TxId
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AlreadyCommitted",
     "CommitResult",
     "Coordinator",
     "Gid",
     "HeuristicOutcome",
+    "KeyInUse",
     "Lock",
     "LockLost",
     "LockTimeout",
@@ -76,7 +82,9 @@ __all__ = [
     "StaleLock",
     "Transaction",
     "TransactionAborted",
+    "TransactionEnded",
     "TxId",
     "UndoubtError",
+    "UsageError",
     "connect",
 ]

@@ -30,7 +30,7 @@ class LedgerCall(Call[R_co], Generic[R_co], frozen=True):
     async def serve(self, ledger: StateMachineLedger, *, remote: bool) -> R_co:
         """Carry out this call on ``ledger``. Raises what the contract raises. ``remote``: the caller is
         another process, which may outlive this one."""
-        raise NotImplementedError
+        raise NotImplementedError  # each call has its own; a Struct cannot be an abstract class
 
 
 class CallCarrier(abc.ABC):

@@ -21,6 +21,7 @@ import msgspec
 from undoubt.coordinator.errors import LedgerError
 from undoubt.coordinator.ledger.agents import AgentBinding, AgentKey
 from undoubt.coordinator.ledger.commands import (
+    DURATION_MS_MAX,
     RULES,
     TAGS_VERSION,
     AdvanceTime,
@@ -80,6 +81,7 @@ from undoubt.participants.ids import Gid, Protocol, TxId
 UPKEEP_INTERVAL_S = 0.5
 TURNS_PER_TIME = 120
 """Ledger time is advanced once in so many turns of upkeep: once a minute."""
+TIME_STEP_S = UPKEEP_INTERVAL_S * TURNS_PER_TIME
 SESSION_SKIP = 1 << 32
 """More sessions than any ledger can open after its backup, so that no number is issued twice."""
 
@@ -550,11 +552,14 @@ class StateMachineLedger(KeyedLedger, MachineLocks):
         return expired
 
     async def advance_time(self) -> None:
-        """Advance ledger time by the elapsed time, and drop sessions that are older than the retention."""
+        """Advance ledger time by the elapsed time, and drop sessions and keys that are older than the
+        retention. What a key or a session has as its time is that of the last advance before: so they are
+        kept for a step of time longer, and none is dropped within the retention."""
         now = self._clock()
         elapsed_ms = int((now - self._time_advanced_at) * 1000)
+        kept_ms = min(round((self.settings.retention_s + TIME_STEP_S) * 1000), DURATION_MS_MAX)
         try:
-            await self._run(AdvanceTime(elapsed_ms, round(self.settings.retention_s * 1000)))
+            await self._run(AdvanceTime(elapsed_ms, kept_ms))
         except LedgerError:
             return  # the next call adds it; a delay only makes retention longer
         self._time_advanced_at += elapsed_ms / 1000

@@ -32,7 +32,7 @@ from undoubt.coordinator.node.replica import Replica
 from undoubt.coordinator.rpc import envelope
 from undoubt.coordinator.rpc.calls import AnyCall, check_right
 from undoubt.coordinator.rpc.envelope import Answer, Elsewhere, LeaderHint, Request
-from undoubt.coordinator.rpc.server import Requests
+from undoubt.coordinator.rpc.server import Requests, message_count
 from undoubt.coordinator.wire import VERSIONS, Connection, RemoteProtocolError, Right
 from undoubt.participants.contract import Decision
 from undoubt.participants.ids import new_nonce
@@ -83,7 +83,7 @@ class FromClient(Requests[AnyCall]):
         self.say(LeaderHint(ledger.ledger_id, ledger.leads, leader()))
 
     def read(self, payload: bytes) -> tuple[Sequence[Request[AnyCall]], Sequence[envelope.Failed]]:
-        if envelope.size(payload) > REQUESTS_PER_CONNECTION_MAX:
+        if message_count(payload) > REQUESTS_PER_CONNECTION_MAX:
             raise RemoteProtocolError(f"a frame of more than {REQUESTS_PER_CONNECTION_MAX} requests")
         refused: Sequence[envelope.Failed] = ()
         try:

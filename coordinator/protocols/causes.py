@@ -19,9 +19,9 @@ from undoubt.coordinator.errors import (
     SessionLost,
 )
 from undoubt.coordinator.ledger.contract import Ledger, SessionState
-from undoubt.coordinator.uncancellable import all_within
 from undoubt.participants.errors import UndoubtError
 from undoubt.participants.ids import TxId
+from undoubt.participants.tasks import all_within
 
 T = TypeVar("T")
 

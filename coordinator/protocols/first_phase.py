@@ -13,7 +13,6 @@ from undoubt.coordinator.protocols.second_phase import (
     roll_back,
 )
 from undoubt.coordinator.protocols.steps import AbortStep, TwoPhaseStep
-from undoubt.coordinator.uncancellable import all_within
 from undoubt.participants.contract import (
     Branch,
     HeuristicAtPrepare,
@@ -23,6 +22,7 @@ from undoubt.participants.contract import (
     Work,
 )
 from undoubt.participants.ids import Gid
+from undoubt.participants.tasks import all_within, started
 
 AskVote = Callable[[CommitContext, Branch], Awaitable[PrepareResult]]
 """Sends PREPARE, and before it what the protocol requires; returns the vote."""
@@ -30,8 +30,12 @@ Withdraw = Callable[[CommitContext], Awaitable[Collection[Gid]]]
 """Undoes what the protocol has sent before PREPARE. Returns the branches that only recovery may roll back."""
 
 
-async def prepare(context: CommitContext, branch: Branch) -> PrepareResult:
+def prepare(context: CommitContext, branch: Branch) -> Awaitable[PrepareResult]:
     """Send PREPARE, and return the vote."""
+    return started(branch.prepare) if context.observer is None else _prepare_observed(context, branch)
+
+
+async def _prepare_observed(context: CommitContext, branch: Branch) -> PrepareResult:
     await context.reach(TwoPhaseStep.BEFORE_PREPARE, branch.gid)
     result = await branch.prepare()
     if result.vote is not Vote.PREPARED:
@@ -104,16 +108,12 @@ async def collect_votes(context: CommitContext, writers: Sequence[Branch], vote:
     """Ask all ``writers`` concurrently for their ``vote``, and wait for all answers, until the deadline."""
     tally = context.tally
     tally.asked = tuple(branch.gid for branch in writers)
-    answers = await all_within((_awaited(vote(context, branch)) for branch in writers), context.remaining_s())
+    answers = await all_within((vote(context, branch) for branch in writers), context.remaining_s())
     for branch, answer in zip(writers, answers, strict=True):
         failure = _count(context, branch, answer)
         tally.failure = tally.failure or failure
     if tally.failure is None and context.remaining_s() <= 0:
         tally.failure = TimeoutError("every branch is prepared, but the transaction's timeout has passed")
-
-
-async def _awaited(vote: Awaitable[PrepareResult]) -> PrepareResult:
-    return await vote
 
 
 def _count(

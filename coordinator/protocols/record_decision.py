@@ -15,8 +15,8 @@ from undoubt.coordinator.protocols.context import (
 )
 from undoubt.coordinator.protocols.second_phase import apply, report_bugs
 from undoubt.coordinator.protocols.steps import TwoPhaseStep
-from undoubt.coordinator.uncancellable import all_of
 from undoubt.participants.contract import Decision
+from undoubt.participants.tasks import all_of
 
 log = logging.getLogger(__name__)
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from undoubt.coordinator.errors import OutcomeUnknown, TransactionAborted
 from undoubt.coordinator.protocols.causes import may_come_of_a_cancellation, why_doomed
@@ -22,11 +23,11 @@ from undoubt.coordinator.protocols.context import (
     repeat_until_answered,
 )
 from undoubt.coordinator.protocols.steps import AbortStep, TwoPhaseStep
-from undoubt.coordinator.uncancellable import Uncancellable, all_of, uncancellable
 from undoubt.participants.backoff import pauses
 from undoubt.participants.contract import HEURISTICS, Branch, CommitNotSent, Decision, Settled
 from undoubt.participants.errors import BranchFailed, ParticipantError, ParticipantRefused
 from undoubt.participants.ids import Gid
+from undoubt.participants.tasks import Answered, Continued, Uncancellable, all_of, started, uncancellable
 
 log = logging.getLogger(__name__)
 
@@ -68,12 +69,50 @@ def report_bugs(context: CommitContext, results: Sequence[BaseException | None])
             log.error("the second phase of %s: %s", context.txid, error, exc_info=error)
 
 
-async def _commit_branch(context: CommitContext, branch: Branch) -> None:
+def _commit_branch(context: CommitContext, branch: Branch) -> Awaitable[None]:
+    return _send_commit(context, branch) if context.observer is None else _commit_observed(context, branch)
+
+
+async def _commit_observed(context: CommitContext, branch: Branch) -> None:
     await context.reach(TwoPhaseStep.BEFORE_SECOND_PHASE, branch.gid)
+    await _send_commit(context, branch)
+
+
+def _send_commit(context: CommitContext, branch: Branch) -> Awaitable[None]:
+    """Send COMMIT PREPARED; where its answer is final at once, this costs no task."""
+    asked = started(branch.commit)
+    if isinstance(asked, Continued):
+        return asked.then(partial(_committed, context, branch))
+    return _commit_asked(context, branch, asked)
+
+
+async def _commit_asked(context: CommitContext, branch: Branch, asked: Awaitable[Settled]) -> None:
     try:
-        settled = await _while_busy(branch.commit)
+        settled = await asked
     except ParticipantError:
         return  # stays pending: recovery finishes it from the recorded decision
+    await _commit_on(context, branch, settled)
+
+
+def _committed(
+    context: CommitContext, branch: Branch, asked: Answered[Settled]
+) -> Coroutine[Any, Any, None] | None:
+    try:
+        settled = asked.result()
+    except ParticipantError:
+        return None  # as above
+    if settled is not Settled.APPLIED or context.observer is not None:
+        return _commit_on(context, branch, settled)
+    del context.pending[branch.gid]
+    return None
+
+
+async def _commit_on(context: CommitContext, branch: Branch, settled: Settled) -> None:
+    """Do what follows from the first answer of ``branch`` to COMMIT PREPARED."""
+    try:
+        settled = await _while_busy(branch.commit, settled)
+    except ParticipantError:
+        return  # as above
     await context.reach(TwoPhaseStep.AFTER_SECOND_PHASE, branch.gid)
     if settled is Settled.HEURISTIC_COMMIT or (
         settled is Settled.HEURISTIC_HAZARD and await _committed_by_recovery(context, branch.gid)
@@ -85,8 +124,10 @@ async def _commit_branch(context: CommitContext, branch: Branch) -> None:
         del context.pending[branch.gid]
 
 
-async def _while_busy(call: Callable[[], Awaitable[Settled]]) -> Settled:
-    if (settled := await call()) is not Settled.BUSY:
+async def _while_busy(call: Callable[[], Awaitable[Settled]], first: Settled | None = None) -> Settled:
+    """Repeat ``call`` while it answers BUSY. ``first``: its first answer, if it was called already."""
+    settled = first or await call()
+    if settled is not Settled.BUSY:
         return settled
     for pause_s in islice(pauses(0.01), BUSY_ATTEMPTS_MAX):
         await asyncio.sleep(pause_s)

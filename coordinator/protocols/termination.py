@@ -17,10 +17,10 @@ from typing import TypeVar
 from undoubt.coordinator.protocols import termination_rules as rules
 from undoubt.coordinator.protocols.steps import Observer, TerminationStep, reach
 from undoubt.coordinator.protocols.termination_rules import Move
-from undoubt.coordinator.uncancellable import all_within
 from undoubt.participants.contract import Participant
 from undoubt.participants.errors import ParticipantError
 from undoubt.participants.ids import Gid
+from undoubt.participants.tasks import all_within
 from undoubt.participants.three_phase import Charter, Event, StateRow, States, Termination
 
 T = TypeVar("T")

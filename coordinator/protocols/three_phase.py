@@ -39,11 +39,11 @@ from undoubt.coordinator.protocols.second_phase import abort_after_votes
 from undoubt.coordinator.protocols.steps import ThreePhaseStep
 from undoubt.coordinator.protocols.termination import Round, ask, bury
 from undoubt.coordinator.protocols.termination_rules import CONTRADICTION, Move
-from undoubt.coordinator.uncancellable import all_within
 from undoubt.participants.backoff import pauses
 from undoubt.participants.contract import Branch, PrepareResult, Vote
 from undoubt.participants.errors import BranchFailed, ParticipantError
 from undoubt.participants.ids import Gid
+from undoubt.participants.tasks import all_within
 from undoubt.participants.three_phase import Charter, Event, States
 
 log = logging.getLogger(__name__)

@@ -1,5 +1,5 @@
-"""Callers that wait for answers, the loop that passes the answers to them, and how long a peer has sent
-nothing."""
+"""The check of a call before it is queued, callers that wait for answers, the loop that passes the answers to
+them, and how long a peer has sent nothing."""
 
 from __future__ import annotations
 
@@ -11,8 +11,38 @@ from typing import Any, Generic, TypeVar
 import msgspec
 
 from undoubt.coordinator.errors import LedgerUnavailable
-from undoubt.coordinator.rpc.envelope import Answer, Elsewhere, Failed, LeaderHint, Reply, illegible, raised
+from undoubt.coordinator.rpc.envelope import (
+    Answer,
+    Elsewhere,
+    Failed,
+    LeaderHint,
+    Reply,
+    encode,
+    illegible,
+    raised,
+)
 from undoubt.coordinator.wire import RemoteProtocolError
+from undoubt.coordinator.wire.settings import FRAME_BYTES_MAX
+from undoubt.participants.errors import UsageError
+
+CALL_BYTES_MAX = FRAME_BYTES_MAX // 2
+"""The largest encoded call, in bytes. A frame has room for such a call and the fields around it."""
+
+
+def judged(call: msgspec.Struct, decode: Callable[[bytes], msgspec.Struct]) -> msgspec.Raw:
+    """``call`` in its encoded form. Raises ``UsageError`` if ``decode``, the peer's decoder, refuses it: an
+    id that is not a ``TxId``, a number out of range, text that is not valid Unicode; or if it is too large.
+
+    A call is checked when it is made, before it is queued. A message that the peer cannot decode would end
+    the connection that all callers of this process share, and would be sent again on the next connection."""
+    try:
+        payload = encode(call)
+        decode(payload)
+    except (msgspec.MsgspecError, TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise UsageError(f"{type(call).__name__} has an argument that no ledger accepts: {error}") from error
+    if len(payload) > CALL_BYTES_MAX:
+        raise UsageError(f"{type(call).__name__} of {len(payload)} bytes; the limit is {CALL_BYTES_MAX}")
+    return msgspec.Raw(payload)
 
 
 class PendingCall:

@@ -24,13 +24,10 @@ from undoubt.coordinator.errors import (
     UnknownNode,
     VersionHeldBack,
 )
-from undoubt.coordinator.wire.settings import FRAME_BYTES_MAX
 from undoubt.participants.errors import UndoubtError, UsageError
 from undoubt.participants.ids import TxId
 
 REQUESTS_PER_FRAME_MAX = 1_000
-CALL_BYTES_MAX = FRAME_BYTES_MAX // 2
-"""The largest encoded call, in bytes. A frame has room for such a call and the fields around it."""
 
 C = TypeVar("C")
 
@@ -93,34 +90,6 @@ def requests_of(call: Any, *, many: bool = False) -> Any:
     """The type of a request with a call of type ``call``, or of a list of them, for a decoder."""
     one = Request[call]
     return list[one] if many else one
-
-
-def judged(call: msgspec.Struct, decode: Callable[[bytes], msgspec.Struct]) -> msgspec.Raw:
-    """``call`` in its encoded form. Raises ``UsageError`` if ``decode``, the peer's decoder, refuses it: an
-    id that is not a ``TxId``, a number out of range, text that is not valid Unicode; or if it is too large.
-
-    A call is checked when it is made, before it is queued. A message that the peer cannot decode would end
-    the connection that all callers of this process share, and would be sent again on the next connection."""
-    try:
-        payload = encode(call)
-        decode(payload)
-    except (msgspec.MsgspecError, TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise UsageError(f"{type(call).__name__} has an argument that no ledger accepts: {error}") from error
-    if len(payload) > CALL_BYTES_MAX:
-        raise UsageError(f"{type(call).__name__} of {len(payload)} bytes; the limit is {CALL_BYTES_MAX}")
-    return msgspec.Raw(payload)
-
-
-def size(payload: bytes) -> int:
-    """The number of messages in a frame, as its first bytes declare it. It is checked before the frame is
-    decoded, since a decoded message is many times larger. Raises ``ValueError`` if the frame is not a list of
-    messages."""
-    first = payload[0] if payload else 0
-    if first & 0xF0 == 0x90:  # msgpack's array formats (specification, "array format family")
-        return first & 0x0F
-    if first in {0xDC, 0xDD}:
-        return int.from_bytes(payload[1 : 3 if first == 0xDC else 5])
-    raise ValueError("not a list of messages")
 
 
 _RAISED = (

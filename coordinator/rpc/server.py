@@ -21,6 +21,18 @@ log = logging.getLogger(__name__)
 C = TypeVar("C")
 
 
+def message_count(payload: bytes) -> int:
+    """The number of messages in a frame, as its first bytes declare it. It is checked before the frame is
+    decoded, since a decoded message is many times larger. Raises ``ValueError`` if the frame is not a list of
+    messages."""
+    first = payload[0] if payload else 0
+    if first & 0xF0 == 0x90:  # msgpack's array formats (specification, "array format family")
+        return first & 0x0F
+    if first in {0xDC, 0xDD}:
+        return int.from_bytes(payload[1 : 3 if first == 0xDC else 5])
+    raise ValueError("not a list of messages")
+
+
 class Requests(abc.ABC, Generic[C]):
     """A Receiver that serves the requests of one connection. A call that has begun continues if the
     connection is lost: it may be partly recorded, and its caller repeats it.

@@ -36,6 +36,7 @@ The modules, in the order in which a branch passes them:
 :mod:`.branch`            implements ``Branch``: poll, prepare, commit in one phase, commit, roll back;
                           builds these round trips, and reads their answers.
 :mod:`.surroundings`      declares what a branch uses of its participant.
+:mod:`.end_prepared`      sends COMMIT PREPARED or ROLLBACK PREPARED in one session, and judges the answer.
 :mod:`.announced`         implements ``Branch`` for a branch that another program runs and prepares.
 :mod:`.roles`             computes which role may finish which branches, and the rights that undoubt's role
                           needs.

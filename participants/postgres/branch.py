@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 
 from undoubt.participants.contract import (
@@ -23,20 +23,22 @@ from undoubt.participants.contract import (
     Vote,
     Work,
 )
-from undoubt.participants.errors import BranchFailed, ParticipantRefused, StaleLock
-from undoubt.participants.ids import Foreign, Gid, Protocol, SessionKey
+from undoubt.participants.errors import BranchFailed, ParticipantRefused
+from undoubt.participants.ids import Gid, Protocol, SessionKey
 from undoubt.participants.invariant import invariant
 from undoubt.participants.last_agent import AgentEntry, AgentUnanswered
 from undoubt.participants.outbox import Publication, dedupe_id
 from undoubt.participants.postgres.belief import same_schema
 from undoubt.participants.postgres.connection_proxy import Handle, after_branch
+from undoubt.participants.postgres.end_prepared import end_prepared, not_confirmed
 from undoubt.participants.postgres.guard import (
     commit_guard,
     guard_script,
     note_script,
     read_report,
+    read_row,
     report_head,
-    unconfirmed_behind_pooler,
+    shown_again,
 )
 from undoubt.participants.postgres.history import columns, evidence_at, place_in, place_of
 from undoubt.participants.postgres.last_agent import (
@@ -48,7 +50,6 @@ from undoubt.participants.postgres.last_agent import (
 )
 from undoubt.participants.postgres.outbox import publish_statement
 from undoubt.participants.postgres.pipeline import (
-    GUARD_COLUMNS,
     ROLLBACK,
     end_reading_steps,
     guards_of_prepare,
@@ -77,7 +78,6 @@ from undoubt.participants.postgres.sql import fill, query
 from undoubt.participants.postgres.sqlstate import (
     ENDED_BY_APPLICATION,
     IN_USE,
-    STALE_LOCK,
     UNDEFINED_FUNCTION,
     branch_failure,
     lost,
@@ -90,6 +90,7 @@ from undoubt.participants.postgres.sqlstate import (
 )
 from undoubt.participants.postgres.surroundings import Lost, Surroundings
 from undoubt.participants.sql import literal
+from undoubt.participants.tasks import Answered, Continued
 
 log = logging.getLogger(__name__)
 
@@ -139,6 +140,8 @@ class PostgresBranch:
         self._xid: int | None = None
         self._place = place_of(slot.session.intro)
         """The place of the server in which the branch is open; behind a pooler it is known after ``poll``."""
+        self._guards: list[str] = []
+        """The statements that have shown tokens of locks, or have tried to."""
         self._published = 0
         """How many messages were published, or tried to be."""
         self._asked = False
@@ -173,6 +176,8 @@ class PostgresBranch:
 
     async def guard_lock(self, ledger: str, name: str, token: int) -> None:
         guard = fill("guard_lock", ledger=ledger, lock=name, token=str(token))
+        if guard not in self._guards:
+            self._guards.append(guard)
         await self._call(guard, "a guard", "table of locks")
 
     async def publish(self, publication: Publication) -> str:
@@ -191,8 +196,6 @@ class PostgresBranch:
         try:
             await self.session.script(same_schema(intro) + statement, timeout_s=self._timeout_s)
         except ServerError as error:
-            if error.sqlstate == STALE_LOCK:
-                raise StaleLock(name, error.message, sqlstate=error.sqlstate) from error
             if error.sqlstate == UNDEFINED_FUNCTION:
                 raise ParticipantRefused(name, _NO_TABLE.format(table, name)) from error
             raise self._refused(error) from error
@@ -220,39 +223,45 @@ class PostgresBranch:
         if intro.pooled:
             self._place = place_in(row, intro)
         # A SERIALIZABLE branch that wrote nothing may still have to fail, because of its predicate locks.
-        if self._xid is None and row["isolation"] != "serializable":
+        if self._xid is None and row["isolation"] != "serializable" and not self._guards:
             return Work.READ_ONLY
         return Work.WRITES
 
-    async def prepare(self) -> PrepareResult:
+    def prepare(self) -> Awaitable[PrepareResult]:
+        if self._handle.undoubt_end() or not self._pipelines:
+            return self._prepare_by_script()
+        self._asked = True
+        return self._prepare_in_pipeline().then(self._voted)
+
+    def _voted(self, answered: Answered[Answers]) -> PrepareResult:
+        """The vote, as the answers to the pipeline of PREPARE show it."""
+        try:
+            answers = answered.result()
+        except (ServerError, NotSent, NoAnswer) as error:
+            return self._not_prepared(error)
+        if (failure := self._look_at_prepared(_last_result(answers))) is not None:
+            self._asked = False
+            return PrepareResult(Vote.ABORT, reason=failure)
+        self._evidence = self._evidence_of(answers)
+        if self._evidence is None:
+            # What is prepared was not checked: ``_asked`` stays set, so that it is rolled back.
+            return PrepareResult(Vote.ABORT, reason=self._failed(GUARD_REPLACED))
+        return PrepareResult(Vote.PREPARED, self._evidence)
+
+    async def _prepare_by_script(self) -> PrepareResult:
         try:
             self._stop_application()
         except BranchFailed as error:
             return PrepareResult(Vote.ABORT, reason=error)
         before, self._asked = self.session.application_name, True
-        pipelined = self._pipelines
         try:
-            if pipelined:
-                answers = await self._prepare_in_pipeline()
-                answer = _last_result(answers)
-            else:
-                answer = await self._prepare_by_script()
-        except ServerError as error:
-            return self._prepare_refused(error)
-        except NotSent as error:
-            self._asked = False
-            return PrepareResult(Vote.ABORT, reason=self._lost(" before PREPARE", error))
-        except NoAnswer as error:
-            raise PrepareUnanswered(participant_error(self._around.name, error)) from error
+            answer = await self.session.script(self._prepare_script(), timeout_s=self._timeout_s)
+        except (ServerError, NotSent, NoAnswer) as error:
+            return self._not_prepared(error)
         if (failure := self._look_at_prepared(answer)) is not None:
             self._asked = False
             return PrepareResult(Vote.ABORT, reason=failure)
-        if pipelined:
-            self._evidence = self._evidence_of(answers)
-            if self._evidence is None:
-                # What is prepared was not checked: ``_asked`` stays set, so that it is rolled back.
-                return PrepareResult(Vote.ABORT, reason=self._failed(GUARD_REPLACED))
-        elif (report := self.session.application_name) != before:
+        if (report := self.session.application_name) != before:
             # Otherwise a pooler did not pass the report on.
             self._evidence = await self._reported(report)
         return PrepareResult(Vote.PREPARED, self._evidence)
@@ -267,36 +276,33 @@ class PostgresBranch:
         commits; empty for other branches."""
         return self._proof if self._gid.protocol is Protocol.THREE_PHASE else b""
 
-    async def _prepare_in_pipeline(self) -> Answers:
+    def _prepare_in_pipeline(self) -> Continued[Answers]:
         intro, keep, proof = self.session.intro, self._handle.undoubt_keeps, self._note_proof
         before, guard = guards_of_prepare(intro, self._around.owners, bool(proof), keep)
-        steps = [*before, Step(guard, (self._marker,), keep)]
+        steps = [*self._guards_again(), *before, Step(guard, (self._marker,), keep)]
         if proof:
             steps += note_steps(proof, intro)
         steps.append(Step(f"prepare transaction {self._quoted}"))
-        return await self.session.pipeline(steps, timeout_s=self._timeout_s)
+        return self.session.pipeline(steps, timeout_s=self._timeout_s)
 
     def _evidence_of(self, answers: Answers) -> Evidence | None:
         """The evidence that the guard has given in its row before PREPARE. None if the row is not one that
         the guard gives: the guard has been replaced."""
-        rows = answers.rows[-4 if self._note_proof else -2]
-        guard = rows[0] if len(rows) == 1 else ()
-        if len(guard) != GUARD_COLUMNS or guard[0] is None or not guard[0].isdecimal():
-            return None
-        xid = int(guard[0])
-        if self._place is None:
-            return Evidence(xid)
-        high, _, low = (guard[1] or "0/0").partition("/")
-        return Evidence(xid, *self._place, (int(high, 16) << 32) + int(low, 16) or None)
+        return read_row(answers.rows[-4 if self._note_proof else -2], self._place)
 
-    async def _prepare_by_script(self) -> CommandResult:
+    def _guards_again(self) -> list[Step]:
+        return [Step(each) for each in shown_again(self._guards, self.session.intro)]
+
+    def _with_guards(self, script: str) -> str:
+        return "; ".join([*shown_again(self._guards, self.session.intro), script])
+
+    def _prepare_script(self) -> str:
         intro = self.session.intro
         lent = self._slot.timeouts_ms is not None
         head = report_head(self._name, pooler=intro.pooled)
         note = note_script(self._note_proof, intro)
         script = guard_script(self._marker, head, intro, self._around.owners, lent=lent, noted=bool(note))
-        script += f"; {note}prepare transaction {self._quoted}"
-        return await self.session.script(script, timeout_s=self._timeout_s)
+        return self._with_guards(f"{script}; {note}prepare transaction {self._quoted}")
 
     async def _reported(self, report: str) -> Evidence | None:
         intro = self.session.intro
@@ -307,10 +313,12 @@ class PostgresBranch:
             await self._around.draw_history()
         return evidence
 
-    def _prepare_refused(self, error: ServerError) -> PrepareResult:
-        if error.fatal:
+    def _not_prepared(self, error: ServerError | NotSent | NoAnswer) -> PrepareResult:
+        if isinstance(error, NoAnswer) or (isinstance(error, ServerError) and error.fatal):
             raise PrepareUnanswered(participant_error(self._around.name, error)) from error
         self._asked = False
+        if isinstance(error, NotSent):
+            return PrepareResult(Vote.ABORT, reason=self._lost(" before PREPARE", error))
         return PrepareResult(Vote.ABORT, reason=self._refused(error))
 
     def _look_at_prepared(self, answer: CommandResult) -> BranchFailed | None:
@@ -357,12 +365,12 @@ class PostgresBranch:
         try:
             if self._pipelines:
                 steps = one_phase_steps(self._marker, proof, intro, certain=certain, keep=keep)
-                answer = await self._last_of(steps)
+                answer = await self._last_of([*self._guards_again(), *steps])
             else:
                 note = f"{query('note_certain')}; " if certain else ""
                 note += note_script(proof, intro)
                 script = f"{query('guard_deferred')}; {commit_guard(self._marker)}; {note}commit"
-                answer = await self.session.script(script, timeout_s=self._timeout_s)
+                answer = await self.session.script(self._with_guards(script), timeout_s=self._timeout_s)
         except ServerError as error:
             if error.fatal:
                 return await self._ask_books(proof, certain, error)
@@ -405,9 +413,9 @@ class PostgresBranch:
         try:
             if self._pipelines:
                 steps = agent_steps(self._marker, entry, branches, intro, keep=keep)
-                answer = await self._last_of(steps)
+                answer = await self._last_of([*self._guards_again(), *steps])
             else:
-                script = agent_script(self._marker, entry, branches, intro)
+                script = self._with_guards(agent_script(self._marker, entry, branches, intro))
                 answer = await self.session.script(script, timeout_s=self._timeout_s)
         except ServerError as error:
             if not unanswered_commit(error):
@@ -426,7 +434,33 @@ class PostgresBranch:
             raise AgentUnanswered(unconfirmed(self._around.name, "committed", warning))
         self._over = Settled.APPLIED
 
-    async def commit(self) -> Settled:
+    def commit(self) -> Awaitable[Settled]:
+        if self._over is not None or not self._asked or not self._pipelines:
+            return self._commit()
+        steps = [Step(f"commit prepared {self._quoted}")]
+        timeout_s = self._around.statement_timeout_s
+        ended = self.session.pipeline(steps, behind=self._reset(), timeout_s=timeout_s)
+        return ended.then(self._committed)
+
+    def _committed(self, answered: Answered[Answers]) -> Settled | Coroutine[Any, Any, Settled]:
+        """What the answer to the pipeline of COMMIT PREPARED means."""
+        try:
+            warning = _last_result(answered.result()).unconfirmed
+        except ServerError as error:
+            if error.sqlstate != IN_USE:
+                return self._commit_elsewhere()
+            self._over = Settled.BUSY
+        except (NoAnswer, NotSent):
+            return self._commit_elsewhere()
+        else:
+            self._over = Settled.APPLIED if warning is None else not_confirmed(self._gid, warning.message)
+        return self._final()
+
+    async def _commit_elsewhere(self) -> Settled:
+        self._over = await self._around.settle(self._gid, Decision.COMMIT, self._evidence)
+        return self._final()
+
+    async def _commit(self) -> Settled:
         if self._over is None:
             self._over = await (self._settle(Decision.COMMIT) if self._asked else self._end_reading())
         return self._final()
@@ -447,9 +481,7 @@ class PostgresBranch:
         """End the prepared branch, first on its own session, which mostly works as the owner's role."""
         timeout_s = self._around.statement_timeout_s
         try:
-            return await end_prepared(
-                self.session, self._gid, order, timeout_s, behind=self._reset(), quoted=self._quoted
-            )
+            return await end_prepared(self.session, self._gid, order, timeout_s, behind=self._reset())
         except ServerError as error:
             if error.sqlstate == IN_USE:
                 return Settled.BUSY
@@ -559,37 +591,6 @@ class PostgresBranch:
 
     def _failed(self, message: str) -> BranchFailed:
         return BranchFailed(self._around.name, message)
-
-
-async def end_prepared(
-    session: ServerSession,
-    gid: Gid | Foreign,
-    order: Decision,
-    timeout_s: float,
-    *,
-    behind: Sequence[Step] = (),
-    quoted: str = "",
-) -> Settled:
-    """COMMIT PREPARED or ROLLBACK PREPARED of ``gid`` in the current role of the session, and the steps
-    ``behind`` it, which are not waited for. ``quoted``: the gid as SQL, if the caller has it. Raises the
-    errors of ``session``."""
-    verb = "commit" if order is Decision.COMMIT else "rollback"
-    command = f"{verb} prepared {quoted or literal(str(gid))}"
-    if behind:
-        answer = _last_result(await session.pipeline([Step(command)], behind=behind, timeout_s=timeout_s))
-    else:
-        answer = await session.script(command, timeout_s=timeout_s)
-    if order is Decision.ABORT:
-        return Settled.APPLIED
-    warning = answer.unconfirmed
-    why = None if warning is None else warning.message
-    if why is None and session.intro.pooled:
-        why = await unconfirmed_behind_pooler(session, timeout_s)
-    if why is not None:
-        # Committed on this server, but perhaps on no other: not final. A repeated call gets evidence.
-        log.warning("%s is committed, but no synchronous standby confirmed it: %s", gid, why)
-        return Settled.BUSY
-    return Settled.APPLIED
 
 
 def _last_result(answers: Answers) -> CommandResult:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import base64
 import re
+from collections.abc import Sequence
 
 from undoubt.participants.contract import Evidence
 from undoubt.participants.foreign_ground import ALONE_WRITING
@@ -100,6 +101,35 @@ def note_script(proof: bytes, intro: ServerParameters) -> str:
     if not proof:
         return ""
     return same_schema(intro) + fill("note_commit", proof=f"\\x{proof.hex()}") + "; "
+
+
+def shown_again(guards: Sequence[str], intro: ServerParameters) -> list[str]:
+    """The statements that repeat ``guards``, which have shown tokens of locks in a branch; none without any.
+
+    They are sent before the end of the branch, in its round trip: a savepoint that was rolled back has undone
+    a guard inside of it, and a later holder may have been there since. The application may have changed the
+    role: they run in the role of the session."""
+    if not guards:
+        return []
+    schema = same_schema(intro).removesuffix("; ")
+    return [schema, fill("guard_as", role=intro.role), *guards, query("guard_as_before")]
+
+
+GUARD_COLUMNS = 4
+"""Of the row of PREPARE's guard: transaction id, position in the WAL, and two that only have effects."""
+
+
+def read_row(rows: Sequence[Sequence[str | None]], place: Place | None) -> Evidence | None:
+    """The evidence in the row of PREPARE's guard in a pipeline. None if it is not a row that the guard
+    gives."""
+    guard = rows[0] if len(rows) == 1 else ()
+    if len(guard) != GUARD_COLUMNS or guard[0] is None or not guard[0].isdecimal():
+        return None
+    xid = int(guard[0])
+    if place is None:
+        return Evidence(xid)
+    high, _, low = (guard[1] or "0/0").partition("/")
+    return Evidence(xid, *place, (int(high, 16) << 32) + int(low, 16) or None)
 
 
 _REPORT = re.compile(r"([A-Za-z0-9+/]{16})\.(?:((?:[A-Za-z0-9+/]{4}){0,4})\.)?")

@@ -243,7 +243,8 @@ class Pool(Generic[S]):
                 waiter.set_result(slot)
                 return
         self._idle.append(slot)
-        if self._timer is None or self._timer_due > slot.idle_since + CLEAN_AFTER_S:
+        due = self._due(slot)
+        if due is not None and (self._timer is None or self._timer_due > due):
             self._set_timer()
 
     def _pop_idle(self) -> Slot[S] | None:
@@ -253,6 +254,12 @@ class Pool(Generic[S]):
                 return slot
             slot.session.discard()
         return None
+
+    def _due(self, slot: Slot[S]) -> float | None:
+        """When an idle session has to be cleaned or closed; None: never."""
+        if self._is_dirty(slot):
+            return slot.idle_since + CLEAN_AFTER_S
+        return slot.idle_since + self._idle_s if self._idle_s > 0 else None
 
     def _set_timer(self) -> None:
         """Set the timer to the time at which the next session has to be cleaned or closed."""

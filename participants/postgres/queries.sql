@@ -305,6 +305,14 @@ delete from undoubt.undoubt_agent as a
 -- then. The row stays locked until the branch ends, so that the next holder waits for it.
 select undoubt.guard_lock({ledger}::pg_catalog.text, {lock}::pg_catalog.text, {token}::pg_catalog.int8)
 
+-- name: guard_as
+-- Before guard_lock is repeated: from here on the role of the session, instead of the one that the application chose.
+select pg_catalog.set_config('undoubt.role', pg_catalog.current_setting('role'), true),
+       pg_catalog.set_config('role', {role}, true)
+
+-- name: guard_as_before
+select pg_catalog.set_config('role', pg_catalog.current_setting('undoubt.role'), true)
+
 -- name: publish
 -- Fails with 22P02 and the text "undoubt marker" outside the transaction of the branch: the message would be visible
 -- although the branch may abort. The text of the error cannot be computed before the marker has been compared.

@@ -11,6 +11,8 @@ from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from undoubt.participants.tasks import Continued
+
 FATAL = frozenset({"FATAL", "PANIC"})
 """The severities of errors that end the session."""
 
@@ -209,10 +211,10 @@ class ServerSession(Protocol):
         """Whether :meth:`pipeline` can be used now."""
         ...
 
-    async def pipeline(
+    def pipeline(
         self, steps: Sequence[Step], *, behind: Sequence[Step] = (), timeout_s: float
-    ) -> Answers:
-        """Send ``steps``, and wait for their answers: a step runs only if all steps before it have succeeded.
+    ) -> Continued[Answers]:
+        """Send ``steps``; returns their answers: a step runs only if all steps before it have succeeded.
         ``behind`` is sent in the same piece as a pipeline of its own, which runs whatever became of the
         first; whether it succeeds shows in ``self.behind``. Raises the first ``ServerError`` of a step,
         ``NoAnswer``, ``NotSent``."""

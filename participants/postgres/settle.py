@@ -17,7 +17,7 @@ from undoubt.participants.contract import Decision, Evidence, PreparedBranch, Se
 from undoubt.participants.errors import ParticipantRefused
 from undoubt.participants.ids import Foreign, Gid
 from undoubt.participants.postgres.admin_pool import Management, refuse_standby
-from undoubt.participants.postgres.branch import end_prepared
+from undoubt.participants.postgres.end_prepared import end_prepared
 from undoubt.participants.postgres.history import lsn
 from undoubt.participants.postgres.roles import missing_grant, owned
 from undoubt.participants.postgres.session import (
@@ -121,8 +121,8 @@ class Settler:
         it was ended, by the status of its transaction id."""
         if settled is Settled.ABSENT:
             return await self._absent(order, evidence)
-        fate = XactStatus.UNKNOWN if evidence is None else await self.evidence(evidence)
-        return settled if fate is XactStatus.UNKNOWN else judge(order, fate)
+        xact_status = XactStatus.UNKNOWN if evidence is None else await self.evidence(evidence)
+        return settled if xact_status is XactStatus.UNKNOWN else judge(order, xact_status)
 
     async def _refused(
         self, gid: Gid, order: Decision, evidence: Evidence | None, error: ServerError
@@ -338,7 +338,7 @@ class Settler:
         refuse_standby(participant, row)
         if row["here"] and row["behind"]:
             return self._set_back(evidence)
-        return FATES.get(row["status"], XactStatus.UNKNOWN)
+        return XACT_STATUSES.get(row["status"], XactStatus.UNKNOWN)
 
     def _set_back(self, evidence: Evidence) -> XactStatus:
         """The status if the server matches the evidence, but its WAL does not reach the position of the
@@ -424,7 +424,7 @@ _NOT_REPORTED = frozenset({NO_RIGHT, "42883", "3F000"})
 """No right, or a database without undoubt's tables, which reports no history: undefined_function,
 invalid_schema_name."""
 
-FATES = {
+XACT_STATUSES = {
     "committed": XactStatus.COMMITTED,
     "aborted": XactStatus.ABORTED,
     "in progress": XactStatus.IN_PROGRESS,

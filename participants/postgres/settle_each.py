@@ -24,7 +24,7 @@ from undoubt.participants.postgres.session import (
     PipelinedSession,
     ServerError,
 )
-from undoubt.participants.postgres.settle import FATES, Settler, holders, question
+from undoubt.participants.postgres.settle import XACT_STATUSES, Settler, holders, question
 from undoubt.participants.postgres.sqlstate import NO_RIGHT, participant_error
 from undoubt.participants.sql import identifier, literal
 
@@ -100,12 +100,12 @@ class PipelinedSettler(Settler):
             _fill(asked, error)  # nothing was sent
         finally:
             self._pool.release(slot)
-        fates = await self._fates(
+        xact_statuses = await self._xact_statuses(
             one.ending.evidence
             for one in asked
             if isinstance(one.answer, _Unproved) and one.ending.evidence is not None
         )
-        return [await self._conclude(one.ending, one.answer, fates) for one in asked]
+        return [await self._conclude(one.ending, one.answer, xact_statuses) for one in asked]
 
     async def _ask(self, session: PipelinedSession, asked: Sequence[_Asked]) -> None:
         """Send all, and note each answer. Raises the errors of ``session``, and ``ParticipantError`` if
@@ -193,7 +193,7 @@ class PipelinedSettler(Settler):
             raise NoAnswer(str(lost), lost.sqlstate)
 
     async def _conclude(
-        self, ending: Ending, answer: _Answer | None, fates: Mapping[Evidence, XactStatus]
+        self, ending: Ending, answer: _Answer | None, xact_statuses: Mapping[Evidence, XactStatus]
     ) -> Settled | ParticipantError:
         gid, order, evidence = ending
         try:
@@ -201,11 +201,11 @@ class PipelinedSettler(Settler):
                 case ServerError():
                     return await self._refused(gid, order, evidence, answer)
                 case _Unproved(settled):
-                    fate = XactStatus.UNKNOWN
+                    xact_status = XactStatus.UNKNOWN
                     if evidence is not None:
-                        fate = fates.get(evidence) or await self.evidence(evidence)
-                    unknown = fate is XactStatus.UNKNOWN and settled is not Settled.ABSENT
-                    return settled if unknown else judge(order, fate)
+                        xact_status = xact_statuses.get(evidence) or await self.evidence(evidence)
+                    unknown = xact_status is XactStatus.UNKNOWN and settled is not Settled.ABSENT
+                    return settled if unknown else judge(order, xact_status)
                 case Settled() | ParticipantError():
                     return answer
                 case None:
@@ -213,13 +213,13 @@ class PipelinedSettler(Settler):
         except ParticipantError as error:
             return error
 
-    async def _fates(self, asked: Iterable[Evidence]) -> Mapping[Evidence, XactStatus]:
+    async def _xact_statuses(self, asked: Iterable[Evidence]) -> Mapping[Evidence, XactStatus]:
         """The statuses of transaction ids, one statement for all of one history. Those that the server does
         not report so (an id that it has not assigned is an error of the whole statement) are missing."""
         places: dict[tuple[object, ...], list[Evidence]] = {}
         for evidence in asked:
             places.setdefault((evidence.system, evidence.timeline, evidence.history), []).append(evidence)
-        fates: dict[Evidence, XactStatus] = {}
+        xact_statuses: dict[Evidence, XactStatus] = {}
         for those in places.values():
             # A server that has reached the highest position has reached all. Without one of them, none
             # counts.
@@ -238,8 +238,8 @@ class PipelinedSettler(Settler):
                 continue
             if row["here"] and not row["behind"]:
                 for evidence, status in zip(those, row["status"], strict=True):
-                    fates[evidence] = FATES.get(status, XactStatus.UNKNOWN)
-        return fates
+                    xact_statuses[evidence] = XACT_STATUSES.get(status, XactStatus.UNKNOWN)
+        return xact_statuses
 
 
 def _fill(asked: Sequence[_Asked], error: ParticipantError) -> None:

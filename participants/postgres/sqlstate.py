@@ -15,6 +15,7 @@ from undoubt.participants.errors import (
     ParticipantError,
     ParticipantRefused,
     ParticipantUnavailable,
+    StaleLock,
 )
 from undoubt.participants.postgres.session import NoAnswer, Notice, NotSent, ServerError
 
@@ -156,6 +157,8 @@ def branch_failure(participant: str, error: ServerError, failure: ServerError | 
         return swallowed(participant, failure)
     if error.fatal:
         return lost(participant, "", error, failure)
+    if error.sqlstate == STALE_LOCK:
+        return StaleLock(participant, error.message, sqlstate=error.sqlstate)
     return BranchFailed(participant, _explain(error), sqlstate=error.sqlstate)
 
 

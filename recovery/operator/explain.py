@@ -81,7 +81,11 @@ def _votes(found: SurveyedBranch, info: TransactionInfo | None, seen: Survey) ->
     gid = found.branch.gid
     if not isinstance(gid, Gid) or not found.standing.ours:
         return ()
-    prepared = {one.branch.gid.branch: one for one in seen.of(gid.txid) if isinstance(one.branch.gid, Gid)}
+    prepared = {
+        one.branch.gid.branch: one
+        for one in seen.of(gid.txid)
+        if isinstance(one.branch.gid, Gid) and one.standing.ours
+    }
     recorded = {record.number: record for record in (info.branches if info else ())}
     committed = info is not None and info.record is RecordedDecision.COMMIT
     votes = []

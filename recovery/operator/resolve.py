@@ -123,7 +123,7 @@ class Operator:
 
     async def _end_impostor(self, shown: SurveyedBranch) -> None:
         gid = shown.branch.gid
-        found = (await survey(self.ledger, self.participants)).one(gid)
+        found = (await survey(self.ledger, self.participants)).one(gid, shown.participant)
         if found.standing is not BranchStanding.IMPOSTOR:
             raise NotOurs(f"{gid} is no impostor ({found.why}). Nothing was done")
         if _identity(found) != _identity(shown):

@@ -13,11 +13,11 @@ from dataclasses import dataclass, replace
 import msgspec
 
 from undoubt.coordinator.ledger.contract import Heuristic, Ledger, RecordedDecision, Verdict
-from undoubt.participants.contract import Decision, Participant, PreparedBranch
+from undoubt.participants.contract import Decision, Evidence, Participant, PreparedBranch
 from undoubt.participants.errors import ParticipantError
 from undoubt.participants.ids import Foreign, Gid, Protocol, TxId
 from undoubt.participants.registry import Registry
-from undoubt.recovery.errors import NotAllSeen, NotPrepared
+from undoubt.recovery.errors import Conflict, NotAllSeen, NotPrepared
 from undoubt.recovery.plan import BranchStanding
 from undoubt.recovery.scan import of_lost_ledger, standings, why_impostor
 
@@ -74,16 +74,23 @@ class Survey:
             if one.branch.gid == name or (isinstance(one.branch.gid, Gid) and one.branch.gid.txid == name)
         ]
 
-    def one(self, gid: Gid | Foreign) -> SurveyedBranch:
-        """The branch of that name. Raises ``NotPrepared``, or ``NotAllSeen`` if a participant did not
-        answer."""
-        if found := self.of(gid):
+    def one(self, gid: Gid | Foreign, participant: str = "") -> SurveyedBranch:
+        """The prepared transaction of that name, in ``participant`` if one is named. Of several in different
+        databases the one that is a branch of this ledger. Raises ``NotPrepared``, ``NotAllSeen`` if a
+        participant did not answer, and ``Conflict`` if there are several and none is a branch."""
+        found = [one for one in self.of(gid) if participant in {"", one.participant}]
+        found = [one for one in found if one.standing.ours] or found
+        if len(found) > 1:
+            names = " and in ".join(one.participant for one in found)
+            raise Conflict(f"{gid} is prepared in {names}: name one of them with --participant")
+        if found:
             return found[0]
         if self.unreachable:
             names = ", ".join(f"{name} ({error})" for name, error in self.unreachable.items())
             raise NotAllSeen(f"{gid} was not found, but not all participants answered: {names}")
         more = f"; what the ledger knows of it: undoubt tx show {gid.txid}" if isinstance(gid, Gid) else ""
-        raise NotPrepared(f"no prepared branch {gid} in any participant{more}")
+        where = f"participant {participant!r}" if participant else "any participant"
+        raise NotPrepared(f"no prepared branch {gid} in {where}{more}")
 
     def in_doubt(self, older_than_s: float = 0.0) -> list[SurveyedBranch]:
         """The branches of this ledger, or of a lost one, that have been prepared for at least that long."""
@@ -151,17 +158,42 @@ async def _prepared(
     everyone = list(participants)
     lists = await asyncio.gather(*(_list(participant) for participant in everyone))
     unreachable: dict[str, ParticipantError] = {}
-    branches: dict[str, tuple[str, PreparedBranch]] = {}
+    found: dict[str, list[tuple[str, PreparedBranch]]] = {}
     for participant, listed in zip(everyone, lists, strict=True):
         if isinstance(listed, ParticipantError):
             unreachable[participant.name] = listed
             continue
         for branch in listed:
-            # Two participants may be one database: the branch is one, under the name it was begun with.
-            text = str(branch.gid)
-            if text not in branches or getattr(branch.gid, "participant", None) in participant.names:
-                branches[text] = (participant.name, branch)
-    return [(participants.get(name), branch) for name, branch in branches.values()], unreachable
+            of_name = found.setdefault(str(branch.gid), [])
+            # Two participants may be one database: the branch is one, under the name it was begun with. On
+            # another server it is another prepared transaction, whatever its name.
+            place = next((at for at, (_, other) in enumerate(of_name) if _is_same(branch, other)), None)
+            if place is None:
+                of_name.append((participant.name, branch))
+            elif getattr(branch.gid, "participant", None) in participant.names:
+                of_name[place] = (participant.name, branch)
+    everything = [one for of_name in found.values() for one in of_name]
+    return [(participants.get(name), branch) for name, branch in everything], unreachable
+
+
+def _is_same(one: PreparedBranch, other: PreparedBranch) -> bool:
+    """Whether two lists of participants show the same prepared transaction. A clone of a server shows a copy
+    of it, which has the same id and time, in another history."""
+    if (one.gid, one.database, one.xid, one.prepared_at) != (
+        other.gid,
+        other.database,
+        other.xid,
+        other.prepared_at,
+    ):
+        return False
+    if one.evidence is None or other.evidence is None:
+        return True
+    known = zip(_server(one.evidence), _server(other.evidence), strict=True)
+    return all(mine is None or theirs is None or mine == theirs for mine, theirs in known)
+
+
+def _server(evidence: Evidence) -> tuple[object, ...]:
+    return evidence.system, evidence.timeline, evidence.history
 
 
 async def _why(

@@ -63,9 +63,9 @@ class Stage:
                 await tx.branch(name)
             return await tx.commit()
 
-    def fates(self) -> set[XactStatus]:
+    def xact_statuses(self) -> set[XactStatus]:
         return {
-            participant.fates[branch.xid]
+            participant.xact_statuses[branch.xid]
             for participant in self.participants.values()
             for branch in participant.branches
         }

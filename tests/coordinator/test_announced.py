@@ -83,7 +83,7 @@ async def test_an_announced_branch_commits_with_the_others(stages: Any) -> None:
     assert [branch.gid.branch for branch in branches] == [2, 3]
     assert tx.participants == ("alpha", "beta")
     await tx.commit()
-    assert stage.fates() == {XactStatus.COMMITTED}
+    assert stage.xact_statuses() == {XactStatus.COMMITTED}
     with pytest.raises(TransactionEnded):
         await tx.announce(Announcer(stage.participants["beta"]))
 
@@ -112,7 +112,7 @@ async def test_a_rollback_that_finds_nothing_is_recorded(stages: Any) -> None:
 
 async def test_a_deadline_that_finds_nothing_is_recorded(stages: Any) -> None:
     stage = await stages(MISSING)
-    tx = await begun(stage.coordinator, timeout=0.05)
+    tx = await begun(stage.coordinator, timeout=0.2)
     await tx.announce(Announcer(stage.participants["alpha"]))
     while tx.active:
         await asyncio.sleep(0.01)
@@ -127,7 +127,7 @@ async def test_a_rollback_that_finds_it_needs_no_record(stages: Any) -> None:
     await tx.announce(Announcer(stage.participants["alpha"]))
     await tx.rollback()
     assert await record(stage, tx) is RecordedDecision.NOT_RECORDED
-    assert stage.fates() == {XactStatus.ABORTED}
+    assert stage.xact_statuses() == {XactStatus.ABORTED}
 
 
 async def test_a_rollback_that_is_not_answered_is_recorded(stages: Any) -> None:

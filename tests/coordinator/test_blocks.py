@@ -83,7 +83,7 @@ async def test_an_abort_from_outside_is_never_silent(
     with pytest.raises(TransactionAborted) as raised:
         await in_a_task(program())
     assert raised.value.cause is VICTIM
-    assert stage.fates() == {XactStatus.ABORTED}
+    assert stage.xact_statuses() == {XactStatus.ABORTED}
 
 
 async def test_a_cancellation_in_the_same_moment_is_not_lost(stage: Stage) -> None:
@@ -97,7 +97,7 @@ async def test_a_cancellation_in_the_same_moment_is_not_lost(stage: Stage) -> No
 
     with pytest.raises(asyncio.CancelledError):
         await in_a_task(program())
-    assert stage.fates() == {XactStatus.ABORTED}
+    assert stage.xact_statuses() == {XactStatus.ABORTED}
 
 
 async def test_an_error_of_the_application_passes(stage: Stage) -> None:
@@ -109,7 +109,7 @@ async def test_an_error_of_the_application_passes(stage: Stage) -> None:
 
     with pytest.raises(KeyError):
         await in_a_task(program())
-    assert stage.fates() == {XactStatus.ABORTED}
+    assert stage.xact_statuses() == {XactStatus.ABORTED}
 
 
 @contextlib.asynccontextmanager
@@ -194,7 +194,7 @@ async def test_the_timeout_undoes_it_whoever_entered_it(stage: Stage, way_in: An
 
     await in_a_task(program())
     assert seen == [in_block]
-    assert stage.fates() == {XactStatus.ABORTED}
+    assert stage.xact_statuses() == {XactStatus.ABORTED}
 
 
 async def test_a_block_that_is_left_late_holds_nothing(stage: Stage) -> None:
@@ -205,7 +205,7 @@ async def test_a_block_that_is_left_late_holds_nothing(stage: Stage) -> None:
             await tx.branch("alpha")
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.sleep(60)
-            while stage.fates() != {XactStatus.ABORTED}:
+            while stage.xact_statuses() != {XactStatus.ABORTED}:
                 await asyncio.sleep(0.01)
 
 
@@ -217,7 +217,7 @@ async def test_the_deadline_holds_after_a_branch_that_failed(stage: Stage) -> No
     await tx.branch("alpha")
     with pytest.raises(ParticipantUnavailable):
         await tx.branch("beta")
-    while stage.fates() != {XactStatus.ABORTED}:
+    while stage.xact_statuses() != {XactStatus.ABORTED}:
         await asyncio.sleep(0.01)
     with pytest.raises(TransactionAborted) as raised:
         await tx.commit()
@@ -233,7 +233,7 @@ async def test_what_commit_raised_is_raised_again(stage: Stage) -> None:
                 await tx.branch(name)
             with contextlib.suppress(TransactionAborted):
                 await tx.commit()
-    assert stage.fates() == {XactStatus.ABORTED}
+    assert stage.xact_statuses() == {XactStatus.ABORTED}
 
 
 async def test_a_commit_that_was_not_waited_for_is_waited_for(stage: Stage) -> None:
@@ -251,7 +251,7 @@ async def test_a_commit_that_was_not_waited_for_is_waited_for(stage: Stage) -> N
             await tx.branch(name)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(tx.commit(), 0.01)
-    assert stage.fates() == {XactStatus.COMMITTED}
+    assert stage.xact_statuses() == {XactStatus.COMMITTED}
     await opening
 
 
@@ -272,7 +272,7 @@ async def test_a_rollback_of_the_application_is_no_error(stage: Stage) -> None:
     async with stage.coordinator.transaction() as tx:
         await tx.branch("alpha")
         await tx.rollback()
-    assert stage.fates() == {XactStatus.ABORTED}
+    assert stage.xact_statuses() == {XactStatus.ABORTED}
 
 
 async def test_a_commit_that_was_refused_is_raised_again(stage: Stage) -> None:
@@ -286,7 +286,7 @@ async def test_a_commit_that_was_refused_is_raised_again(stage: Stage) -> None:
                 await tx.branch("beta")
             with contextlib.suppress(TransactionAborted):
                 await tx.commit()
-    assert stage.fates() == {XactStatus.ABORTED}
+    assert stage.xact_statuses() == {XactStatus.ABORTED}
 
 
 @pytest.mark.parametrize("door", ["block", "commit", "run"])
@@ -331,7 +331,7 @@ async def test_a_commit_that_goes_on_is_noted(stage: Stage, door: str, by: str) 
     assert seen[0].may_have_committed
     stage.gates["prepare beta"].set()
     await seen[0].committed()
-    assert stage.fates() == {XactStatus.COMMITTED}
+    assert stage.xact_statuses() == {XactStatus.COMMITTED}
 
 
 async def test_an_error_after_the_commit_is_noted(stage: Stage) -> None:

@@ -108,4 +108,4 @@ async def test_a_function_that_returns_what_nobody_has_awaited_commits_nothing(s
     }.items():
         with pytest.raises(UsageError, match=f"{remedy} in the function"):
             await stage.coordinator.run(function)
-    assert XactStatus.COMMITTED not in stage.fates()
+    assert XactStatus.COMMITTED not in stage.xact_statuses()

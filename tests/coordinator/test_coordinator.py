@@ -189,7 +189,7 @@ async def test_what_its_coordinator_has_given_up_is_ended_while_that_lives() -> 
     await until(lambda: floors[1].floor == 2)
     for _ in stage.participants:  # one ends it, and the other finds the decision
         await RecoveryService(stage.ledger, stage.registry).run_once()
-    assert stage.fates() == {XactStatus.COMMITTED}
+    assert stage.xact_statuses() == {XactStatus.COMMITTED}
     await stage.coordinator.close()
 
 

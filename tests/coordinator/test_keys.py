@@ -191,7 +191,7 @@ async def test_every_commit_with_a_key_is_recorded(
     await shop.coordinator.close()
     assert not shop.ledger.machine.unfinished()
     assert shop.in_doubt() == 0
-    assert XactStatus.ABORTED not in shop.fates()
+    assert XactStatus.ABORTED not in shop.xact_statuses()
 
 
 async def test_key_result_and_commit_are_one_command(shop: Shop) -> None:
@@ -223,7 +223,7 @@ async def test_a_commit_without_an_answer_is_found_by_its_key(
         assert (again.repeated, again.id, again.result) == (True, caught.value.txid, {"order": 1})
     heard.set()
     await shop.coordinator.close()
-    assert shop.fates() == {XactStatus.COMMITTED}
+    assert shop.xact_statuses() == {XactStatus.COMMITTED}
 
 
 async def test_a_key_of_a_dead_coordinator_is_free_after_its_session(shop: Shop, other: Shop) -> None:

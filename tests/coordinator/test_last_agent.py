@@ -71,7 +71,7 @@ async def test_the_agent_commits_after_all_votes_and_before_all_others(stages: A
     stage = await stages()
     result = await transfer(stage)
     assert result.pending == ()
-    assert stage.fates() == {XactStatus.COMMITTED}
+    assert stage.xact_statuses() == {XactStatus.COMMITTED}
     events = stage.events
     assert events.index("check_as_agent gamma") < events.index("prepare alpha")
     assert last(events, "prepare ") < events.index("commit_as_agent gamma") < events.index("commit alpha")
@@ -88,7 +88,7 @@ async def test_the_ledger_is_asked_nothing_before_the_commit(stages: Any) -> Non
             await tx.branch(name)
         stage.ledger.down = LedgerUnavailable("no leader")
         await tx.commit()
-        assert stage.fates() == {XactStatus.COMMITTED}
+        assert stage.xact_statuses() == {XactStatus.COMMITTED}
         assert await stage.coordinator.outcome(tx.id) is RecordedDecision.COMMIT
 
 
@@ -135,7 +135,7 @@ async def test_without_all_votes_nothing_is_sent_to_the_agent(stages: Any, vote:
     with pytest.raises(TransactionAborted):
         await transfer(stage)
     assert "commit_as_agent gamma" not in stage.events
-    assert stage.fates() <= {XactStatus.ABORTED, XactStatus.IN_PROGRESS}
+    assert stage.xact_statuses() <= {XactStatus.ABORTED, XactStatus.IN_PROGRESS}
     assert stage.in_doubt() == 0
     assert rows(stage) == []
 
@@ -147,7 +147,7 @@ async def test_a_branch_that_cannot_be_the_agent_is_found_before_any_prepare(sta
     with pytest.raises(TransactionAborted, match="read only"):
         await transfer(stage)
     assert not [event for event in stage.events if event.startswith("prepare ")]
-    assert stage.fates() == {XactStatus.ABORTED}
+    assert stage.xact_statuses() == {XactStatus.ABORTED}
 
 
 async def test_a_refused_commit_aborts_all(stages: Any) -> None:
@@ -155,7 +155,7 @@ async def test_a_refused_commit_aborts_all(stages: Any) -> None:
     stage = await stages(scripts=(Script(), Script(), Script(agent=BranchFailed(AGENT, "deferred"))))
     with pytest.raises(TransactionAborted, match="deferred"):
         await transfer(stage)
-    assert stage.fates() == {XactStatus.ABORTED}
+    assert stage.xact_statuses() == {XactStatus.ABORTED}
     assert stage.in_doubt() == 0
 
 
@@ -166,7 +166,7 @@ async def test_an_unanswered_commit_that_has_not_arrived_is_aborted_for_ever(sta
         await transfer(stage)
     assert rows(stage) == [Decision.ABORT]
     stage.participants[AGENT].arrive()
-    assert stage.fates() == {XactStatus.ABORTED}
+    assert stage.xact_statuses() == {XactStatus.ABORTED}
     assert await stage.ledger.records([stage.txid]) == {stage.txid: RecordedDecision.ABORT}
 
 
@@ -184,7 +184,7 @@ async def test_an_unanswered_commit_that_has_arrived_commits_all(stages: Any) ->
     agent.agent.conclude = conclude
     result = await transfer(stage)
     assert result.pending == ()
-    assert stage.fates() == {XactStatus.COMMITTED}
+    assert stage.xact_statuses() == {XactStatus.COMMITTED}
     await stage.coordinator.close()
     assert await stage.ledger.records([stage.txid]) == {stage.txid: RecordedDecision.COMMIT}
     assert rows(stage) == [], "the ledger has it"
@@ -206,7 +206,7 @@ async def test_as_long_as_the_agent_is_silent_nothing_is_told(stages: Any) -> No
     agent.agent.down = None
     while stage.in_doubt():
         await asyncio.sleep(0.01)
-    assert stage.fates() == {XactStatus.COMMITTED}
+    assert stage.xact_statuses() == {XactStatus.COMMITTED}
 
 
 async def test_in_another_history_a_missing_row_proves_nothing(stages: Any) -> None:
@@ -236,7 +236,9 @@ async def test_the_answer_of_the_ledger_counts(stages: Any) -> None:
     await transfer(stage)
     assert rows(stage) == [Decision.ABORT]
     others = [stage.participants[name] for name in NAMES[:2]]
-    assert {each.fates[branch.xid] for each in others for branch in each.branches} == {XactStatus.COMMITTED}
+    assert {each.xact_statuses[branch.xid] for each in others for branch in each.branches} == {
+        XactStatus.COMMITTED
+    }
 
 
 async def test_one_writer_needs_no_row(stages: Any) -> None:
@@ -245,7 +247,7 @@ async def test_one_writer_needs_no_row(stages: Any) -> None:
     await transfer(stage)
     assert "one_phase gamma" in stage.events
     assert rows(stage) == []
-    assert stage.fates() == {XactStatus.COMMITTED}
+    assert stage.xact_statuses() == {XactStatus.COMMITTED}
 
 
 async def test_an_agent_that_only_read_writes_the_row(stages: Any) -> None:
@@ -257,7 +259,7 @@ async def test_an_agent_that_only_read_writes_the_row(stages: Any) -> None:
     assert rows(stage) == [Decision.COMMIT]
     stage.gates[LastAgentStep.AFTER_AGENT].set()
     await committing
-    assert stage.fates() == {XactStatus.COMMITTED}
+    assert stage.xact_statuses() == {XactStatus.COMMITTED}
 
 
 async def test_readers_end_after_the_agent(stages: Any) -> None:
@@ -272,14 +274,14 @@ async def test_the_agent_takes_part_though_it_was_not_used(stages: Any) -> None:
     stage = await stages()
     await transfer(stage, "alpha", "beta")
     assert stage.events.index("begin gamma") < stage.events.index("prepare alpha")
-    assert stage.fates() == {XactStatus.COMMITTED}
+    assert stage.xact_statuses() == {XactStatus.COMMITTED}
 
 
 async def test_an_agent_that_cannot_be_begun_aborts(stages: Any) -> None:
     stage = await stages(scripts=(Script(), Script(), Script(begin=LOST)))
     with pytest.raises(TransactionAborted, match="the connection was lost"):
         await transfer(stage, "alpha", "beta")
-    assert stage.fates() == {XactStatus.ABORTED}
+    assert stage.xact_statuses() == {XactStatus.ABORTED}
 
 
 async def test_an_agent_is_named_with_this_protocol_alone(stages: Any) -> None:
@@ -320,12 +322,12 @@ async def test_a_second_branch_that_cannot_prepare_is_refused_before_any_prepare
     stage = await stages(scripts=(Script(prepares=False, work=work), Script(), Script(prepares=False)))
     if work is Work.READ_ONLY:
         await transfer(stage)
-        assert stage.fates() == {XactStatus.COMMITTED}
+        assert stage.xact_statuses() == {XactStatus.COMMITTED}
         return
     with pytest.raises(TransactionAborted, match="'alpha' cannot prepare"):
         await transfer(stage)
     assert not [event for event in stage.events if event.startswith("prepare ")]
-    assert stage.fates() == {XactStatus.ABORTED}
+    assert stage.xact_statuses() == {XactStatus.ABORTED}
 
 
 async def test_an_agent_alone_is_recorded_if_every_commit_is(stages: Any) -> None:
@@ -347,7 +349,7 @@ async def test_a_branch_alone_is_prepared_if_every_branch_is(stages: Any) -> Non
     stage = await stages()
     await transfer(stage, "alpha", prepares_all=True)
     assert "commit_as_agent gamma" in stage.events
-    assert stage.fates() == {XactStatus.COMMITTED}
+    assert stage.xact_statuses() == {XactStatus.COMMITTED}
 
 
 async def test_sessions_of_an_agent_are_its_own(stages: Any) -> None:
@@ -379,7 +381,7 @@ async def test_after_a_failover_transactions_begin_in_the_new_history(stages: An
     while await bound_to(stage) == "the first history":
         await asyncio.sleep(0.05)
     await transfer(stage)
-    assert stage.fates() == {XactStatus.COMMITTED, XactStatus.ABORTED}
+    assert stage.xact_statuses() == {XactStatus.COMMITTED, XactStatus.ABORTED}
 
 
 @pytest.mark.parametrize("arrives", [False, True])
@@ -404,4 +406,4 @@ async def test_recovery_ends_what_a_dead_coordinator_left(stages: Any, arrives: 
     await RecoveryService(stage.ledger, stage.registry).run_once()
     assert stage.in_doubt() == 0
     agent.arrive()
-    assert stage.fates() == {XactStatus.COMMITTED if arrives else XactStatus.ABORTED}
+    assert stage.xact_statuses() == {XactStatus.COMMITTED if arrives else XactStatus.ABORTED}

@@ -4,7 +4,9 @@ fails."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
@@ -13,12 +15,15 @@ from tests.coordinator.stage import Stage
 from undoubt.coordinator.coordinator import Coordinator
 from undoubt.coordinator.errors import (
     CoordinatorClosed,
+    LedgerLocked,
     LedgerUnavailable,
     LockLost,
     LockTimeout,
     TransactionAborted,
     TransactionEnded,
 )
+from undoubt.coordinator.ledger.contract import Session
+from undoubt.coordinator.ledger.locks import LockEntry
 from undoubt.coordinator.ledger.memory import MemoryLedger
 from undoubt.coordinator.settings import CoordinatorSettings
 from undoubt.coordinator.transaction import Transaction
@@ -156,6 +161,53 @@ async def test_a_waiter_whose_session_ended_asks_again() -> None:
         assert await queue_of(ledger) == [True]
 
 
+@pytest.mark.parametrize("ended", ["session", "grant"])
+async def test_a_block_whose_lock_has_ended_unnoticed(ended: str) -> None:
+    """A process that was stopped goes on, and ends its block before it has heard anything: it would take its
+    work for protected."""
+    ledger = MemoryLedger()
+    async with coordinators(ledger) as (one, other):
+        with pytest.raises(LockLost):
+            async with one.lock("job") as lock:
+                if ended == "session":
+                    await ledger.elapse(3 * TTL_S)
+                else:
+                    assert await ledger.revoke_lock("job", lock.token)
+                    assert lock.held
+                second = await other.lock("job").acquire()
+        lock = await one.lock("another").acquire()
+        assert await ledger.revoke_lock("another", lock.token)
+        assert await lock.release() is False
+        assert await second.release() is True
+        assert await second.release() is False
+
+
+@pytest.mark.parametrize("young", [True, False])
+async def test_the_end_of_a_block_while_the_ledger_does_not_answer(
+    young: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Broken if the block ends as if the lock had been held although its session may have expired, or fails
+    although the session certainly lasts."""
+    ledger = MemoryLedger()
+    async with coordinators(ledger, 1) as (one,):
+        loop = asyncio.get_running_loop()
+        before = loop.time()
+        lock = await one.lock("job").acquire()
+        ledger.down = LedgerUnavailable("down, in this test")
+
+        async def no_answer(*_: object) -> None:
+            raise LedgerUnavailable("down, in this test")
+
+        ledger.keep_alive = no_answer  # type: ignore[method-assign, assignment]
+        monkeypatch.setattr(loop, "time", lambda: before + (0.0 if young else 2 * TTL_S))
+        with contextlib.ExitStack() as stack:
+            if not young:
+                stack.enter_context(pytest.raises(LockLost, match="could not be renewed in time"))
+            await lock.__aexit__(None, None, None)
+        monkeypatch.undo()
+        ledger.down = None
+
+
 async def test_a_ledger_that_does_not_answer_makes_the_lock_uncertain() -> None:
     """A holder would believe in a lock that the ledger may have given away."""
     ledger = MemoryLedger()
@@ -178,6 +230,36 @@ async def test_a_ledger_that_does_not_answer_makes_the_lock_uncertain() -> None:
         assert await queue_of(ledger) == []
 
 
+async def test_a_lock_is_uncertain_after_the_machine_was_suspended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock of the event loop stands still while a machine is suspended; the ledger's does not."""
+    clock_gettime, asleep_s = time.clock_gettime, 0.0
+
+    def clock(which: int) -> float:
+        return clock_gettime(which) + (asleep_s if which == time.CLOCK_BOOTTIME else 0.0)
+
+    monkeypatch.setattr(time, "clock_gettime", clock)
+    async with coordinators(MemoryLedger(), 1) as (one,), one.lock("job") as lock:
+        held = [lock.held]
+        asleep_s = 3600.0
+        assert [*held, lock.held] == [True, False]
+        await until(lambda: lock.held)  # its session is renewed: this ledger has not noticed
+
+
+async def test_a_ledger_whose_clock_runs_faster_has_not_given_the_lock_away(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Broken if a holder is certain for as long by its own clock as the ledger waits by another one."""
+    async with coordinators(MemoryLedger(), 1) as (one,), one.lock("job") as lock:
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        monkeypatch.setattr(loop, "time", lambda: now + 0.9 * TTL_S)
+        held = [lock.held]
+        monkeypatch.setattr(loop, "time", lambda: now + 0.995 * TTL_S)
+        held.append(lock.held)
+        monkeypatch.undo()
+    assert held == [True, False]
+
+
 async def test_a_release_that_is_not_answered_is_repeated() -> None:
     """The lock would stay held as long as its process lives."""
     ledger = MemoryLedger()
@@ -188,6 +270,91 @@ async def test_a_release_that_is_not_answered_is_repeated() -> None:
         ledger.down = None
         assert await queue_of(ledger) == [True]
         await until(lambda: not ledger.machine.state.locks.queues)
+
+
+async def test_a_session_that_ends_while_its_locks_are_compared() -> None:
+    """An operator would look for another one who has released the lock."""
+    ledger = MemoryLedger()
+    async with coordinators(ledger, 1) as (one,):
+        lock = await one.lock("job").acquire()
+        session_locks = ledger.session_locks
+
+        async def too_late(session: int, nonce: str) -> Sequence[LockEntry]:
+            await ledger.elapse(3 * TTL_S)
+            return await session_locks(session, nonce)
+
+        ledger.session_locks = too_late  # type: ignore[method-assign]
+        assert (await lock.lost()).startswith("its session")
+
+
+@pytest.mark.parametrize("call", ["unlock", "session_locks"])
+async def test_a_session_is_renewed_whatever_else_is_slow(call: str) -> None:
+    """A process that gives many locks back would lose those that it keeps."""
+    ledger, renewed = MemoryLedger(), 0
+    keep_alive = ledger.keep_alive
+
+    async def no_answer(*_: object) -> None:
+        await asyncio.Event().wait()
+
+    async def count(session: Session, floor: int) -> None:
+        nonlocal renewed
+        await keep_alive(session, floor)
+        renewed += session.id == kept
+
+    async with coordinators(ledger, 1) as (one,), one.lock("kept") as lock:
+        kept = ledger.machine.state.locks.queues["kept"][0].request.session
+        other = await one.lock("job").acquire()
+        ledger.down = LedgerUnavailable("down, in this test")
+        await other.release()  # it will be ended later
+        ledger.down = None
+        setattr(ledger, call, no_answer)
+        ledger.keep_alive = count  # type: ignore[method-assign]
+        await until(lambda: renewed > 4)
+        assert lock.held
+        delattr(ledger, call)
+
+
+@pytest.mark.parametrize("call", ["open_session", "lock", "lock_entry"])
+@pytest.mark.parametrize("silent", [True, False])
+async def test_a_request_waits_while_the_ledger_does_not_answer(
+    call: str, silent: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a timeout a candidate for leadership would fail with the first outage of the ledger; with one
+    it would wait for longer, or would not be told that the lock was not granted."""
+    monkeypatch.setattr("undoubt.coordinator.locks.ANSWER_S", 0.05)
+    monkeypatch.setattr("undoubt.coordinator.locks.RETRY_S", 0.01)
+    ledger = MemoryLedger()
+    async with coordinators(ledger) as (one, other):
+        holder = await other.lock("job").acquire()
+        asked, answers, method = 0, False, getattr(ledger, call)
+
+        async def no_answer(*arguments: object, **options: object) -> object:
+            nonlocal asked
+            asked += 1
+            if answers:
+                return await method(*arguments, **options)
+            if silent:
+                await asyncio.Event().wait()
+            raise (LedgerUnavailable if asked % 2 else LedgerLocked)("down, in this test")
+
+        setattr(ledger, call, no_answer)
+        for timeout in (0, 0.01) if call != "lock_entry" else (2.0,):
+            with pytest.raises(LockTimeout, match="the ledger does not answer") as late:
+                await one.lock("job", timeout=timeout).acquire()
+            assert isinstance(late.value.__cause__, LedgerUnavailable | LedgerLocked)
+        if call != "lock_entry":
+            with pytest.raises(LockTimeout):
+                await one.lock("job").try_acquire()
+        asked = 0
+        waiting = asyncio.create_task(one.lock("job").acquire())
+        await until(lambda: asked > (0 if silent else 3))
+        assert not waiting.done()
+        answers = True
+        await holder.release()
+        if silent:
+            waiting.cancel()
+        else:
+            assert (await waiting).held
 
 
 async def test_an_operators_release_is_noticed() -> None:
@@ -286,6 +453,24 @@ async def test_a_request_that_another_process_ends() -> None:
             holder = await waiter
             await tx.rollback()
         kept.check()
+
+
+async def test_a_transaction_that_would_wait_for_itself() -> None:
+    """No detector of deadlocks could see the circle: it would wait until its timeout."""
+    async with coordinators(MemoryLedger(), 1) as (one,):
+        tx = await one.transaction(timeout=60).start()
+        for shared, again in ((False, False), (False, True), (True, False)):
+            async with one.lock("job", shared=shared, tx=tx):
+                with pytest.raises(UsageError, match="not reentrant"):
+                    async with asyncio.timeout(20):
+                        await one.lock("job", shared=again, tx=tx).acquire()
+        async with one.lock("job", shared=True, tx=tx), one.lock("job", shared=True, tx=tx):
+            pass
+        async with one.lock("job", tx=tx), one.lock("another", tx=tx):
+            other = await one.transaction(timeout=60).start()
+            assert not await one.lock("job", tx=other).try_acquire()
+            await other.rollback()
+        await tx.rollback()
 
 
 async def test_the_lock_of_a_transaction_that_is_over() -> None:

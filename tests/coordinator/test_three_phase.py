@@ -62,7 +62,7 @@ async def test_each_phase_ends_before_the_next_begins(stages: Any) -> None:
     stage = await stages()
     result = await stage.transfer()
     assert result.pending == ()
-    assert stage.fates() == {XactStatus.COMMITTED}
+    assert stage.xact_statuses() == {XactStatus.COMMITTED}
     events = stage.events
     for name in NAMES:
         assert events.index(f"enlist {name}") < events.index(f"prepare {name}")
@@ -101,7 +101,7 @@ async def test_one_no_buries_all_before_anything_is_rolled_back(stages: Any, pos
         await stage.transfer()
     assert isinstance(raised.value.cause, BranchFailed)
     assert last(stage.events, "bury ") < min(stage.events.index(f"rollback {name}") for name in NAMES)
-    assert XactStatus.COMMITTED not in stage.fates()
+    assert XactStatus.COMMITTED not in stage.xact_statuses()
     assert await stage.coordinator.outcome(stage.txid) is RecordedDecision.NOT_RECORDED
 
 
@@ -173,7 +173,7 @@ async def test_a_ledger_that_is_lost_after_the_third_phase_holds_up_nothing(stag
     stage.gates[TwoPhaseStep.BEFORE_DECIDE].set()
     result = await running
     assert result.pending == ()
-    assert stage.fates() == {XactStatus.COMMITTED}
+    assert stage.xact_statuses() == {XactStatus.COMMITTED}
     stage.ledger.down = None
 
 
@@ -263,7 +263,7 @@ async def test_a_termination_that_was_faster_is_believed(stages: Any) -> None:
     stage.gates[ThreePhaseStep.AFTER_LEDGER_PRECOMMIT].set()
     with pytest.raises(TransactionAborted):
         await running
-    assert stage.fates() == {XactStatus.ABORTED}
+    assert stage.xact_statuses() == {XactStatus.ABORTED}
     assert (await stage.ledger.records([stage.txid]))[stage.txid] is RecordedDecision.ABORT
 
 
@@ -299,7 +299,7 @@ async def test_cancelling_the_caller_does_not_stop_it(stages: Any) -> None:
     with pytest.raises(asyncio.CancelledError):
         await running
     stage.gates[ThreePhaseStep.AFTER_LEDGER_PRECOMMIT].set()
-    await settled(lambda: stage.fates() == {XactStatus.COMMITTED})
+    await settled(lambda: stage.xact_statuses() == {XactStatus.COMMITTED})
     assert (await stage.ledger.records([stage.txid]))[stage.txid] is RecordedDecision(str(Decision.COMMIT))
 
 

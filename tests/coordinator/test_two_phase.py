@@ -50,7 +50,7 @@ async def test_commits_everywhere_after_the_decision(stages: Any) -> None:
     stage = await stages(Script(), Script())
     result = await stage.transfer()
     assert result.pending == ()
-    assert stage.fates() == {XactStatus.COMMITTED}
+    assert stage.xact_statuses() == {XactStatus.COMMITTED}
     events = stage.events
     decided = events.index(TwoPhaseStep.AFTER_DECIDE)
     assert max(events.index(f"prepare {name}") for name in ("alpha", "beta")) < decided
@@ -68,7 +68,7 @@ async def test_one_no_aborts_all(stages: Any, position: int) -> None:
         await stage.transfer()
     assert isinstance(raised.value.cause, BranchFailed)
     assert raised.value.votes[f"{position + 1}:{NAMES[position]}"] is Vote.ABORT
-    assert stage.fates() == {XactStatus.ABORTED}
+    assert stage.xact_statuses() == {XactStatus.ABORTED}
     assert await stage.coordinator.outcome(stage.txid) is RecordedDecision.NOT_RECORDED
     # What an observer is told: who has refused, and that all were rolled back.
     assert [event for event in stage.events if "voted" in event] == [f"voted_abort {NAMES[position]}"]
@@ -105,7 +105,7 @@ async def test_readers_stay_open_while_a_writer_is_down(stages: Any) -> None:
     assert [gid.participant for gid in result.pending] == ["beta"]
     assert "end_read_only gamma" not in stage.events
     await stage.coordinator.close()
-    assert stage.fates() == {XactStatus.COMMITTED}
+    assert stage.xact_statuses() == {XactStatus.COMMITTED}
     assert stage.events[-1].startswith("after_finish")
 
 
@@ -142,7 +142,7 @@ async def test_the_ledger_refusing_means_rolled_back(stages: Any) -> None:
     stage.gates[TwoPhaseStep.BEFORE_DECIDE].set()
     with pytest.raises(TransactionAborted):
         await task
-    assert stage.fates() == {XactStatus.ABORTED}
+    assert stage.xact_statuses() == {XactStatus.ABORTED}
 
 
 async def test_a_recorded_abort_wins_over_the_votes(stages: Any) -> None:
@@ -155,7 +155,7 @@ async def test_a_recorded_abort_wins_over_the_votes(stages: Any) -> None:
     stage.gates[TwoPhaseStep.BEFORE_DECIDE].set()
     with pytest.raises((TransactionAborted, OutcomeUnknown)):
         await task
-    assert XactStatus.COMMITTED not in stage.fates()
+    assert XactStatus.COMMITTED not in stage.xact_statuses()
 
 
 EVENTS_AFTER_PREPARE = [
@@ -180,7 +180,7 @@ async def test_cancelling_the_caller_after_prepare_does_not_stop_the_commit(stag
         await task
     stage.gates[str(event)].set()
     await stage.coordinator.close()
-    assert stage.fates() == {XactStatus.COMMITTED}
+    assert stage.xact_statuses() == {XactStatus.COMMITTED}
     assert stage.in_doubt() == 0
 
 
@@ -197,7 +197,7 @@ async def test_cancelling_the_caller_before_prepare(stages: Any, event: str) -> 
         await task
     await stage.coordinator.close()
     expected = {XactStatus.COMMITTED} if event.startswith("poll") else {XactStatus.ABORTED}
-    assert stage.fates() <= expected
+    assert stage.xact_statuses() <= expected
     assert stage.in_doubt() == 0
 
 
@@ -216,7 +216,7 @@ async def test_closing_the_loop_drains_a_commit() -> None:
         asyncio.get_running_loop().call_later(0.05, stage.gates[TwoPhaseStep.BEFORE_DECIDE].set)
 
     await asyncio.to_thread(asyncio.run, program())
-    assert stages_made[0].fates() == {XactStatus.COMMITTED}
+    assert stages_made[0].xact_statuses() == {XactStatus.COMMITTED}
     # The loop is gone while something was to be delivered: what asyncio logs of that belongs to this test.
     stages_made.clear()
     gc.collect()
@@ -229,18 +229,18 @@ async def test_a_prepare_that_hangs_is_aborted_at_the_deadline(stages: Any) -> N
     with pytest.raises(TransactionAborted) as raised:
         await stage.transfer(timeout=0.1)
     assert isinstance(raised.value.cause, TimeoutError)
-    assert stage.fates() == {XactStatus.ABORTED}
+    assert stage.xact_statuses() == {XactStatus.ABORTED}
 
 
 async def test_a_body_that_hangs_is_interrupted_at_the_deadline(stages: Any) -> None:
     """Broken if a transaction can outlive its timeout by never coming to commit."""
     stage = await stages(Script())
     with pytest.raises(TransactionAborted) as raised:
-        async with stage.coordinator.transaction(timeout=0.05) as tx:
+        async with stage.coordinator.transaction(timeout=0.2) as tx:
             await tx.branch("alpha")
             await asyncio.Event().wait()
     assert isinstance(raised.value.cause, TimeoutError)
-    assert stage.fates() == {XactStatus.ABORTED}
+    assert stage.xact_statuses() == {XactStatus.ABORTED}
     current = asyncio.current_task()
     assert current is not None and current.cancelling() == 0
 
@@ -267,7 +267,7 @@ async def test_one_phase_does_not_commit_after_the_deadline(stages: Any) -> None
             time.sleep(0.35)  # an application that blocks the loop: nothing can interrupt it in time
             await tx.commit()
     assert isinstance(raised.value.cause, TimeoutError)
-    assert stage.fates() == {XactStatus.ABORTED}
+    assert stage.xact_statuses() == {XactStatus.ABORTED}
 
 
 async def test_a_deadlock_victim_learns_why(stages: Any) -> None:
@@ -299,7 +299,7 @@ async def test_an_unanswered_decide_is_repeated_and_told_as_unknown(stages: Any)
         await stage.transfer(timeout=0.1)
     assert stage.in_doubt() == 2
     await stage.coordinator.close()
-    assert stage.fates() == {XactStatus.COMMITTED}
+    assert stage.xact_statuses() == {XactStatus.COMMITTED}
 
 
 HEURISTIC_COMMITS = [
@@ -374,7 +374,7 @@ async def test_a_branch_that_cannot_open_dooms_the_transaction(stages: Any) -> N
             except ParticipantUnavailable:
                 stage.events.append("swallowed")
     assert "swallowed" in stage.events
-    assert stage.fates() == {XactStatus.ABORTED}
+    assert stage.xact_statuses() == {XactStatus.ABORTED}
 
 
 async def test_a_fork_is_refused(stages: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -457,7 +457,7 @@ async def test_run_does_not_repeat_what_is_still_voting(stages: Any) -> None:
     gate.set()
     await asyncio.gather(*attempts)
     assert len(attempts) == 1
-    assert stage.fates() == {XactStatus.COMMITTED}
+    assert stage.xact_statuses() == {XactStatus.COMMITTED}
 
 
 async def test_a_participant_in_use_cannot_be_removed(stages: Any) -> None:

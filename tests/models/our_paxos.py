@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Sequence
 from copy import copy, deepcopy
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import combinations
 from typing import Any
 
@@ -35,6 +36,7 @@ from undoubt.coordinator.paxos import (
     Outgoing,
     PeerMisbehaved,
     Phase1b,
+    Phase2b,
     Recovery,
     Refused,
     Value,
@@ -265,7 +267,18 @@ class Accepting:
 
 
 def judge(bounds: Bounds, *, strict: bool) -> Any:
-    def judged(leaders: Sequence[Leading], replies: Sequence[Message]) -> str | None:
+    @cache
+    def counted(replies: tuple[Phase1b | Phase2b | Refused, ...]) -> tuple[Decision | None, str]:
+        """What the acceptors have chosen, or why they contradict themselves; the same in many states."""
+        witness = Witness()
+        try:
+            for reply in replies:
+                witness.count(reply)
+            return witness.outcome(TX, bounds.acceptors), ""
+        except AssertionError as error:
+            return None, str(error)
+
+    def judged(leaders: Sequence[Leading], replies: Sequence[Any]) -> str | None:
         outcomes = {leader.outcome for leader in leaders if leader.outcome is not None}
         if len(outcomes) > 1:
             return "two outcomes"
@@ -273,13 +286,9 @@ def judge(bounds: Bounds, *, strict: bool) -> Any:
         assert isinstance(coordinator, Coordinator)
         if Decision.COMMIT in outcomes and not coordinator.all_prepared:
             return "committed without every vote"
-        witness = Witness()
-        try:
-            for reply in replies:
-                witness.count(reply)  # type: ignore[arg-type]
-            chosen = witness.outcome(TX, bounds.acceptors)
-        except AssertionError as error:
-            return str(error)
+        chosen, contradiction = counted(tuple(replies))
+        if contradiction:
+            return contradiction
         if chosen is not None and outcomes - {chosen}:
             return f"the acceptors say {chosen}, somebody says otherwise"
         return next((leader.misbehaved for leader in leaders if leader.misbehaved and strict), None)

@@ -8,6 +8,7 @@ next states of a state cost a few machine instructions each, and a million state
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 
@@ -24,6 +25,9 @@ class Rule:
     add: tuple[Fact, ...] = ()
 
 
+_Masks = tuple[int, int, int, int]
+
+
 class RuleModel:
     """``conflicts``: pairs of facts that must never hold together."""
 
@@ -32,7 +36,7 @@ class RuleModel:
     ) -> None:
         self._bits: dict[Fact, int] = {}
         self._first = self._mask(first)
-        self._rules = [self._compile(rule) for rule in rules]
+        self._rules = self._grouped(rules)
         self._conflicts = [self._mask(pair) for pair in conflicts]
 
     def _mask(self, facts: Iterable[Fact]) -> int:
@@ -41,21 +45,36 @@ class RuleModel:
             mask |= self._bits.setdefault(fact, 1 << len(self._bits))
         return mask
 
-    def _compile(self, rule: Rule) -> tuple[int, int, int, int]:
-        """As masks: which bits are looked at, what they must be, which are kept, which are set."""
+    def _compile(self, rule: Rule) -> _Masks:
+        """Which bits are looked at, what they must be, which are kept, which are set."""
         when = self._mask(rule.when)
         looked_at = when | self._mask(rule.unless)
         return looked_at, when, ~self._mask(rule.drop), self._mask(rule.add)
+
+    def _grouped(self, rules: Iterable[Rule]) -> list[tuple[int, list[_Masks]]]:
+        """The rules by one fact that each needs, the one that most others need too: where it does not hold,
+        none of them is looked at."""
+        known = list(rules)
+        needed = Counter(fact for rule in known for fact in rule.when)
+        groups: dict[int, list[_Masks]] = {}
+        for rule in known:
+            most = max(rule.when, key=lambda fact: needed[fact], default=None)
+            groups.setdefault(self._mask(rule.when and (most,)), []).append(self._compile(rule))
+        return list(groups.items())
 
     def initial(self) -> int:
         return self._first
 
     def successors(self, state: int) -> list[int]:
-        return [
-            state & kept | added
-            for looked_at, wanted, kept, added in self._rules
-            if state & looked_at == wanted
-        ]
+        following: list[int] = []
+        for needed, rules in self._rules:
+            if state & needed == needed:
+                following += [
+                    state & kept | added
+                    for looked_at, wanted, kept, added in rules
+                    if state & looked_at == wanted
+                ]
+        return following
 
     def wrong(self, state: int) -> str | None:
         for pair in self._conflicts:

@@ -6,8 +6,10 @@ import asyncio
 import inspect
 import itertools
 from collections.abc import AsyncIterator, Iterator
+from typing import LiteralString
 
 import asyncpg
+import psycopg
 import pytest
 import pytest_asyncio
 
@@ -15,10 +17,12 @@ from tests.participants import support
 from tests.participants.scene import Scene
 from tests.participants.support import SETTINGS, Database, new_gid, participant_at
 from tests.pgbouncer import PgBouncer, program_or_skip
+from tests.servers import Control, run_apart
 from undoubt.embedded import EmbeddedServer
 from undoubt.participants.ids import Gid
 from undoubt.participants.postgres import PostgresParticipant
 from undoubt.participants.postgres.schema import migrate
+from undoubt.participants.postgres.sql import query
 from undoubt.participants.settings import ParticipantSettings
 
 _names = itertools.count(1)
@@ -53,6 +57,13 @@ def server() -> Iterator[EmbeddedServer]:
 
 
 @pytest.fixture(scope="package")
+def control(server: EmbeddedServer) -> Iterator[Control]:
+    control = Control(server.socket_dsn(), server.socket_dsn("template1"), loses_data=True)
+    yield control
+    control.close()
+
+
+@pytest.fixture(scope="package")
 def pooler(server: EmbeddedServer) -> Iterator[PgBouncer]:
     """PgBouncer in transaction mode before that server."""
     program_or_skip()
@@ -69,23 +80,50 @@ def way(request: pytest.FixtureRequest) -> PgBouncer | None:
     return found
 
 
-@pytest_asyncio.fixture
-async def database(server: EmbeddedServer) -> AsyncIterator[Database]:
-    """An empty database with ``account(id, balance)``, two rows of 100; its prepared branches go with it."""
-    name = f"db{next(_names)}"
-    dsn = await server.create_database(name)
-    admin = await asyncpg.connect(dsn, server_settings={"lock_timeout": "10s"})
-    await admin.execute(
+@pytest.fixture(scope="package")
+def empty(server: EmbeddedServer, control: Control) -> str:
+    """The template of :func:`database`."""
+    control.create("empty")
+    _run_in(
+        server.dsn("empty"),
         "create table account (id int primary key, balance int not null);"
-        " insert into account values (1, 100), (2, 100)"
+        " insert into account values (1, 100), (2, 100)",
     )
+    return "empty"
+
+
+@pytest.fixture(scope="package")
+def migrated(server: EmbeddedServer, control: Control, empty: str) -> str:
+    """The template of :func:`noted`."""
+    control.create("migrated", empty)
+    settings = ParticipantSettings(dsn=server.dsn("migrated"))
+    assert run_apart(migrate("p", settings))
+    assert not run_apart(migrate("p", settings))
+    return "migrated"
+
+
+def _run_in(dsn: str, statements: LiteralString) -> None:
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute(statements)
+
+
+@pytest.fixture
+def template(request: pytest.FixtureRequest, empty: str) -> str:
+    return str(request.getfixturevalue("migrated")) if "noted" in request.fixturenames else empty
+
+
+@pytest_asyncio.fixture
+async def database(server: EmbeddedServer, control: Control, template: str) -> AsyncIterator[Database]:
+    """A database with ``account(id, balance)``, two rows of 100; its prepared branches go with it."""
+    name = f"db{next(_names)}"
+    control.create(name, template)
+    dsn = server.dsn(name)
+    admin = await asyncpg.connect(dsn, server_settings={"lock_timeout": "10s"})
     yield Database(name, dsn, admin)
-    for [gid] in await admin.fetch("select gid from pg_prepared_xacts where database = current_database()"):
+    for gid in control.prepared(name):
         await admin.execute(f"rollback prepared '{gid}'")
     await admin.close()
-    control = await asyncpg.connect(server.dsn())
-    await control.execute(f"drop database {name} with (force)")
-    await control.close()
+    control.drop(name)
 
 
 @pytest_asyncio.fixture
@@ -104,10 +142,8 @@ def gid() -> Gid:
 
 @pytest_asyncio.fixture
 async def noted(database: Database) -> Database:
-    """The database with the table of commits."""
-    settings = ParticipantSettings(dsn=database.dsn)
-    await migrate("p", settings)
-    await migrate("p", settings)  # does nothing
+    """The database with undoubt's tables, and a history id of its own."""
+    await database.admin.execute(";".join(query(each) for each in ("forget_history", "draw_history")))
     return database
 
 

@@ -15,6 +15,7 @@ import pytest
 from psycopg.rows import dict_row
 
 from undoubt.participants.contract import Branch
+from undoubt.participants.postgres.participant import PostgresParticipant
 from undoubt.participants.postgres.session import Step
 
 
@@ -89,6 +90,13 @@ async def is_lost(branch: Branch) -> None:
             await asyncio.sleep(0.005)
 
 
+async def cleaned(participant: PostgresParticipant) -> None:
+    """Return once every session that was given back is reset and can be lent."""
+    pool = participant._pool
+    while pool._cleaning or any(slot.used for slot in pool._idle):
+        await asyncio.sleep(0)
+
+
 def only_the_last(session: Any) -> None:
     """From now on a round trip of ``session`` sends only its last statement."""
     script, pipeline = session.script, session.pipeline
@@ -96,10 +104,8 @@ def only_the_last(session: Any) -> None:
     async def shorter_script(sql: str, *, timeout_s: float) -> Any:
         return await script(sql.rpartition(";")[2], timeout_s=timeout_s)
 
-    async def shorter_pipeline(
-        steps: Sequence[Step], *, behind: Sequence[Step] = (), timeout_s: float
-    ) -> Any:
-        return await pipeline(steps[-1:], behind=behind, timeout_s=timeout_s)
+    def shorter_pipeline(steps: Sequence[Step], *, behind: Sequence[Step] = (), timeout_s: float) -> Any:
+        return pipeline(steps[-1:], behind=behind, timeout_s=timeout_s)
 
     session.script, session.pipeline = shorter_script, shorter_pipeline
 
@@ -111,9 +117,9 @@ def spoil(session: Any) -> None:
     async def spoilt_script(sql: str, *, timeout_s: float) -> Any:
         return await script(f"select 1/0; {sql}", timeout_s=timeout_s)
 
-    async def spoilt_pipeline(steps: Sequence[Step], *, behind: Sequence[Step] = (), timeout_s: float) -> Any:
+    def spoilt_pipeline(steps: Sequence[Step], *, behind: Sequence[Step] = (), timeout_s: float) -> Any:
         spoilt = (Step("select 1/0"), *behind) if behind else ()
-        return await pipeline(steps, behind=spoilt, timeout_s=timeout_s)
+        return pipeline(steps, behind=spoilt, timeout_s=timeout_s)
 
     session.script, session.pipeline = spoilt_script, spoilt_pipeline
 

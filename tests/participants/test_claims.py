@@ -98,7 +98,7 @@ async def test_a_prepare_that_waits(participant: PostgresParticipant, database: 
     async with working(participant) as waiter:
         await at(waiter).execute(WRITE)
         pid = at(waiter).get_server_pid()
-        prepare = asyncio.create_task(waiter.prepare())
+        prepare = asyncio.ensure_future(waiter.prepare())
         [edge] = await edges(participant)
         assert edge.waiter == claim(waiter, pid)
         assert await participant.cancel_waiter(edge)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 
 import asyncpg
 import pytest
 
-from tests.participants.support import LEDGER, WRITE, Database, new_gid, participant_at
+from tests.participants.hands import at
+from tests.participants.scene import Scene
+from tests.participants.support import KEY, LEDGER, WRITE, Database, new_gid, participant_at
 from undoubt.embedded import EmbeddedServer
-from undoubt.participants.contract import Branch, GuardingBranch, Settled, Vote
+from undoubt.participants.contract import Branch, GuardingBranch, Settled, Vote, Work
 from undoubt.participants.errors import ParticipantRefused, StaleLock, UsageError
+from undoubt.participants.last_agent import AgentEntry, LastAgentBranch
 from undoubt.participants.postgres import PostgresParticipant, schema
 from undoubt.participants.settings import ParticipantSettings
 
@@ -164,4 +168,121 @@ async def test_the_application_writes_beside_the_guard(
         await branch.connection.execute(WRITE)
     await guard(branch, 1)
     await committed(branch)
+    assert await noted.balance() == 90
+
+
+async def prepared(branch: Branch, participant: PostgresParticipant) -> None:
+    result = await branch.prepare()
+    if result.vote is Vote.ABORT:
+        assert result.reason is not None
+        raise result.reason
+
+
+async def in_one_phase(branch: Branch, participant: PostgresParticipant) -> None:
+    await branch.poll()
+    await branch.commit_one_phase()
+
+
+async def as_agent(branch: Branch, participant: PostgresParticipant) -> None:
+    assert isinstance(branch, LastAgentBranch)
+    txid = branch.gid.txid
+    entry = AgentEntry(LEDGER, txid, KEY.agent(txid), await participant.agent.place())
+    await branch.check_as_agent(entry)
+    await branch.commit_as_agent(entry, b"")
+
+
+End = Callable[[Branch, PostgresParticipant], Awaitable[None]]
+each_end = pytest.mark.parametrize("end", [prepared, in_one_phase, as_agent])
+SHOW = "select undoubt.guard_lock($1, 'job', $2)"
+
+
+async def guarded_in_a_savepoint(participant: PostgresParticipant) -> Branch:
+    """A branch that has guarded inside a savepoint, and has rolled it back."""
+    branch = await participant.begin(new_gid(), timeout_s=30.0, key=KEY)
+    await at(branch).execute("savepoint s")
+    await guard(branch, 1, "job")
+    await at(branch).execute("rollback to savepoint s")
+    return branch
+
+
+@each_end
+async def test_a_guard_that_a_savepoint_has_undone_is_shown_again(
+    participant: PostgresParticipant, noted: Database, end: End
+) -> None:
+    """A former holder would write beside the next one."""
+    branch = await guarded_in_a_savepoint(participant)
+    await noted.admin.execute(SHOW, LEDGER, 2)
+    await at(branch).execute(WRITE)
+    with pytest.raises(StaleLock, match="token 1 is stale, another holder has shown 2"):
+        await end(branch, participant)
+    await branch.rollback()
+    await branch.release()
+    assert await noted.balance() == 100
+
+
+@each_end
+async def test_a_refused_guard_is_not_undone_by_a_savepoint(
+    participant: PostgresParticipant, noted: Database, end: End
+) -> None:
+    """The program would go on after ``StaleLock``, and commit."""
+    await noted.admin.execute(SHOW, LEDGER, 2)
+    branch = await participant.begin(new_gid(), timeout_s=30.0, key=KEY)
+    await at(branch).execute("savepoint s")
+    with pytest.raises(StaleLock):
+        await guard(branch, 1, "job")
+    await at(branch).execute("rollback to savepoint s")
+    await at(branch).execute(WRITE)
+    with pytest.raises(StaleLock):
+        await end(branch, participant)
+    await branch.rollback()
+    await branch.release()
+    assert await noted.balance() == 100
+
+
+async def test_a_guard_in_a_savepoint_holds_at_the_end(
+    participant: PostgresParticipant, noted: Database
+) -> None:
+    """The next holder would begin before the branch has ended."""
+    branch = await guarded_in_a_savepoint(participant)
+    await guard(branch, 1, "another job")
+    await committed(branch)
+    assert await shown(noted) == [(LEDGER, "another job", 1), (LEDGER, "job", 1)]
+
+
+async def test_a_branch_that_only_reads_is_shown_again(
+    participant: PostgresParticipant, noted: Database
+) -> None:
+    """A guard that has failed before it wrote would let its branch count as one that has only read."""
+    await noted.admin.execute("alter function undoubt.guard_lock(text, text, bigint) rename to away")
+    branch = await participant.begin(new_gid(), timeout_s=30.0, key=KEY)
+    await at(branch).execute("savepoint s")
+    with pytest.raises(ParticipantRefused):
+        await guard(branch, 1, "job")
+    await at(branch).execute("rollback to savepoint s")
+    assert await branch.poll() is Work.WRITES
+    assert (await branch.prepare()).vote is Vote.ABORT
+    await branch.rollback()
+    await branch.release()
+
+
+@each_end
+async def test_a_branch_may_end_in_another_role(noted: Database, scene: Scene, end: End) -> None:
+    """A branch that writes in a role of the application could not commit once it is guarded."""
+    await noted.admin.execute("grant clerk to app")
+    for right in ("function undoubt.guard_lock(text, text, bigint)", "function undoubt.history()"):
+        await noted.admin.execute(f"grant execute on {right} to app")
+    await noted.admin.execute("grant select, insert, delete on undoubt.undoubt_agent to app")
+    participant = scene.at("app")
+    branch = await participant.begin(new_gid(), timeout_s=30.0, key=KEY)
+    await guard(branch, 1, "job")
+    await at(branch).execute("set local role clerk")
+    await at(branch).execute(WRITE)
+    await end(branch, participant)
+    owners = await noted.admin.fetch(
+        "select owner from pg_prepared_xacts where database = current_database()"
+    )
+    assert [row["owner"] for row in owners] == (["clerk"] if end is prepared else [])
+    await branch.commit()
+    await branch.release()
+    await participant.close()
     assert await noted.balance() == 90

@@ -11,7 +11,7 @@ import pytest
 import pytest_asyncio
 import uvloop
 
-from tests.participants.hands import at
+from tests.participants.hands import at, cleaned
 from tests.participants.proxy import Proxy, tls_context
 from tests.participants.support import WRITE, Database, new_gid, participant_at
 from undoubt.embedded import EmbeddedServer
@@ -196,7 +196,7 @@ async def test_given_up_while_lent(one: PostgresParticipant, database: Database,
     await at(branch).execute(WRITE)
     session = session_of(branch)
     slept = session.pipeline([Step("select pg_sleep(600)")], timeout_s=0.2 if how == "late" else 600)
-    task = asyncio.create_task(slept)
+    task = asyncio.ensure_future(slept)
     if how == "late":
         with pytest.raises(AnswerTimedOut):
             await task
@@ -219,8 +219,7 @@ async def test_session_that_was_idle_begins_in_a_round_trip(
     await at(first).execute(WRITE)
     await first.rollback()
     await first.release()
-    while one._pool._cleaning:
-        await asyncio.sleep(0)
+    await cleaned(one)
     [slot] = one._pool._idle
     slot.idle_since -= 1.0
     branch = await one.begin(new_gid(), timeout_s=30)

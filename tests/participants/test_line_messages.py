@@ -9,7 +9,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from undoubt.participants.postgres.asyncpg.line import SYNC, Deadlines, Line
+from undoubt.participants.postgres.asyncpg.line import SYNC, Line
 from undoubt.participants.postgres.session import (
     AnswerTimedOut,
     NoAnswer,
@@ -89,7 +89,6 @@ class Driver:
 def lent() -> tuple[Driver, Line]:
     driver = Driver()
     line = Line(driver)
-    line.deadlines = Deadlines()
     line.data_received(READY)
     driver.heard.clear()
     return driver, line

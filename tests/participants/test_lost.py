@@ -20,7 +20,7 @@ from undoubt.participants.contract import Decision, Evidence, PrepareUnanswered,
 from undoubt.participants.errors import BranchFailed, ParticipantUnavailable
 from undoubt.participants.ids import Gid
 from undoubt.participants.postgres import PostgresParticipant
-from undoubt.participants.postgres.branch import end_prepared
+from undoubt.participants.postgres.end_prepared import end_prepared
 
 KINDS = ("asyncpg", "psycopg", "psycopg-sync")
 
@@ -51,7 +51,7 @@ async def test_answer_to_prepare_lost(
     branch = await remote.begin(gid, timeout_s=30)
     await at(branch).execute(WRITE)
     proxy.freeze()
-    prepare = asyncio.create_task(branch.prepare())
+    prepare = asyncio.ensure_future(branch.prepare())
     await is_prepared(database, gid)
     proxy.cut()
     with pytest.raises(PrepareUnanswered) as unanswered:
@@ -70,7 +70,7 @@ async def test_answer_to_prepare_lost_while_its_session_is_closed(
     branch = await remote.begin(gid, timeout_s=30)
     await at(branch).execute(WRITE)
     proxy.freeze()
-    prepare = asyncio.create_task(branch.prepare())
+    prepare = asyncio.ensure_future(branch.prepare())
     await is_prepared(database, gid)
     closing = asyncio.create_task(remote.close())
     while not branch.session.broken:  # type: ignore[attr-defined]
@@ -96,7 +96,7 @@ async def test_prepare_that_never_happened(
     await database.admin.execute("select pg_advisory_lock(4711)")
     branch = await remote.begin(gid, timeout_s=30)
     await at(branch).execute(WRITE)
-    prepare = asyncio.create_task(branch.prepare())
+    prepare = asyncio.ensure_future(branch.prepare())
     while not await database.admin.fetchval("select exists (select from pg_locks where not granted)"):
         await asyncio.sleep(0.005)
     proxy.cut()
@@ -133,7 +133,7 @@ async def test_answer_to_commit_lost(
     await at(branch).execute(WRITE)
     assert (await branch.prepare()).vote is Vote.PREPARED
     proxy.freeze()
-    commit = asyncio.create_task(branch.commit())
+    commit = asyncio.ensure_future(branch.commit())
     while await database.prepared():
         await asyncio.sleep(0.005)
     proxy.cut()
@@ -214,7 +214,7 @@ async def test_cancelled_branch_call(
             "undo": branch.rollback,
         }[call]
         proxy.freeze()
-        task = asyncio.create_task(work())
+        task = asyncio.ensure_future(work())
     await proxy.held.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):

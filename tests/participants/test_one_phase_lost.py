@@ -157,11 +157,11 @@ async def test_evidence_of_one_phase_is_not_evidence_of_commit() -> None:
     """The rule in one line: only *aborted* and *never assigned* are believed of an unprepared id."""
 
     class Books:
-        def __init__(self, fate: XactStatus) -> None:
-            self.fate = fate
+        def __init__(self, xact_status: XactStatus) -> None:
+            self.xact_status = xact_status
 
         async def evidence(self, evidence: Evidence) -> XactStatus:
-            return self.fate
+            return self.xact_status
 
     expected = {
         XactStatus.COMMITTED: Settled.HEURISTIC_HAZARD,
@@ -170,9 +170,9 @@ async def test_evidence_of_one_phase_is_not_evidence_of_commit() -> None:
         XactStatus.UNKNOWN: Settled.HEURISTIC_HAZARD,
         XactStatus.IN_PROGRESS: Settled.BUSY,
     }
-    for fate in XactStatus:
-        phase = OnePhase(None, Books(fate))  # type: ignore[arg-type]
-        assert await phase._look_for_xid(Evidence(7, 1, "00000001")) is expected[fate]
+    for xact_status in XactStatus:
+        phase = OnePhase(None, Books(xact_status))  # type: ignore[arg-type]
+        assert await phase._look_for_xid(Evidence(7, 1, "00000001")) is expected[xact_status]
 
 
 @pytest.mark.parametrize("ending", ["commit", "commit and chain", "commit; begin", "/* so */ end; begin"])

@@ -19,7 +19,7 @@ from undoubt.participants.errors import BranchFailed, ParticipantRefused, UsageE
 from undoubt.participants.findings import Severity
 from undoubt.participants.ids import Gid
 from undoubt.participants.postgres import settle
-from undoubt.participants.postgres.branch import end_prepared
+from undoubt.participants.postgres.end_prepared import end_prepared
 from undoubt.participants.postgres.session import ServerError
 
 LOGINS = ("app", "postgres")

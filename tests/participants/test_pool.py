@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.participants.hands import at, sql_error
+from tests.participants.hands import at, cleaned, sql_error
 from tests.participants.support import KEY, LEDGER, WRITE, Database, new_gid, participant_at
 from undoubt.participants.contract import Settled, Vote
 from undoubt.participants.errors import ParticipantUnavailable
@@ -64,12 +64,6 @@ async def test_nothing_is_left_for_the_next_branch(database: Database, statement
         await after.rollback()
         await after.release()
     await participant.close()
-
-
-async def cleaned(participant: PostgresParticipant) -> None:
-    """Return once every connection that was given back is reset and can be lent."""
-    while participant._pool._cleaning:
-        await asyncio.sleep(0)
 
 
 async def test_last_used_is_lent_first(database: Database) -> None:

@@ -191,7 +191,7 @@ async def test_the_pooler_dies_while_prepare_runs(server: EmbeddedServer, databa
         gid = new_gid()
         branch = await participant.begin(gid, timeout_s=30)
         await at(branch).execute(WRITE)
-        preparing = asyncio.create_task(branch.prepare())
+        preparing = asyncio.ensure_future(branch.prepare())
         while not await database.admin.fetchval("select exists (select from pg_locks where not granted)"):
             await asyncio.sleep(0.01)
         await pooler.kill()

@@ -193,9 +193,9 @@ async def test_a_branch_that_comes_at_once_takes_the_cleaning_along(
         sent.append(sql)
         return await script(sql, timeout_s=timeout_s)
 
-    async def counted_pipeline(steps: Any, **options: Any) -> Any:
+    def counted_pipeline(steps: Any, **options: Any) -> Any:
         sent.append(steps[-1].sql)
-        return await pipeline(steps, **options)
+        return pipeline(steps, **options)
 
     monkeypatch.setattr(session, "script", counted)
     monkeypatch.setattr(session, "pipeline", counted_pipeline)

@@ -56,9 +56,9 @@ def sent_by(branch: Branch) -> list[str]:
         sent.append(sql)
         return await script(sql, **options)
 
-    async def noted_pipeline(steps: Any, *, behind: Any = (), **options: Any) -> Any:
+    def noted_pipeline(steps: Any, *, behind: Any = (), **options: Any) -> Any:
         sent.extend(step.sql for step in (*steps, *behind))
-        return await pipeline(steps, behind=behind, **options)
+        return pipeline(steps, behind=behind, **options)
 
     session.script, session.pipeline = noted_script, noted_pipeline
     return sent

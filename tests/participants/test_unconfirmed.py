@@ -22,6 +22,7 @@ from undoubt.participants.errors import BranchFailed, ParticipantUnavailable
 from undoubt.participants.ids import Gid
 from undoubt.participants.postgres import PostgresParticipant
 from undoubt.participants.postgres.session import NOTICES_KEPT_MAX, Notice, ServerError, keep
+from undoubt.participants.tasks import Continued
 from undoubt.participants.three_phase import Charter, Termination
 
 
@@ -33,7 +34,7 @@ async def test_unconfirmed_prepare_is_no_vote(
     pid = at(branch).get_server_pid()
     await at(branch).execute(WRITE)
     async with unreachable_standby(database):
-        prepare = asyncio.create_task(branch.prepare())
+        prepare = asyncio.ensure_future(branch.prepare())
         while not await waits_for_standby(database, pid):
             await asyncio.sleep(0.005)
         assert await database.prepared() == [str(gid)], "visible before it is acknowledged"
@@ -80,7 +81,7 @@ async def test_nothing_hides_that_no_standby_confirmed(
         await at(branch).execute(statement)
     assert await branch.poll() is Work.WRITES
     async with unreachable_standby(database):
-        ending = asyncio.create_task(branch.prepare() if call == "prepare" else branch.commit_one_phase())
+        ending = asyncio.ensure_future(branch.prepare() if call == "prepare" else branch.commit_one_phase())
         while not ending.done() and not await waits_for_standby(database, pid):
             await asyncio.sleep(0.005)
         await database.admin.execute("select pg_cancel_backend($1)", pid)
@@ -142,7 +143,7 @@ async def test_unconfirmed_commit_is_not_final(
         await at(branch).execute("set client_min_messages = error")
     assert (await branch.prepare()).vote is Vote.PREPARED
     async with unreachable_standby(database):
-        commit = asyncio.create_task(branch.commit())
+        commit = asyncio.ensure_future(branch.commit())
         while not await waits_for_standby(database, pid):
             await asyncio.sleep(0.005)
         await database.admin.execute("select pg_cancel_backend($1)", pid)
@@ -167,7 +168,7 @@ async def test_no_pooler_hides_that_a_commit_is_not_confirmed(
     assert told.vote is Vote.PREPARED
     async with unreachable_standby(database):
         committing = branch.commit() if who == "branch" else participant.settle(gid, Decision.COMMIT, None)
-        commit = asyncio.create_task(committing)
+        commit = asyncio.ensure_future(committing)
         while not commit.done():
             await database.admin.execute(
                 "select pg_cancel_backend(pid) from pg_stat_activity where wait_event = 'SyncRep'"
@@ -211,9 +212,10 @@ async def test_fatal_error_says_nothing(
     assert await branch.poll() is Work.WRITES
     session = branch.session  # type: ignore[attr-defined]
 
-    async def fatal(*_: object, **__: object) -> object:
+    def fatal(*_: object, **__: object) -> Continued[object]:
         session.discard()
-        raise ServerError("57P01", "terminating connection due to administrator command", fatal=True)
+        reason = "terminating connection due to administrator command"
+        return Continued.failed(ServerError("57P01", reason, fatal=True))
 
     session.script = session.pipeline = fatal
     if call == "prepare":
@@ -235,7 +237,7 @@ async def test_backend_terminated_in_prepare_is_no_answer(
     pid = at(branch).get_server_pid()
     await at(branch).execute(WRITE)
     async with unreachable_standby(database):
-        prepare = asyncio.create_task(branch.prepare())
+        prepare = asyncio.ensure_future(branch.prepare())
         while not await waits_for_standby(database, pid):
             await asyncio.sleep(0.005)
         await database.admin.execute("select pg_terminate_backend($1)", pid)

@@ -175,7 +175,7 @@ async def test_a_prepare_that_waits(
     )
     await database.admin.execute("begin; update account set balance = 0 where id = 2")
     await at(waiter).execute(WRITE)
-    prepare = asyncio.create_task(waiter.prepare())
+    prepare = asyncio.ensure_future(waiter.prepare())
     [edge] = await edges(participant)
     assert (edge.waiter, edge.holder) == (waiter.gid, f"p/{database.admin.get_server_pid()}")
     assert await participant.cancel_waiter(edge)

@@ -35,7 +35,7 @@ async def told(stage: Stage, task: asyncio.Task[Any], event: str) -> BaseExcepti
     with pytest.raises(TransactionAborted) as raised:
         await task
     await stage.coordinator.close()
-    assert stage.fates() == {XactStatus.ABORTED}
+    assert stage.xact_statuses() == {XactStatus.ABORTED}
     assert isinstance(raised.value.cause, BaseException)
     return raised.value.cause
 

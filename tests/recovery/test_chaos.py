@@ -13,11 +13,11 @@ import pytest
 from tests.recovery.world import World, until
 from undoubt.coordinator.coordinator import Coordinator
 from undoubt.coordinator.settings import CoordinatorSettings
-from undoubt.coordinator.uncancellable import Uncancellable
 from undoubt.participants.contract import Decision, Evidence, Settled, XactStatus
 from undoubt.participants.errors import ParticipantUnavailable, UndoubtError
 from undoubt.participants.ids import Gid, TxId
 from undoubt.participants.scripted import ScriptedParticipant
+from undoubt.participants.tasks import Uncancellable
 
 NAMES = ("inventory", "orders", "payments")
 SEEDS = 30
@@ -112,12 +112,12 @@ class Story:
         sessions = {txid.session for txid in [*open_ones, *state.unfinished]}
         return all(owner not in state.sessions[number].name for number in sessions)
 
-    def fates(self) -> dict[TxId, set[XactStatus]]:
+    def xact_statuses(self) -> dict[TxId, set[XactStatus]]:
         """What became of each transaction's branches."""
         found: dict[TxId, set[XactStatus]] = {}
         for database in self.world.databases.values():
             for branch in database.branches:
-                found.setdefault(branch.gid.txid, set()).add(database.fates[branch.xid])
+                found.setdefault(branch.gid.txid, set()).add(database.xact_statuses[branch.xid])
         return found
 
 
@@ -140,9 +140,9 @@ async def test_all_or_nothing_whatever_happens(seed: int, monkeypatch: pytest.Mo
     report = await world.recover()
     assert (report.lines, report.errors, report.unfinished) == ((), {}, ())
     assert await world.heuristics() == {}
-    fates = story.fates()
-    assert all(len(found) == 1 for found in fates.values()), fates
-    assert all(fates[txid] == {XactStatus.COMMITTED} for txid in story.acknowledged)
+    xact_statuses = story.xact_statuses()
+    assert all(len(found) == 1 for found in xact_statuses.values()), xact_statuses
+    assert all(xact_statuses[txid] == {XactStatus.COMMITTED} for txid in story.acknowledged)
 
 
 async def test_the_stories_tell_of_commits_aborts_and_deaths() -> None:
@@ -156,7 +156,7 @@ async def test_the_stories_tell_of_commits_aborts_and_deaths() -> None:
         await story.end(before)
         unfinished += len(await world.unfinished())
         await world.recover()
-        fates = story.fates()
-        committed += sum(found == {XactStatus.COMMITTED} for found in fates.values())
-        aborted += sum(found == {XactStatus.ABORTED} for found in fates.values())
+        xact_statuses = story.xact_statuses()
+        committed += sum(found == {XactStatus.COMMITTED} for found in xact_statuses.values())
+        aborted += sum(found == {XactStatus.ABORTED} for found in xact_statuses.values())
     assert min(committed, aborted, unfinished) > 10

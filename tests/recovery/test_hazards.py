@@ -58,7 +58,7 @@ async def test_a_coordinator_that_comes_after_a_recovery_records_no_hazard(proto
                     await asyncio.sleep(0.001)
         stage.gates["commit alpha"].set()
         result = await transfer
-    assert stage.fates() == {XactStatus.COMMITTED}
+    assert stage.xact_statuses() == {XactStatus.COMMITTED}
     assert result.pending == ()
     assert await stage.ledger.heuristics() == []
 

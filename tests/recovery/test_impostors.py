@@ -47,7 +47,7 @@ def forge(
 
 async def expect_only_shown(world: World, database: ScriptedParticipant, gid: Gid) -> None:
     """In a pass in which the forger is quick: what it prepared is gone before it could be touched."""
-    database.fates[5_000] = XactStatus.COMMITTED
+    database.xact_statuses[5_000] = XactStatus.COMMITTED
     report = await world.recover()
     assert told(report, gid) == ("report", "nothing")
     assert [call for call, of in database.calls if of == gid and call != "begin"] == []
@@ -132,7 +132,7 @@ async def test_a_right_name_with_another_transaction_id(world: World) -> None:
     is never told."""
     one, two = await world.left(Decision.COMMIT)
     lost = world.payments.prepared.pop(two)
-    world.payments.fates[lost] = XactStatus.ABORTED
+    world.payments.xact_statuses[lost] = XactStatus.ABORTED
     forge(world.payments, two, owned=True)
     report = await world.recover()
     assert [call for call, of in world.payments.calls if of == two and call.startswith("settle")] == []
@@ -147,7 +147,7 @@ async def test_the_other_branchs_name_does_not_finish_a_transaction(world: World
     """Broken if a branch that lies in another database counts for the one that was recorded."""
     _, two = await world.left(Decision.COMMIT)
     lost = world.payments.prepared.pop(two)
-    world.payments.fates[lost] = XactStatus.ABORTED
+    world.payments.xact_statuses[lost] = XactStatus.ABORTED
     forge(world.orders, two, xid=lost, owned=True)
     await world.recover()
     await world.recover()

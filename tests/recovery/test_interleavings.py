@@ -39,7 +39,7 @@ async def test_the_ledger_is_asked_after_the_list(world: World) -> None:
 
     world.orders.in_doubt = listed_then_decided_then_gone  # type: ignore[method-assign]
     await world.recover()
-    assert world.orders.fate(gids[0]) is XactStatus.COMMITTED
+    assert world.orders.xact_status(gids[0]) is XactStatus.COMMITTED
 
 
 async def test_unfinished_decisions_are_read_before_the_list(world: World) -> None:
@@ -60,7 +60,7 @@ async def test_unfinished_decisions_are_read_before_the_list(world: World) -> No
     assert report.of(gids[0]) is None
     assert await world.heuristics() == {}
     await world.recover()
-    assert world.orders.fate(gids[0]) is XactStatus.COMMITTED
+    assert world.orders.xact_status(gids[0]) is XactStatus.COMMITTED
     assert await world.heuristics() == {}
 
 
@@ -74,7 +74,7 @@ async def test_a_prepare_that_arrives_after_the_scan_is_found_by_the_next(world:
     assert await world.unfinished() == set()
     world.orders.prepared[gids[0]] = late
     await world.recover()
-    assert world.orders.fate(gids[0]) is XactStatus.ABORTED
+    assert world.orders.xact_status(gids[0]) is XactStatus.ABORTED
     assert await world.heuristics() == {}
 
 
@@ -126,8 +126,8 @@ async def test_two_recoveries_at_once_do_no_harm(world: World) -> None:
     for database in world.databases.values():
         database.before = switch
     await asyncio.gather(*(world.service().run_once() for _ in range(3)))
-    assert {world.orders.fate(gids[0]) for gids in committed} == {XactStatus.COMMITTED}
-    assert {world.payments.fate(gids[1]) for gids in aborted} == {XactStatus.ABORTED}
+    assert {world.orders.xact_status(gids[0]) for gids in committed} == {XactStatus.COMMITTED}
+    assert {world.payments.xact_status(gids[1]) for gids in aborted} == {XactStatus.ABORTED}
     assert await world.unfinished() == set()
     assert await world.heuristics() == {}
 
@@ -136,7 +136,7 @@ async def test_a_participant_that_is_down_keeps_only_its_own_branches_waiting(wo
     gids = await world.left(Decision.COMMIT)
     world.payments.down = ParticipantUnavailable("payments", "connection refused")
     report = await world.recover()
-    assert world.orders.fate(gids[0]) is XactStatus.COMMITTED
+    assert world.orders.xact_status(gids[0]) is XactStatus.COMMITTED
     assert "connection refused" in report.errors["payments"]
     assert [(one.txid, one.waits_for, one.unknown) for one in report.unfinished] == [
         (str(gids[0].txid), ("payments",), ())
@@ -144,7 +144,7 @@ async def test_a_participant_that_is_down_keeps_only_its_own_branches_waiting(wo
     assert await world.unfinished() == {gids[0].txid}
     world.payments.down = None
     await world.recover()
-    assert world.payments.fate(gids[1]) is XactStatus.COMMITTED
+    assert world.payments.xact_status(gids[1]) is XactStatus.COMMITTED
     assert await world.unfinished() == set()
 
 
@@ -187,7 +187,7 @@ async def test_an_unknown_participant_keeps_the_record_unfinished_and_is_told(wo
     gids = await world.left(Decision.COMMIT)
     world.registry.remove("payments")
     report = await world.recover()
-    assert world.orders.fate(gids[0]) is XactStatus.COMMITTED
+    assert world.orders.xact_status(gids[0]) is XactStatus.COMMITTED
     assert await world.unfinished() == {gids[0].txid}
     assert report.unfinished[0].unknown == ("payments",)
 
@@ -212,7 +212,7 @@ async def test_a_branch_of_a_participant_that_had_another_name_is_settled_where_
     renamed.name, renamed.names = "billing", frozenset({"billing", "payments"})
     world.registry.add(renamed)
     report = await world.recover()
-    assert renamed.fate(gids[1]) is XactStatus.COMMITTED
+    assert renamed.xact_status(gids[1]) is XactStatus.COMMITTED
     assert told(report, gids[1]) == ("commit", "done")
     assert await world.unfinished() == set()
 
@@ -251,14 +251,14 @@ async def test_with_every_participant_down_the_unfinished_are_told(world: World)
 async def test_two_participants_may_be_one_database(world: World) -> None:
     """Each sees the other's branches: whoever comes second must not take them for lost."""
     world.payments.prepared = world.orders.prepared
-    world.payments.fates = world.orders.fates
+    world.payments.xact_statuses = world.orders.xact_statuses
     world.payments._next_xid = 2_000
     gids = await world.left(Decision.COMMIT)
     world.orders._next_xid = world.payments._next_xid
     await world.recover()
-    assert {world.orders.fates[branch.xid] for db in world.databases.values() for branch in db.branches} == {
-        XactStatus.COMMITTED
-    }
+    assert {
+        world.orders.xact_statuses[branch.xid] for db in world.databases.values() for branch in db.branches
+    } == {XactStatus.COMMITTED}
     assert await world.unfinished() == set()
     assert await world.heuristics() == {}
     assert gids[0] not in world.orders.prepared
@@ -334,8 +334,10 @@ async def test_a_recovery_that_dies_at_any_step_leaves_the_rest_to_the_next(
         await world.service(observe=kill).run_once()
     assert reached
     await world.recover()
-    assert [world.databases[gid.participant].fate(gid) for gid in committed] == [XactStatus.COMMITTED] * 2
-    assert [world.databases[gid.participant].fate(gid) for gid in aborted] == [XactStatus.ABORTED] * 2
+    assert [world.databases[gid.participant].xact_status(gid) for gid in committed] == [
+        XactStatus.COMMITTED
+    ] * 2
+    assert [world.databases[gid.participant].xact_status(gid) for gid in aborted] == [XactStatus.ABORTED] * 2
     assert await world.unfinished() == set()
     assert await world.heuristics() == {}
 

@@ -86,8 +86,8 @@ class Stage(World):
     def rows(self) -> list[AgentRow]:
         return list(self.agent.rows.values())
 
-    def fates(self, left: Left) -> set[XactStatus]:
-        return {self.databases[gid.participant].fate(gid) for gid in left.gids}
+    def xact_statuses(self, left: Left) -> set[XactStatus]:
+        return {self.databases[gid.participant].xact_status(gid) for gid in left.gids}
 
     async def record(self, left: Left) -> RecordedDecision:
         return (await self.ledger.records([left.txid]))[left.txid]
@@ -116,7 +116,7 @@ async def test_recovery_leaves_a_live_coordinator_alone(stage: Stage, done: bool
     """Broken if a tombstone aborts a transaction whose coordinator is about to commit it."""
     left = await (stage.committed() if done else stage.undecided())
     await stage.recover()
-    assert stage.fates(left) == {XactStatus.IN_PROGRESS}
+    assert stage.xact_statuses(left) == {XactStatus.IN_PROGRESS}
     assert stage.rows() == ([left.row] if done else [])
 
 
@@ -130,7 +130,7 @@ async def test_recovery_writes_the_tombstone_once_the_coordinator_is_gone(stage:
     else:
         await stage.end_session()
     await stage.recover()
-    assert stage.fates(left) == {XactStatus.ABORTED}
+    assert stage.xact_statuses(left) == {XactStatus.ABORTED}
     assert stage.rows() == [BURIED]
     assert not stage.agent.commit(left.entry, b"")
     await stage.recover()
@@ -144,7 +144,7 @@ async def test_recovery_terminates_the_session_that_holds_the_row(stage: Stage) 
     await stage.end_session()
     await stage.recover()
     assert "terminate" in stage.databases[AGENT].agent_calls
-    assert stage.fates(left) == {XactStatus.ABORTED}
+    assert stage.xact_statuses(left) == {XactStatus.ABORTED}
 
 
 async def test_a_session_that_cannot_be_terminated_is_named(stage: Stage) -> None:
@@ -166,7 +166,7 @@ async def test_a_session_that_cannot_be_terminated_is_named(stage: Stage) -> Non
 
     stage.agent.terminate = ended  # type: ignore[method-assign]
     assert "pid 4711 (role app, shop)" in str((await stage.recover()).of(left.gids[0]))
-    assert stage.fates(left) == {XactStatus.IN_PROGRESS}
+    assert stage.xact_statuses(left) == {XactStatus.IN_PROGRESS}
     assert await stage.record(left) is RecordedDecision.NOT_RECORDED
 
 
@@ -176,10 +176,10 @@ async def test_an_agent_that_is_down_leaves_all_in_doubt(stage: Stage) -> None:
     await stage.end_session()
     stage.agent.down = DOWN
     assert told(await stage.recover(), left.gids[0]) == ("terminate", "look_again")
-    assert stage.fates(left) == {XactStatus.IN_PROGRESS}
+    assert stage.xact_statuses(left) == {XactStatus.IN_PROGRESS}
     stage.agent.down = None
     await stage.recover()
-    assert stage.fates(left) == {XactStatus.COMMITTED}
+    assert stage.xact_statuses(left) == {XactStatus.COMMITTED}
 
 
 @pytest.mark.parametrize("done", [False, True])
@@ -190,10 +190,10 @@ async def test_in_another_history_only_a_row_counts(stage: Stage, done: bool) ->
     stage.agent.history = "the second history"
     report = await stage.recover()
     if done:
-        assert stage.fates(left) == {XactStatus.COMMITTED}
+        assert stage.xact_statuses(left) == {XactStatus.COMMITTED}
         return
     assert "another history" in str(report.of(left.gids[0]))
-    assert stage.fates(left) == {XactStatus.IN_PROGRESS}
+    assert stage.xact_statuses(left) == {XactStatus.IN_PROGRESS}
     assert stage.rows() == []
 
 
@@ -204,7 +204,7 @@ async def test_after_a_restore_of_the_ledger_a_missing_row_proves_nothing(stage:
     await stage.ledger.propose(Restore(1_000))
     report = await stage.recover()
     assert "before the ledger was restored" in str(report.of(left.gids[0]))
-    assert stage.fates(left) == {XactStatus.IN_PROGRESS}
+    assert stage.xact_statuses(left) == {XactStatus.IN_PROGRESS}
     assert await stage.record(left) is RecordedDecision.NOT_RECORDED
 
 
@@ -212,7 +212,7 @@ async def test_after_a_restore_of_the_ledger_a_row_proves_the_commit(stage: Stag
     left = await stage.committed()
     await stage.ledger.propose(Restore(1_000))
     await stage.recover()
-    assert stage.fates(left) == {XactStatus.COMMITTED}
+    assert stage.xact_statuses(left) == {XactStatus.COMMITTED}
 
 
 # Rows that were left.
@@ -228,7 +228,7 @@ async def test_a_row_that_was_left_is_copied_and_deleted(stage: Stage) -> None:
     assert stage.rows() == []
     assert await stage.record(left) is RecordedDecision.COMMIT
     await stage.recover()
-    assert stage.fates(left) == {XactStatus.COMMITTED}
+    assert stage.xact_statuses(left) == {XactStatus.COMMITTED}
 
 
 async def test_a_tombstone_after_the_row_was_deleted_aborts_nothing(stage: Stage) -> None:
@@ -241,7 +241,7 @@ async def test_a_tombstone_after_the_row_was_deleted_aborts_nothing(stage: Stage
     assert (await agents.conclude(left.gids[0], gone=True)).decision is COMMIT
     assert stage.rows() == [BURIED]
     await stage.recover()
-    assert stage.fates(left) == {XactStatus.COMMITTED}
+    assert stage.xact_statuses(left) == {XactStatus.COMMITTED}
 
 
 async def test_a_row_stays_that_the_ledger_does_not_take(stage: Stage) -> None:
@@ -274,7 +274,7 @@ async def test_forged_rows_are_deleted_and_decide_nothing(stage: Stage) -> None:
     assert await stage.record(left) is RecordedDecision.NOT_RECORDED
     assert await stage.record(real) is RecordedDecision.COMMIT
     await stage.recover()
-    assert stage.fates(left) == {XactStatus.ABORTED}
+    assert stage.xact_statuses(left) == {XactStatus.ABORTED}
 
 
 async def test_forged_rows_keep_no_other_from_being_read(
@@ -320,7 +320,7 @@ async def test_a_tombstone_stays_as_long_as_its_session_is_known(stage: Stage) -
     stage.agent.age_s = last_agent.KEPT_S
     await stage.tidy()
     assert stage.rows() == []
-    assert stage.fates(left) == {XactStatus.ABORTED}
+    assert stage.xact_statuses(left) == {XactStatus.ABORTED}
 
 
 async def test_rows_of_an_unknown_table_are_no_error(stage: Stage) -> None:
@@ -376,13 +376,13 @@ async def test_an_order_to_roll_back_writes_the_tombstone_first(
     stage.ledger.decide = deciding  # type: ignore[method-assign]
     await order(stage, left)
     assert calls[:2] == ["tombstone", "decide"]
-    assert stage.databases["orders"].fate(left.gids[0]) is XactStatus.ABORTED
+    assert stage.databases["orders"].xact_status(left.gids[0]) is XactStatus.ABORTED
     assert not stage.agent.commit(left.entry, left.row.branches)
     info = await stage.ledger.transaction(left.txid)
     assert info is not None and info.record is RecordedDecision.ABORT
     assert info.cause == ("" if gone else ROLLED_BACK_BY_HAND)
     await stage.recover()
-    assert stage.fates(left) == {XactStatus.ABORTED}
+    assert stage.xact_statuses(left) == {XactStatus.ABORTED}
     assert await stage.heuristics() == {}
 
 
@@ -393,9 +393,9 @@ async def test_an_order_to_roll_back_finds_the_commit(stage: Stage, order: Order
     with pytest.raises(Conflict, match="COMMIT is recorded"):
         await order(stage, left)
     assert await stage.record(left) is RecordedDecision.COMMIT
-    assert stage.fates(left) == {XactStatus.IN_PROGRESS}
+    assert stage.xact_statuses(left) == {XactStatus.IN_PROGRESS}
     await stage.recover()
-    assert stage.fates(left) == {XactStatus.COMMITTED}
+    assert stage.xact_statuses(left) == {XactStatus.COMMITTED}
 
 
 @both_orders
@@ -408,7 +408,7 @@ async def test_a_commit_that_is_being_executed_holds_the_order_back(stage: Stage
         await order(stage, left)
     assert stage.agent.holder == holder
     assert await stage.record(left) is RecordedDecision.NOT_RECORDED
-    assert stage.fates(left) == {XactStatus.IN_PROGRESS}
+    assert stage.xact_statuses(left) == {XactStatus.IN_PROGRESS}
     assert await stage.heuristics() == {}
     stage.agent.holder = None
     assert stage.agent.commit(left.entry, left.row.branches)
@@ -423,7 +423,7 @@ async def test_without_an_answer_of_the_agent_it_is_heuristic(stage: Stage, orde
     stage.agent.down = DOWN
     with pytest.raises(Conflict, match="server is down"):
         await order(stage, left)
-    assert stage.fates(left) == {XactStatus.IN_PROGRESS}
+    assert stage.xact_statuses(left) == {XactStatus.IN_PROGRESS}
     await order(stage, left, heuristic=True, contradict=True)
     assert await stage.record(left) is RecordedDecision.NOT_RECORDED
     found = (await stage.heuristics())[left.gids[0]]
@@ -445,10 +445,10 @@ async def test_an_order_to_commit_finds_the_row(stage: Stage) -> None:
     """Broken if an operator has to take a heuristic decision about what is decided at the agent."""
     left = await stage.committed()
     await stage.operator().commit(left.gids[0])
-    assert stage.databases["orders"].fate(left.gids[0]) is XactStatus.COMMITTED
+    assert stage.databases["orders"].xact_status(left.gids[0]) is XactStatus.COMMITTED
     done = await stage.resolver().end(left.txid, COMMIT)
     assert [said for _, said in done] == ["done"]
-    assert stage.fates(left) == {XactStatus.COMMITTED}
+    assert stage.xact_statuses(left) == {XactStatus.COMMITTED}
     assert await stage.heuristics() == {}
 
 
@@ -465,7 +465,7 @@ async def test_an_order_to_commit_what_has_not_committed(stage: Stage, gone: boo
     assert stage.rows() == ([BURIED] if gone else [])
     expected = RecordedDecision.ABORT if gone else RecordedDecision.NOT_RECORDED
     assert await stage.record(left) is expected
-    assert stage.fates(left) == {XactStatus.IN_PROGRESS}
+    assert stage.xact_statuses(left) == {XactStatus.IN_PROGRESS}
 
 
 async def shown(stage: Stage, left: Left) -> str:
@@ -505,9 +505,9 @@ async def test_the_row_proves_the_commit_to_whoever_has_the_secret(stage: Stage)
     with pytest.raises(Conflict):
         await adopting.end(found, seen, ABORT)
     assert {line.result for line in await adopting.terminate(found)} == {"done"}
-    assert stage.fates(left) == {XactStatus.COMMITTED}
+    assert stage.xact_statuses(left) == {XactStatus.COMMITTED}
     assert {line.result for line in await adopting.terminate(seen.one(other.txid))} == {"nothing"}
-    assert stage.fates(other) == {XactStatus.IN_PROGRESS}
+    assert stage.xact_statuses(other) == {XactStatus.IN_PROGRESS}
 
 
 async def test_a_rollback_without_the_ledger_writes_the_tombstone_everywhere(stage: Stage) -> None:
@@ -518,7 +518,7 @@ async def test_a_rollback_without_the_ledger_writes_the_tombstone_everywhere(sta
     seen = await adopting.look()
     assert stage.rows() == []
     await adopting.end(seen.one(left.txid), seen, ABORT)
-    assert stage.fates(left) == {XactStatus.ABORTED}
+    assert stage.xact_statuses(left) == {XactStatus.ABORTED}
     assert not stage.agent.commit(left.entry, b"")
     assert all(list(each.agent.rows.values()) == [BURIED] for each in stage.databases.values())
 
@@ -530,7 +530,7 @@ async def test_a_row_that_came_meanwhile_stops_the_rollback(stage: Stage) -> Non
     assert stage.agent.commit(left.entry, left.row.branches)
     with pytest.raises(Conflict, match="has committed"):
         await adopting.end(seen.one(left.txid), seen, ABORT)
-    assert stage.fates(left) == {XactStatus.IN_PROGRESS}
+    assert stage.xact_statuses(left) == {XactStatus.IN_PROGRESS}
 
 
 async def test_an_agent_that_does_not_answer_stops_the_rollback(stage: Stage) -> None:
@@ -550,7 +550,7 @@ async def test_an_agent_that_does_not_answer_stops_the_rollback(stage: Stage) ->
     for name in OTHERS:
         stage.databases[name].agent.down = ParticipantRefused(name, "it has no such table")
     await adopting.end(seen.one(left.txid), seen, ABORT)
-    assert stage.fates(left) == {XactStatus.ABORTED}
+    assert stage.xact_statuses(left) == {XactStatus.ABORTED}
 
 
 async def test_without_the_secret_no_row_is_found(stage: Stage) -> None:
@@ -560,4 +560,4 @@ async def test_without_the_secret_no_row_is_found(stage: Stage) -> None:
     found = seen.one(left.txid)
     assert (found.agent, found.proved) == ("", False)
     await adopting.end(found, seen, COMMIT)
-    assert stage.fates(left) == {XactStatus.COMMITTED}
+    assert stage.xact_statuses(left) == {XactStatus.COMMITTED}

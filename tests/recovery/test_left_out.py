@@ -31,8 +31,8 @@ async def test_it_is_rolled_back(world: World, protocol: Protocol, finished: boo
     late = await world.prepare(payments)
     report = await world.recover()
     assert told(report, payments) == ("rollback", "done")
-    assert world.payments.fates[late.xid] is XactStatus.ABORTED
-    assert world.orders.fates[evidence.xid] is XactStatus.COMMITTED
+    assert world.payments.xact_statuses[late.xid] is XactStatus.ABORTED
+    assert world.orders.xact_statuses[evidence.xid] is XactStatus.COMMITTED
     assert await world.heuristics() == {}
     assert await world.unfinished() == set()
 
@@ -40,6 +40,6 @@ async def test_it_is_rolled_back(world: World, protocol: Protocol, finished: boo
 async def test_one_that_is_recorded_is_committed(world: World) -> None:
     gids = await world.left(Decision.COMMIT)
     await world.recover()
-    assert world.payments.fates == {1_001: XactStatus.COMMITTED}
+    assert world.payments.xact_statuses == {1_001: XactStatus.COMMITTED}
     assert await world.unfinished() == set()
     assert gids

@@ -34,11 +34,11 @@ async def test_rollback_fences_the_coordinator_first(world: World) -> None:
     gids = world.gids()
     evidence = {gid: await world.prepare(gid) for gid in gids}
     await operator(world).roll_back(gids[0])
-    assert world.orders.fate(gids[0]) is XactStatus.ABORTED
+    assert world.orders.xact_status(gids[0]) is XactStatus.ABORTED
     with pytest.raises(AssertionError):
         await world.decide(Decision.COMMIT, evidence)  # the coordinator, a moment later
     await world.recover()
-    assert world.payments.fate(gids[1]) is XactStatus.ABORTED
+    assert world.payments.xact_status(gids[1]) is XactStatus.ABORTED
     assert await world.unfinished() == set()
     assert await world.heuristics() == {}
 
@@ -50,7 +50,7 @@ async def test_rollback_of_what_is_aborted_needs_no_record(world: World) -> None
     await world.ledger.keep_alive(world.session, gid.txid.seq + 1)
     await world.ledger.propose(Restore(1_000))
     await operator(world).roll_back(gid)
-    assert world.orders.fate(gid) is XactStatus.ABORTED
+    assert world.orders.xact_status(gid) is XactStatus.ABORTED
 
 
 async def test_rollback_without_a_ledger_does_nothing(world: World) -> None:
@@ -65,7 +65,7 @@ async def test_rollback_without_a_ledger_does_nothing(world: World) -> None:
 async def test_commit_of_a_recorded_commit_is_no_heuristic(world: World, heuristic: bool) -> None:
     gid, _ = await world.left(Decision.COMMIT)
     await operator(world).commit(gid, heuristic=heuristic)
-    assert world.orders.fate(gid) is XactStatus.COMMITTED
+    assert world.orders.xact_status(gid) is XactStatus.COMMITTED
     assert await world.heuristics() == {}
 
 
@@ -86,7 +86,7 @@ async def test_rollback_of_what_is_aborted_anyway_is_no_heuristic(world: World, 
     gid, _ = await world.left()
     await world.end_session()
     await operator(world).roll_back(gid, heuristic=heuristic)
-    assert world.orders.fate(gid) is XactStatus.ABORTED
+    assert world.orders.xact_status(gid) is XactStatus.ABORTED
     assert await world.heuristics() == {}
 
 
@@ -149,7 +149,7 @@ async def test_somebody_who_was_faster_is_told_of(world: World, decision: Decisi
         if call == "settle_commit":
             xid = world.orders.prepared[of]
             world.orders.finish_by_hand(of, Decision.ABORT)
-            assert world.orders.fates[xid] is XactStatus.ABORTED
+            assert world.orders.xact_statuses[xid] is XactStatus.ABORTED
 
     world.orders.before = colleague
     if decision is None:

@@ -53,7 +53,7 @@ def heuristic(kind: Settled, decision: Decision) -> RecordHeuristicOutcome:
 
 
 @pytest.mark.parametrize(
-    ("decision", "fate", "action"),
+    ("decision", "xact_status", "action"),
     [
         (Decision.COMMIT, XactStatus.COMMITTED, BranchDone(GID)),
         (Decision.COMMIT, XactStatus.IN_PROGRESS, LookAgain(GID)),
@@ -67,8 +67,8 @@ def heuristic(kind: Settled, decision: Decision) -> RecordHeuristicOutcome:
         (Decision.ABORT, XactStatus.UNKNOWN, BranchDone(GID)),
     ],
 )
-def test_absent(decision: Decision, fate: XactStatus, action: object) -> None:
-    assert for_absent(GID, decision, fate) == action
+def test_absent(decision: Decision, xact_status: XactStatus, action: object) -> None:
+    assert for_absent(GID, decision, xact_status) == action
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ async def test_committed_and_prepared_is_committed_and_finished(world: World) ->
     """Left prepared, a committed transfer would stay half done."""
     gids = await world.left(Decision.COMMIT)
     report = await world.recover()
-    assert [world.databases[gid.participant].fate(gid) for gid in gids] == [XactStatus.COMMITTED] * 2
+    assert [world.databases[gid.participant].xact_status(gid) for gid in gids] == [XactStatus.COMMITTED] * 2
     assert [told(report, gid) for gid in gids] == [("commit", "done")] * 2
     assert report.finished == (str(gids[0].txid),)
     assert await world.unfinished() == set()
@@ -45,7 +45,7 @@ async def test_committed_and_absent_but_in_progress_is_looked_at_again(world: Wo
     """A branch that is being finished right now must not be taken for lost."""
     gid, other = await world.left(Decision.COMMIT)
     xid = world.orders.prepared.pop(gid)
-    assert world.orders.fates[xid] is XactStatus.IN_PROGRESS
+    assert world.orders.xact_statuses[xid] is XactStatus.IN_PROGRESS
     report = await world.recover()
     assert told(report, gid) == ("look_again", "look_again")
     assert told(report, other) == ("commit", "done")
@@ -114,7 +114,7 @@ async def test_committed_and_absent_without_evidence_is_a_hazard(world: World, c
 async def test_aborted_by_record_and_prepared_is_rolled_back(world: World) -> None:
     gids = await world.left(Decision.ABORT)
     report = await world.recover()
-    assert [world.databases[gid.participant].fate(gid) for gid in gids] == [XactStatus.ABORTED] * 2
+    assert [world.databases[gid.participant].xact_status(gid) for gid in gids] == [XactStatus.ABORTED] * 2
     assert [told(report, gid) for gid in gids] == [("rollback", "done")] * 2
     assert await world.unfinished() == set()
 
@@ -124,7 +124,7 @@ async def test_aborted_by_presumption_and_prepared_is_rolled_back(world: World) 
     gids = await world.left()
     await world.end_session()
     await world.recover()
-    assert [world.databases[gid.participant].fate(gid) for gid in gids] == [XactStatus.ABORTED] * 2
+    assert [world.databases[gid.participant].xact_status(gid) for gid in gids] == [XactStatus.ABORTED] * 2
 
 
 async def test_aborted_and_vanished_with_a_committed_xid_is_a_heuristic_commit(world: World) -> None:

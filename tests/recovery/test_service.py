@@ -27,7 +27,7 @@ async def test_it_resolves_what_appears_while_it_runs(world: World) -> None:
         for _ in range(3):
             gids = await world.left(Decision.COMMIT)
             await until(lambda: not world.ledger.machine.state.unfinished)
-            assert world.orders.fate(gids[0]) is XactStatus.COMMITTED
+            assert world.orders.xact_status(gids[0]) is XactStatus.COMMITTED
         active = await world.left()
         counters = service.status().counters
         await until(lambda: counters.seen_active > 1)
@@ -71,7 +71,7 @@ async def test_it_works_only_while_the_ledger_leads(world: World, monkeypatch: p
         assert service.status().counters.scans == 0
         assert (service.status().running, service.status().leads) == (True, False)
         leads = True
-        await until(lambda: world.orders.fate(gids[0]) is XactStatus.COMMITTED)
+        await until(lambda: world.orders.xact_status(gids[0]) is XactStatus.COMMITTED)
         leads = False
         await until(lambda: service.status().participants == ())
         scans = service.status().counters.scans
@@ -83,7 +83,7 @@ async def test_by_hand_it_works_whoever_leads(world: World, monkeypatch: pytest.
     monkeypatch.setattr(type(world.ledger), "leads", property(lambda _self: False))
     gids = await world.left(Decision.COMMIT)
     async with world.service(always=True):
-        await until(lambda: world.orders.fate(gids[0]) is XactStatus.COMMITTED)
+        await until(lambda: world.orders.xact_status(gids[0]) is XactStatus.COMMITTED)
 
 
 async def test_participants_come_and_go(world: World) -> None:
@@ -91,11 +91,11 @@ async def test_participants_come_and_go(world: World) -> None:
     gids = await world.left(Decision.COMMIT)
     removed = world.registry.remove("payments")
     async with world.service() as service:
-        await until(lambda: world.orders.fate(gids[0]) is XactStatus.COMMITTED)
+        await until(lambda: world.orders.xact_status(gids[0]) is XactStatus.COMMITTED)
         (left,) = service.status().unfinished
         assert (left.waits_for, left.unknown) == (("payments",), ("payments",))
         world.registry.add(removed)
-        await until(lambda: world.payments.fate(gids[1]) is XactStatus.COMMITTED)
+        await until(lambda: world.payments.xact_status(gids[1]) is XactStatus.COMMITTED)
         world.registry.remove("orders")
         await until(lambda: [one.participant for one in service.status().participants] == ["payments"])
         await until(lambda: service.status().unfinished == ())
@@ -110,7 +110,7 @@ async def test_a_replaced_participant_gets_a_worker_of_its_own(world: World) -> 
         world.registry.add(successor)
         world.databases["payments"] = successor
         gids = await world.left(Decision.COMMIT)
-        await until(lambda: successor.fate(gids[1]) is XactStatus.COMMITTED)
+        await until(lambda: successor.xact_status(gids[1]) is XactStatus.COMMITTED)
         await until(lambda: all(one.last_error is None for one in service.status().participants))
 
 
@@ -124,7 +124,7 @@ async def test_one_that_hangs_delays_no_other(world: World) -> None:
     world.orders.in_doubt = hang  # type: ignore[method-assign, assignment]
     world.orders.waits = hang  # type: ignore[method-assign, assignment]
     async with world.service():
-        await until(lambda: world.payments.fate(gids[1]) is XactStatus.COMMITTED)
+        await until(lambda: world.payments.xact_status(gids[1]) is XactStatus.COMMITTED)
 
 
 async def test_status_shows_failures_until_it_works_again(world: World) -> None:
@@ -151,7 +151,7 @@ async def test_a_ledger_without_quorum_is_tried_again(world: World) -> None:
         await until(lambda: len(service.status().participants) == 2)
         await until(lambda: all(one.last_error == "no quorum" for one in service.status().participants))
         world.ledger.unfinished = reading  # type: ignore[method-assign]
-        await until(lambda: world.orders.fate(gids[0]) is XactStatus.COMMITTED)
+        await until(lambda: world.orders.xact_status(gids[0]) is XactStatus.COMMITTED)
 
 
 async def test_a_bug_in_one_pass_is_told_and_the_next_is_made(
@@ -169,7 +169,7 @@ async def test_a_bug_in_one_pass_is_told_and_the_next_is_made(
 
     world.orders.in_doubt = broken_once  # type: ignore[method-assign, assignment]
     async with world.service():
-        await until(lambda: world.orders.fate(gids[0]) is XactStatus.COMMITTED)
+        await until(lambda: world.orders.xact_status(gids[0]) is XactStatus.COMMITTED)
     assert "KeyError" in caplog.text
 
 
@@ -187,7 +187,7 @@ async def test_a_bug_in_sweeping_ends_no_worker(world: World, monkeypatch: pytes
         await until(lambda: len(swept) > 1)
         gids = await world.left(Decision.COMMIT)
         await until(lambda: not world.ledger.machine.state.unfinished)
-        assert world.orders.fate(gids[0]) is XactStatus.COMMITTED
+        assert world.orders.xact_status(gids[0]) is XactStatus.COMMITTED
 
 
 async def test_what_must_not_be_touched_is_in_the_status(world: World) -> None:

@@ -47,8 +47,8 @@ async def left(world: World, precommitted: int = 0, *, rule: Termination = Termi
     return gids
 
 
-def fates(world: World, gids: list[Gid]) -> list[XactStatus]:
-    return [world.databases[gid.participant].fate(gid) for gid in gids]
+def xact_statuses(world: World, gids: list[Gid]) -> list[XactStatus]:
+    return [world.databases[gid.participant].xact_status(gid) for gid in gids]
 
 
 async def recovered(world: World, gids: list[Gid]) -> RecordedDecision:
@@ -61,7 +61,7 @@ async def recovered(world: World, gids: list[Gid]) -> RecordedDecision:
 
 
 @pytest.mark.parametrize(
-    ("precommitted", "fate"),
+    ("precommitted", "xact_status"),
     [
         (0, XactStatus.ABORTED),
         (1, XactStatus.COMMITTED),
@@ -70,14 +70,16 @@ async def recovered(world: World, gids: list[Gid]) -> RecordedDecision:
     ],
 )
 async def test_the_rows_decide_and_the_ledger_records(
-    world: World, precommitted: int, fate: XactStatus
+    world: World, precommitted: int, xact_status: XactStatus
 ) -> None:
     """Broken if recovery presumes anything, or ends a transaction and leaves no record of it."""
     gids = await left(world, precommitted)
     await world.end_session()
     record = await recovered(world, gids)
-    assert fates(world, gids) == [fate] * 3
-    assert record is (RecordedDecision.COMMIT if fate is XactStatus.COMMITTED else RecordedDecision.ABORT)
+    assert xact_statuses(world, gids) == [xact_status] * 3
+    assert record is (
+        RecordedDecision.COMMIT if xact_status is XactStatus.COMMITTED else RecordedDecision.ABORT
+    )
     await world.recover()
     assert await world.unfinished() == set()
     assert await world.heuristics() == {}
@@ -142,12 +144,12 @@ async def test_one_that_says_nothing_holds_up_only_the_first_to_ask(
         await asyncio.gather(*(one_pass(tools, world.databases[name]) for name in NAMES[:2]))
     assert len(asked) <= 2 * 8 * 2  # two workers, each with as many at once, ask twice in a round
     outcome = XactStatus.COMMITTED if precommitted else XactStatus.ABORTED
-    assert {world.orders.fate(gids[0]) for gids in left_behind} == {outcome}
+    assert {world.orders.xact_status(gids[0]) for gids in left_behind} == {outcome}
     hanging.set()
     world.databases["stock"].before = None
     for _ in range(3):
         await world.recover()
-    assert {fate for gids in left_behind for fate in fates(world, gids)} == {outcome}
+    assert {xact_status for gids in left_behind for xact_status in xact_statuses(world, gids)} == {outcome}
 
 
 @pytest.mark.parametrize("down", NAMES)
@@ -161,7 +163,7 @@ async def test_one_that_is_down_follows_when_it_is_back(world: World, down: str)
     assert (await world.ledger.records([gids[0].txid]))[gids[0].txid] is RecordedDecision.COMMIT
     world.databases[down].down = None
     await recovered(world, gids)
-    assert fates(world, gids) == [XactStatus.COMMITTED] * 3
+    assert xact_statuses(world, gids) == [XactStatus.COMMITTED] * 3
     assert await world.heuristics() == {}
 
 
@@ -177,7 +179,7 @@ async def test_a_late_prepare_under_a_tombstone_is_rolled_back(world: World) -> 
     await recovered(world, gids[:2])
     await world.prepare(gids[2])
     await recovered(world, gids)
-    assert fates(world, gids) == [XactStatus.ABORTED] * 3
+    assert xact_statuses(world, gids) == [XactStatus.ABORTED] * 3
 
 
 async def test_a_branch_without_its_row_is_left_to_a_person(world: World) -> None:
@@ -208,7 +210,7 @@ async def test_a_row_that_was_lost_is_not_taken_for_one_never_made(world: World,
     assert gids[1] in world.payments.prepared
     world.orders.down = None
     await (world.recover() if ledger else alone(world))
-    assert world.payments.fate(gids[1]) is XactStatus.COMMITTED
+    assert world.payments.xact_status(gids[1]) is XactStatus.COMMITTED
 
 
 async def test_a_row_that_a_termination_made_is_no_proof_of_a_rollback(world: World) -> None:
@@ -250,7 +252,7 @@ async def test_participants_that_were_renamed_are_found_by_what_they_hold(world:
     world.databases["stock"].down = ParticipantUnavailable("stock", "is down")
     for _ in range(3):
         await (world.recover() if ledger else alone(world, 1))
-    assert fates(world, gids)[:2] == [XactStatus.COMMITTED] * 2
+    assert xact_statuses(world, gids)[:2] == [XactStatus.COMMITTED] * 2
 
 
 @pytest.mark.parametrize("ledger", [True, False])
@@ -263,7 +265,7 @@ async def test_a_name_that_leads_to_another_database_now_splits_nothing(world: W
     rename(world, orders="payments", payments="orders")
     for _ in range(3):
         await (world.recover() if ledger else alone(world, 1))
-    assert XactStatus.ABORTED not in fates(world, gids)
+    assert XactStatus.ABORTED not in xact_statuses(world, gids)
 
 
 async def test_committed_by_hand_against_tombstones_is_a_conflict(world: World) -> None:
@@ -303,8 +305,8 @@ async def test_many_recoveries_at_once_agree(world: World) -> None:
             await asyncio.gather(*(world.recover() for _ in range(3)))
             if not any(gid in world.databases[gid.participant].prepared for gid in gids):
                 break
-        assert len(set(fates(world, gids))) == 1
-        assert XactStatus.IN_PROGRESS not in fates(world, gids)
+        assert len(set(xact_statuses(world, gids))) == 1
+        assert XactStatus.IN_PROGRESS not in xact_statuses(world, gids)
         await world.open()
     assert await world.heuristics() == {}
 
@@ -347,10 +349,10 @@ async def test_a_tombstone_outlives_a_slow_prepare_and_its_ledger(world: World) 
     terminator = Terminator(world.ledger, world.registry, None)
     assert await sweep(world.ledger, terminator, world.orders, 0.0) == []
     await world.prepare(gids[0])
-    assert fates(world, gids[:1]) == [XactStatus.IN_PROGRESS]
+    assert xact_statuses(world, gids[:1]) == [XactStatus.IN_PROGRESS]
     for _ in range(5):
         await WithoutLedger(world.registry, world.ledger.ledger_id).run()
-    assert fates(world, gids[:1]) == [XactStatus.ABORTED]
+    assert xact_statuses(world, gids[:1]) == [XactStatus.ABORTED]
     assert await sweep(world.ledger, terminator, world.orders, 0.0, 0.0) == gids[:1]
 
 
@@ -379,7 +381,7 @@ async def alone(world: World, passes: int = 20, ledger_id: str | None = None) ->
 
 
 @pytest.mark.parametrize(
-    ("precommitted", "fate"),
+    ("precommitted", "xact_status"),
     [
         (0, XactStatus.ABORTED),
         (1, XactStatus.COMMITTED),
@@ -389,12 +391,12 @@ async def alone(world: World, passes: int = 20, ledger_id: str | None = None) ->
 )
 @pytest.mark.parametrize("rule", list(Termination))
 async def test_the_participants_end_it_among_themselves(
-    world: World, precommitted: int, fate: XactStatus, rule: Termination
+    world: World, precommitted: int, xact_status: XactStatus, rule: Termination
 ) -> None:
     """Broken if the ledger is needed after all."""
     gids = await left(world, precommitted, rule=rule)
     await alone(world)
-    assert fates(world, gids) == [fate] * 3
+    assert xact_statuses(world, gids) == [xact_status] * 3
 
 
 async def test_what_needs_databases_that_nobody_has_named_is_not_waited_for(world: World) -> None:
@@ -414,7 +416,7 @@ async def test_what_needs_databases_that_nobody_has_named_is_not_waited_for(worl
     assert told(report, gids[0]) == ("terminate", "look_again")
     world.databases["stock"].down = None
     await alone(world)
-    assert world.orders.fate(gids[0]) is XactStatus.COMMITTED
+    assert world.orders.xact_status(gids[0]) is XactStatus.COMMITTED
 
 
 async def test_a_name_that_is_prepared_in_another_database_as_well_splits_nothing(world: World) -> None:
@@ -431,8 +433,8 @@ async def test_a_name_that_is_prepared_in_another_database_as_well_splits_nothin
     assert shown == {("orders", "commit", "done"), ("stock", "report", "nothing")}
     [why] = [line.why for line in report.lines if line.action == "report"]
     assert "names participant 'orders', and is prepared in another database" in why
-    assert world.orders.fate(orders) is XactStatus.COMMITTED
-    assert other.fates[other.branches[0].xid] is XactStatus.COMMITTED
+    assert world.orders.xact_status(orders) is XactStatus.COMMITTED
+    assert other.xact_statuses[other.branches[0].xid] is XactStatus.COMMITTED
     assert list(other.prepared) == [orders]
     assert list(other.states.rows) == [stock]
 
@@ -474,7 +476,7 @@ async def test_branches_of_several_ledgers_need_a_name(world: World) -> None:
         await WithoutLedger(world.registry).run()
     assert raised.value.ledgers == ("abcdefghij", "zzzzzzzzzz")
     await alone(world, ledger_id="abcdefghij")
-    assert fates(world, gids) == [XactStatus.COMMITTED] * 3
+    assert xact_statuses(world, gids) == [XactStatus.COMMITTED] * 3
     assert other in world.orders.prepared
 
 

@@ -28,8 +28,8 @@ def resolver(world: World) -> Resolver:
     return Resolver(world.ledger, world.registry)
 
 
-def fates(world: World, gids: list[Gid]) -> list[XactStatus]:
-    return [world.databases[gid.participant].fate(gid) for gid in gids]
+def xact_statuses(world: World, gids: list[Gid]) -> list[XactStatus]:
+    return [world.databases[gid.participant].xact_status(gid) for gid in gids]
 
 
 async def forgotten(world: World) -> list[Gid]:
@@ -39,14 +39,18 @@ async def forgotten(world: World) -> list[Gid]:
     return gids
 
 
-@pytest.mark.parametrize(("decision", "fate"), [(COMMIT, XactStatus.COMMITTED), (ABORT, XactStatus.ABORTED)])
-async def test_every_branch_ends_as_is_recorded(world: World, decision: Decision, fate: XactStatus) -> None:
+@pytest.mark.parametrize(
+    ("decision", "xact_status"), [(COMMIT, XactStatus.COMMITTED), (ABORT, XactStatus.ABORTED)]
+)
+async def test_every_branch_ends_as_is_recorded(
+    world: World, decision: Decision, xact_status: XactStatus
+) -> None:
     gids = await world.left(decision)
     whole = await look(world.ledger, world.registry, gids[0].txid)
     assert whole.direction is decision
     results = await resolver(world).end(gids[0].txid, decision)
     assert [(one.gid, said) for one, said in results] == [(gid, "done") for gid in gids]
-    assert fates(world, gids) == [fate, fate]
+    assert xact_statuses(world, gids) == [xact_status, xact_status]
     assert await world.heuristics() == {}
 
 
@@ -66,7 +70,7 @@ async def test_what_is_forgotten_ends_in_one_chosen_direction(world: World) -> N
         with pytest.raises(Conflict, match="add --heuristic"):
             await resolver(world).end(gids[0].txid, chosen)
     await resolver(world).end(gids[0].txid, COMMIT, heuristic=True, note="agreed")
-    assert fates(world, gids) == [XactStatus.COMMITTED, XactStatus.COMMITTED]
+    assert xact_statuses(world, gids) == [XactStatus.COMMITTED, XactStatus.COMMITTED]
     assert {one.kind for one in (await world.heuristics()).values()} == {Settled.HEURISTIC_COMMIT}
     assert "no branch of it is prepared" in (await look(world.ledger, world.registry, gids[0].txid)).why
 
@@ -77,7 +81,7 @@ async def test_rolling_back_what_is_active_records_abort_first(world: World) -> 
         await resolver(world).end(gids[0].txid, COMMIT)
     await resolver(world).end(gids[0].txid, ABORT)
     assert (await world.ledger.records([gids[0].txid]))[gids[0].txid] == "abort"
-    assert fates(world, gids) == [XactStatus.ABORTED, XactStatus.ABORTED]
+    assert xact_statuses(world, gids) == [XactStatus.ABORTED, XactStatus.ABORTED]
 
 
 @pytest.mark.parametrize("whole", [False, True])
@@ -96,7 +100,7 @@ async def test_what_contradicts_a_sibling_needs_its_own_flag(world: World, whole
         await resolver(world).end(other.txid, ABORT, heuristic=True, contradict=True)
     else:
         await operator.roll_back(other, heuristic=True, contradict=True)
-    assert world.payments.fate(other) is XactStatus.ABORTED
+    assert world.payments.xact_status(other) is XactStatus.ABORTED
 
 
 async def test_a_rollback_of_what_is_active_may_contradict_a_sibling_too(world: World) -> None:
@@ -145,7 +149,7 @@ async def test_what_is_applied_elsewhere_is_contradicted_only_with_its_own_flag(
     assert other in world.payments.prepared
     assert await world.heuristics() == {}
     await roll_back(contradict=True)
-    assert world.payments.fate(other) is XactStatus.ABORTED
+    assert world.payments.xact_status(other) is XactStatus.ABORTED
 
 
 @pytest.mark.parametrize("whole", [False, True])
@@ -176,7 +180,7 @@ async def test_a_participant_that_is_gone_is_waited_for_no_more(world: World) ->
     hazard = (await world.heuristics())[gids[1]]
     assert (hazard.kind, hazard.decision) == (Settled.HEURISTIC_HAZARD, COMMIT)
     assert hazard.note.endswith("gone for good: fire")
-    assert world.orders.fate(gids[0]) is XactStatus.COMMITTED
+    assert world.orders.xact_status(gids[0]) is XactStatus.COMMITTED
     assert await world.unfinished() == set()
 
 
@@ -194,7 +198,7 @@ async def test_the_hazard_of_what_came_back_is_closed_where_it_ended_as_recorded
     assert gids[1] in await world.heuristics()
     world.payments.down = None
     await world.recover()
-    assert fates(world, gids) == [XactStatus.COMMITTED, XactStatus.COMMITTED]
+    assert xact_statuses(world, gids) == [XactStatus.COMMITTED, XactStatus.COMMITTED]
     assert await world.heuristics() == {}
     (act, *_) = await world.ledger.acts(limit=5)
     assert (act.verb, act.subject, act.result) == ("recovery: hazard closed", str(gids[1]), "done")

@@ -91,10 +91,10 @@ class ThreePhase:
         lines = []
         for name, gid in self._gids.items():
             row = await self._participants[name].states.read(gid)
-            lines.append(f"{name}: {await self._fate(name, row)}")
+            lines.append(f"{name}: {await self._xact_status(name, row)}")
         return lines
 
-    async def _fate(self, name: str, row: StateRow | None) -> str:
+    async def _xact_status(self, name: str, row: StateRow | None) -> str:
         assert row is not None
         told = f"{row.state} elected={row.last_elected} attempt={row.last_attempt}"
         if await self._prepared(name):
@@ -107,7 +107,12 @@ class ThreePhase:
     async def outcomes(self) -> set[str]:
         """What has become of the branches: ``committed``, ``rolled back``, ``prepared``."""
         lines = await self._state()
-        return {fate for fate in ("committed", "rolled back", "prepared") for line in lines if fate in line}
+        return {
+            xact_status
+            for xact_status in ("committed", "rolled back", "prepared")
+            for line in lines
+            if xact_status in line
+        }
 
 
 async def write(connection: object, text: str) -> None:

@@ -37,12 +37,12 @@ from undoubt.coordinator.errors import HeuristicOutcome, LedgerUnavailable, Outc
 from undoubt.coordinator.ledger.contract import BranchRecord, RecordedDecision, SessionState
 from undoubt.coordinator.protocols.steps import TwoPhaseStep
 from undoubt.coordinator.settings import CoordinatorSettings
-from undoubt.coordinator.uncancellable import Uncancellable
 from undoubt.participants.contract import Decision, Evidence, PrepareUnanswered, Settled, Vote, XactStatus
 from undoubt.participants.errors import ParticipantUnavailable
 from undoubt.participants.ids import NO_KEY, Gid, SessionKey, TxId
 from undoubt.participants.registry import Registry
 from undoubt.participants.scripted import ScriptedAnswer, ScriptedBranch, ScriptedParticipant
+from undoubt.participants.tasks import Uncancellable
 from undoubt.recovery.report import Report
 from undoubt.recovery.service import RecoveryService
 from undoubt.recovery.settings import RecoverySettings
@@ -267,7 +267,7 @@ class TwoPhase:
                 yield name, branch
 
     async def _changed(self) -> Any:
-        seen = {name: self._fate(name, branch) for name, branch in self._branches()}
+        seen = {name: self._xact_status(name, branch) for name, branch in self._branches()}
         seen["ledger"] = await self._recorded()
         seen["application"] = self._told
         for found in await self._ledger.heuristics():
@@ -277,10 +277,10 @@ class TwoPhase:
                 self._shown[name] = text
                 yield f"{name}: {text}"
 
-    def _fate(self, name: str, branch: ScriptedBranch) -> str:
+    def _xact_status(self, name: str, branch: ScriptedBranch) -> str:
         if branch.gid in self._databases[name].prepared:
             return "prepared"
-        match self._databases[name].fates[branch.xid]:
+        match self._databases[name].xact_statuses[branch.xid]:
             case XactStatus.IN_PROGRESS:
                 return "open"
             case XactStatus.COMMITTED:

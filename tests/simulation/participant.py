@@ -42,7 +42,7 @@ from undoubt.participants.three_phase import Charter, Event, StateRow
 STATEMENT_TIMEOUT_S = 4.0
 LOOKS_MAX = 8
 
-_FATES = {
+_XACT_STATUSES = {
     "committed": XactStatus.COMMITTED,
     "aborted": XactStatus.ABORTED,
     "in progress": XactStatus.IN_PROGRESS,
@@ -189,8 +189,8 @@ class SimulatedParticipant:
         except SqlError as error:
             # A gid exists once: where it is a stranger's (42501), ours is gone.
             if error.sqlstate in {"42704", "42501"}:
-                fate = XactStatus.UNKNOWN if evidence is None else await self.evidence(evidence)
-                return judge(order, fate)
+                xact_status = XactStatus.UNKNOWN if evidence is None else await self.evidence(evidence)
+                return judge(order, xact_status)
             if error.sqlstate == "55000":
                 return Settled.BUSY
             raise ParticipantRefused(self.name, str(error), sqlstate=error.sqlstate) from error
@@ -221,7 +221,7 @@ class SimulatedParticipant:
             if error.sqlstate == "22023":
                 return XactStatus.NEVER_ASSIGNED
             raise ParticipantRefused(self.name, str(error), sqlstate=error.sqlstate) from error
-        return _FATES.get(status, XactStatus.UNKNOWN)
+        return _XACT_STATUSES.get(status, XactStatus.UNKNOWN)
 
     async def forget(self, gid: Gid) -> None:
         """It keeps no record of heuristic outcomes."""

@@ -19,8 +19,8 @@ from typing import Any, NoReturn
 from tests.simulation.judge import Violation
 from tests.simulation.loop import pin_hash
 from tests.stand_in import put
-from undoubt.coordinator.uncancellable import Uncancellable
 from undoubt.coordinator.wire.listener import InboundConnection
+from undoubt.participants.tasks import Uncancellable
 
 EPOCH_S = 1_750_000_000.0
 """The wall clock at the beginning of every run."""

@@ -170,7 +170,7 @@ async def test_calls_of_a_transaction(
             await call(tx, value)
         await tx.branch("alpha")
     [branch] = stage.participants["alpha"].branches
-    assert stage.participants["alpha"].fates[branch.xid] is XactStatus.COMMITTED
+    assert stage.participants["alpha"].xact_statuses[branch.xid] is XactStatus.COMMITTED
 
 
 @pytest.mark.parametrize(("call", "parameter", "value"), matrix(Transaction.publish))
@@ -282,7 +282,7 @@ def test_calls_of_the_synchronous_coordinator(
     positional, named = arguments(call, parameter, value, work=touches)
     with refused(parameter):
         call(threads.coordinator, *positional, **named)
-    assert threads.fates() == set()
+    assert threads.xact_statuses() == set()
 
 
 @pytest.mark.parametrize(("call", "parameter", "value"), matrix(undoubt.sync.Transaction.publish))

@@ -99,3 +99,13 @@ def test_the_pages_name_those_that_there_are() -> None:
         assert name in named
         assert re.search(rf"except undoubt\.(errors\.)?{name}\b", example), name
     assert named <= {"CancelledError", *errors.__all__}
+
+
+PAGES = ("exactly-once", "frameworks", "locks", "outbox", "sqlalchemy")
+
+
+def test_errors_that_pages_name_without_a_module_are_in_undoubt() -> None:
+    """Broken if a program that catches what a page names fails with an AttributeError instead."""
+    for page in PAGES:
+        named = set(re.findall(r"`(?:undoubt\.)?([A-Z]\w+)`", (ROOT / "docs" / f"{page}.md").read_text()))
+        assert (named & {*errors.__all__}) - {*undoubt.__all__} == set(), page

@@ -49,6 +49,12 @@ contradict_option = click.option(
     is_flag=True,
     help="Do it although another branch has ended the other way, or will: this splits the transaction.",
 )
+participant_option = click.option(
+    "--participant",
+    default="",
+    metavar="NAME",
+    help="Which one, if databases of several participants have something prepared under this name.",
+)
 
 
 @click.group()
@@ -95,9 +101,10 @@ def list_(context: Context) -> None:
 
 @indoubt.command()
 @click.argument("name", type=NameParam(), metavar="GID|TXID")
+@participant_option
 @common
 @pass_context
-def explain(context: Context, name: Gid | Foreign | TxId) -> None:
+def explain(context: Context, name: Gid | Foreign | TxId, participant: str) -> None:
     """Explain one prepared branch, or a whole transaction.
 
     Shows the decision and its reason, the votes, the sessions that the branch blocks, how long it has held
@@ -109,7 +116,7 @@ def explain(context: Context, name: Gid | Foreign | TxId) -> None:
     Example:
       undoubt indoubt explain undoubt:k3v9q0x2ab:2:3-4f1d0c9a77b2e815.42:1:orders
     """
-    found = context.run(_explain(context, name))
+    found = context.run(_explain(context, name, participant))
     if isinstance(found, Whole):
         if context.output.json:
             context.output.document(shapes.whole(found))
@@ -158,12 +165,20 @@ def commit(
 @click.argument("gid", type=GidParam())
 @heuristic_option
 @contradict_option
+@participant_option
 @note_option
 @yes_option
 @common
 @pass_context
 def rollback(
-    context: Context, gid: Gid | Foreign, *, heuristic: bool, contradict: bool, note: str, yes: bool
+    context: Context,
+    gid: Gid | Foreign,
+    *,
+    heuristic: bool,
+    contradict: bool,
+    participant: str,
+    note: str,
+    yes: bool,
 ) -> None:
     """Record ABORT, then roll the branch back.
 
@@ -179,7 +194,7 @@ def rollback(
     Example:
       undoubt indoubt rollback GID
     """
-    before = context.run(_before(context, gid, Decision.ABORT))
+    before = context.run(_before(context, gid, Decision.ABORT, participant))
     if before.standing is BranchStanding.IMPOSTOR:
         _show_impostor(context, before.found)
         context.confirm("Roll back this impostor? What it wrote is lost.", yes=yes)
@@ -314,7 +329,7 @@ async def _survey_anyhow(context: Context) -> Survey:
         return seen
 
 
-async def _explain(context: Context, gid: Gid | Foreign | TxId) -> dict[str, Any] | Whole:
+async def _explain(context: Context, gid: Gid | Foreign | TxId, participant: str) -> dict[str, Any] | Whole:
     async with opened(context) as tools:
         if isinstance(gid, TxId):
             return await look(tools.ledger, tools.participants, gid)
@@ -325,7 +340,7 @@ async def _explain(context: Context, gid: Gid | Foreign | TxId) -> dict[str, Any
                 return heuristic_document(ended)
             if seen.unreachable and await tools.ledger.transaction(gid.txid) is not None:
                 return await look(tools.ledger, tools.participants, gid.txid)
-        one = seen.one(gid)
+        one = seen.one(gid, participant)
         explanation = await explain_branch(tools.ledger, tools.participants, one, seen)
         shown = document(explanation, seen.siblings(one))
         shown["proof"] = [*await _others_not_seen(tools, one), *shown["proof"]]
@@ -357,10 +372,10 @@ class _Before:
         return self.found.standing
 
 
-async def _before(context: Context, gid: Gid | Foreign, order: Decision) -> _Before:
+async def _before(context: Context, gid: Gid | Foreign, order: Decision, participant: str = "") -> _Before:
     async with opened(context) as tools:
         seen = await survey(tools.ledger, tools.participants)
-        one = seen.one(gid)
+        one = seen.one(gid, participant)
         own, splits = one.branch.gid, []
         if isinstance(own, Gid) and one.standing.ours:
             whole = await look(tools.ledger, tools.participants, own.txid)

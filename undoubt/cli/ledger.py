@@ -224,14 +224,10 @@ def _from_backup(settings: LedgerSettings, would: Restoring, file: Path, other_l
     ledger, and that was not asked for."""
     if not would.other:
         return f"Restore {settings.url}, ledger {would.kept}, from {file}?"
-    both = f"{file} is a backup of ledger {would.kept}, and {settings.url} is ledger {would.present}"
     if not other_ledger:
-        raise CommandError(
-            Exit.CONFLICT,
-            f"{both}. Nothing was changed. Look for a backup of {would.present}; or pass --other-ledger to"
-            " give it up: its files, with what is recorded of its operators, are then kept elsewhere",
-        )
+        raise CommandError(Exit.CONFLICT, would.refusal(settings.url, file))
     return (
-        f"{both}. Give up {would.present}, with its decisions and what is recorded of its operators, and"
-        f" restore {would.kept}? Its files are kept under another name."
+        f"{file} is a backup of ledger {would.kept}, and {settings.url} is ledger {would.present}. Give up"
+        f" {would.present}, with its decisions and what is recorded of its operators, and restore"
+        f" {would.kept}? Its files are kept under another name."
     )

@@ -140,7 +140,8 @@ def migrate(context: Context, names: tuple[str, ...], sql: bool, note: str) -> N
 @common
 @pass_context
 def prune(context: Context, older_than: float, note: str) -> None:
-    """Delete old notes of one-phase commits from the tables that `migrate` made.
+    """Delete old notes of one-phase commits from the tables that `migrate` made, and rows of locks that no
+    branch has guarded for a week.
 
     A caller asks within seconds after its answer was lost, so one day is enough. What is younger than an
     hour is kept in any case.

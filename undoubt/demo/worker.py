@@ -66,10 +66,10 @@ class CrashPoint:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-async def work(coordinator: undoubt.Coordinator, fate: CrashPoint, tag: str, task: int) -> None:
+async def work(coordinator: undoubt.Coordinator, crash: CrashPoint, tag: str, task: int) -> None:
     """Transfer between accounts that no other task uses, so that a worker that dies does not block others."""
     number = 0
-    while fate.step is not None or not fate.due:
+    while crash.step is not None or not crash.due:
         number += 1
         name = f"{tag}-{task}-{number}"
         amount = AMOUNT if number % OVERDRAWN_EVERY else (BALANCE + 1) * ACCOUNTS
@@ -96,11 +96,11 @@ def _account(tag: str, task: int) -> int:
 
 async def main(config: str, seconds: float, step: str, tag: str) -> None:
     """Transfer money until the time is over, or until the process is killed."""
-    fate = CrashPoint(step, seconds)
-    async with undoubt.connect(config, observe=fate, recover=False) as coordinator:
-        fate.begin()
+    crash = CrashPoint(step, seconds)
+    async with undoubt.connect(config, observe=crash, recover=False) as coordinator:
+        crash.begin()
         report("ready", tag)
-        await asyncio.gather(*(work(coordinator, fate, tag, task) for task in range(TASKS)))
+        await asyncio.gather(*(work(coordinator, crash, tag, task) for task in range(TASKS)))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@
 :mod:`.quart`          puts it around an application of Quart.
 :mod:`.flask`          commits before the response, in applications of Flask.
 :mod:`.django`         has ``atomic(using=[…])`` for several databases of Django.
+:mod:`.django_test_databases`
+                       has its coordinator follow to the databases of Django's test runner.
 :mod:`.celery`         acknowledges a task of Celery after its commit, and does it once.
 :mod:`.rq`             does the same for a job of RQ.
 :mod:`.zope`           joins transactions of package ``transaction``: Pyramid, Zope.

@@ -235,10 +235,17 @@ class _Exchange:
             log.debug("the transaction had ended before its rollback: %s", failure)
 
     async def _marks(self, message: Any) -> list[tuple[bytes, bytes]]:
-        """Headers of an answer that says that the request failed, if its transaction has not."""
-        if self._commits(message["status"]) or not self._work.may_have_committed:
+        """Headers of an answer whose status does not tell what became of the transaction: it says that the
+        request failed, and the transaction may have committed; or the reverse, since the application has
+        rolled back by itself."""
+        if self._commits(message["status"]):
+            if not self._work.rolled_back:
+                return []
+            told = answers.marks("aborted", self._work.txid)
+        elif self._work.may_have_committed:
+            told = answers.marks(await self._work.outcome(), self._work.txid)
+        else:
             return []
-        told = answers.marks(await self._work.outcome(), self._work.txid)
         return [(name.lower().encode(), value.encode()) for name, value in told]
 
     async def _say(self, answer: WebAnswer) -> None:

@@ -34,6 +34,7 @@ from undoubt.coordinator.publishing import checked, put
 from undoubt.coordinator.runnable import check_synchronous, checked_result
 from undoubt.coordinator.transaction import Transaction
 from undoubt.integrations import answers, judging
+from undoubt.integrations.django_test_databases import process_of_tests
 from undoubt.integrations.extras import needs
 from undoubt.integrations.per_process import PerProcess
 from undoubt.integrations.sqlalchemy.psycopg_driver import PsycopgAdopted
@@ -76,10 +77,15 @@ _here = _Local()
 
 def coordinator() -> Coordinator:
     """The coordinator of this process: opened at the first transaction with ``settings.UNDOUBT["source"]``,
-    or ``settings.UNDOUBT["coordinator"]``. Raises ``ConfigurationError``, ``LedgerError``."""
+    or ``settings.UNDOUBT["coordinator"]``. In a run of Django's tests, one over the databases of the test
+    runner instead of those of the source. Raises ``ConfigurationError``, ``LedgerError``."""
     options: Any = getattr(settings, "UNDOUBT", {})
     if not isinstance(options, Mapping):
         raise UsageError(f"settings.UNDOUBT must be a mapping, not of type {type(options).__name__}")
+    if options.get("coordinator") is None:
+        of_tests = process_of_tests(options.get("source"), options.get("participants", {}))
+        if of_tests is not None:
+            return of_tests.get()
     with _lock:
         if id(options) not in _processes:
             _processes[id(options)] = (options, PerProcess(options.get("source"), options.get("coordinator")))

@@ -165,6 +165,8 @@ class _Exchange:
                 self._failure = error
                 answers.note(error)
                 return _no_body
+            if self._work.rolled_back:
+                headers = [*headers, *answers.marks("aborted", self._work.txid)]
         else:
             self._undo(None)
             if self._work.may_have_committed:

@@ -37,8 +37,11 @@ class PerProcess:
         with self._lock:
             pid = os.getpid()
             if self._opened is None or self._opened[0] != pid:
-                self._opened = (pid, undoubt.sync.connect(self._source))
+                self._opened = (pid, self._open())
             return self._opened[1]
+
+    def _open(self) -> Coordinator:
+        return undoubt.sync.connect(self._source)
 
     def close(self) -> None:
         """Close the coordinator of this process, if one was opened here. The next call opens another."""

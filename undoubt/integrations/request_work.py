@@ -78,6 +78,13 @@ class RequestWork:
             return bool(getattr(self._session, "undoubt_may_have_committed", False))
         return self._transaction is not None and self._transaction.may_have_committed
 
+    @property
+    def rolled_back(self) -> bool:
+        """Whether the application has rolled back by itself, of which its answer may say nothing."""
+        began = self._session is not None or self._transaction is not None
+        repeated = bool(getattr(self._session, "undoubt_repeated", False))  # the first one has committed
+        return began and self.txid is not None and not self.may_have_committed and not repeated
+
     def sync_transaction(self) -> SyncTransaction:
         """The transaction for threads; begins it at the first call. Raises ``UsageError``, and what ``start``
         raises."""
@@ -111,8 +118,8 @@ class RequestWork:
 
     def _committed(self) -> None:
         hooks, self._hooks = self._hooks, []
-        if self.txid is not None and not self.may_have_committed:
-            return  # the application has rolled back by itself
+        if self.rolled_back:
+            return
         for function in hooks:
             try:
                 checked_result(function, function(), "on_commit()")

@@ -43,8 +43,10 @@ __all__ = ["DataManager", "join"]
 
 log = logging.getLogger(__name__)
 
-_LAST = "~"
-"""Sorts behind the names of data managers that vote."""
+_ONE_PHASE = "~"
+"""The beginning of the sort keys of data managers that commit in one phase: zope.sqlalchemy's."""
+_LAST = "\U0010ffff" * 8
+"""Sorts behind the keys of data managers that vote: eight times the last character that there is."""
 
 
 def join(
@@ -127,15 +129,20 @@ class DataManager:
         """Nothing is prepared before all the others have voted."""
 
     def commit(self, current: Any) -> None:
-        """Raises ``UsageError`` if another data manager commits in one phase too."""
-        others = [
-            each for each in current._resources if each is not self and each.sortKey().startswith(_LAST)
-        ]
-        if others:
-            raise UsageError(
-                f"{others[0]!r} commits in one phase beside undoubt, so one of both may fail after the other"
-                " has committed: give its sessionmaker class_=undoubt.integrations.sqlalchemy.Session"
-            )
+        """Raises ``UsageError`` if another data manager commits in one phase too, or votes later."""
+        for other in current._resources:
+            if other is self:
+                continue
+            if other.sortKey().startswith(_ONE_PHASE):
+                raise UsageError(
+                    f"{other!r} commits in one phase beside undoubt, so one of both may fail after the other"
+                    " has committed: give its sessionmaker class_=undoubt.integrations.sqlalchemy.Session"
+                )
+            if other.sortKey() > self.sortKey():
+                raise UsageError(
+                    f"{other!r} votes after undoubt has committed, so its vote would come too late: give it"
+                    " a sortKey() that sorts before undoubt's"
+                )
 
     def tpc_vote(self, current: Any) -> None:
         """Commit. Raises ``TransactionAborted``, ``OutcomeUnknown``, ``HeuristicOutcome``."""

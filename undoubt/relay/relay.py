@@ -2,8 +2,8 @@
 
 There is no high-water mark: what is in the outbox was not acknowledged, whatever its id. A lane (the messages
 of one topic and key) is delivered by one task, one message after another. Its messages are read again only
-after those that were acknowledged are removed. After a failure the lane rests, for longer each time, and its
-messages are read anew."""
+after those that were acknowledged are removed. After a failure, whatever the receiver raises, the lane rests,
+for longer each time, and its messages are read anew."""
 
 from __future__ import annotations
 
@@ -154,12 +154,10 @@ class Relay:
                     if self._stopped or self._halted:
                         return
                     began = asyncio.get_running_loop().time()
-                    try:
-                        async with asyncio.timeout(self._timeout_s):
-                            await self._sink.deliver(message)
-                    except Exception as error:  # noqa: BLE001 - whatever a function of the application raises
-                        self._rest(lane, message, error)
-                        return
+                    failure = await self._attempt(message)
+                if failure is not None:
+                    self._rest(lane, message, failure)
+                    return
                 self.delivered += 1
                 if self._meter is not None:
                     self._meter.delivered(message.topic, asyncio.get_running_loop().time() - began)
@@ -169,7 +167,25 @@ class Relay:
         finally:
             self._wake.set()
 
-    def _rest(self, lane: Lane, message: Message, error: Exception) -> None:
+    async def _attempt(self, message: Message) -> BaseException | None:
+        """Deliver ``message`` in a task of its own, which the receiver may cancel without cancelling the
+        relay. Returns what has failed. A delivery that was too long is cancelled, and waited for: the next
+        one of its key must not begin beside it."""
+        delivery = asyncio.create_task(_delivered(self._sink, message), name="undoubt-delivery")
+        try:
+            done, _ = await asyncio.wait({delivery}, timeout=self._timeout_s)
+            if not done:
+                delivery.cancel()
+                await asyncio.wait({delivery})
+        except asyncio.CancelledError:  # the relay's own, never the receiver's
+            delivery.cancel()
+            raise
+        failure = asyncio.CancelledError() if delivery.cancelled() else delivery.result()
+        if not done and isinstance(failure, asyncio.CancelledError):
+            return TimeoutError(f"it was not acknowledged within {self._timeout_s:g} s")
+        return failure
+
+    def _rest(self, lane: Lane, message: Message, error: BaseException) -> None:
         self.failed += 1
         if self._meter is not None:
             self._meter.failed(message.topic)
@@ -183,7 +199,7 @@ class Relay:
             message.topic,
             message.key,
             rest.attempts,
-            str(error) or type(error).__name__,
+            (isinstance(error, Exception) and str(error)) or type(error).__name__,
         )
 
     async def _remove(self) -> None:
@@ -224,6 +240,15 @@ class Relay:
                 await self._wake.wait()
         except TimeoutError:
             return
+
+
+async def _delivered(sink: Sink, message: Message) -> BaseException | None:
+    """What the sink has raised; None if it has acknowledged ``message``."""
+    try:
+        await sink.deliver(message)
+    except BaseException as error:  # noqa: BLE001 - asyncio would end the event loop with a SystemExit
+        return error
+    return None
 
 
 def _by_lane(messages: Iterable[Message]) -> dict[Lane, list[Message]]:

@@ -91,6 +91,8 @@ class Coordinator:
         only if it is free now; None: without limit. Any number of ``shared`` holders have it together.
         ``tx``: a transaction that has begun, and that waits for the lock meanwhile."""
         self._portal.check()
+        if tx is not None:
+            bounds.having("tx", tx, "a transaction of this coordinator", "branch", "commit")
         engine = None if tx is None else tx.engine
         return Lock(self._portal, self._engine.lock(name, timeout=timeout, shared=shared, tx=engine))
 

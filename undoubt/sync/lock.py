@@ -71,9 +71,10 @@ class Lock:
             raise
         return taken
 
-    def release(self) -> None:
-        """Give the lock back. Does nothing if it is not acquired."""
-        self._portal.call(self._engine.release)
+    def release(self) -> bool:
+        """Give the lock back; returns whether it is certain that it was held until then. Does nothing, and
+        returns False, if it is not acquired."""
+        return self._portal.call(self._engine.release)
 
     def guard(self, connection: object) -> None:
         """Have the database of a branch refuse a stale holder: the branch's first statement. ``connection``

@@ -35,10 +35,10 @@ from undoubt.coordinator.paxos import (
     Value,
 )
 from undoubt.coordinator.quorum import Joint
-from undoubt.coordinator.uncancellable import all_done
 from undoubt.participants.backoff import pauses_around
 from undoubt.participants.contract import Decision
 from undoubt.participants.ids import TxId
+from undoubt.participants.tasks import all_done
 
 log = logging.getLogger(__name__)
 

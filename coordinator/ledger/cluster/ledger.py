@@ -27,16 +27,22 @@ from undoubt.coordinator.ledger.cluster.url import addresses_of, wire_of
 from undoubt.coordinator.ledger.contract import RecordedDecision, Session, SessionInfo
 from undoubt.coordinator.ledger.ledger_call import LedgerCall
 from undoubt.coordinator.rpc.calls import AnyCall
-from undoubt.coordinator.rpc.client import SILENCE_S, Liveness, PendingCall, Replies, into
-from undoubt.coordinator.rpc.envelope import (
+from undoubt.coordinator.rpc.client import (
     CALL_BYTES_MAX,
+    SILENCE_S,
+    Liveness,
+    PendingCall,
+    Replies,
+    into,
+    judged,
+)
+from undoubt.coordinator.rpc.envelope import (
     REQUESTS_PER_FRAME_MAX,
     Answer,
     LeaderHint,
     Request,
     decode_answers,
     encode,
-    judged,
 )
 from undoubt.coordinator.settings import LedgerSettings
 from undoubt.coordinator.wire import (

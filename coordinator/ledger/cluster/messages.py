@@ -187,7 +187,7 @@ _ANY = any_of(ALL_CALLS, NodeCall)
 decode_requests: Callable[[bytes], list[Request[AnyCall]]] = msgspec.msgpack.Decoder(
     requests_of(_ANY, many=True)
 ).decode
-"""Decodes a frame whose :func:`~undoubt.coordinator.rpc.envelope.size` was checked before."""
+"""Decodes a frame whose :func:`~undoubt.coordinator.rpc.server.message_count` was checked before."""
 decode_call: Callable[[bytes], AnyCall] = msgspec.msgpack.Decoder(_ANY).decode
 
 

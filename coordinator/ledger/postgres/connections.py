@@ -21,8 +21,8 @@ from undoubt.coordinator.errors import LedgerUnavailable, LedgerUnusable
 from undoubt.coordinator.ledger.postgres import address, errors, opening
 from undoubt.coordinator.ledger.postgres.sql import query
 from undoubt.coordinator.settings import LedgerSettings
-from undoubt.coordinator.uncancellable import uncancellable
 from undoubt.participants.redact import redact
+from undoubt.participants.tasks import uncancellable
 
 log = logging.getLogger(__name__)
 

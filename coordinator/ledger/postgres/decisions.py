@@ -28,10 +28,10 @@ from undoubt.coordinator.ledger.contract import (
 )
 from undoubt.coordinator.ledger.postgres.connections import Connections
 from undoubt.coordinator.ledger.rules import agrees, labels, sorted_branches
-from undoubt.coordinator.uncancellable import Uncancellable, uncancellable
 from undoubt.participants.contract import Decision
 from undoubt.participants.errors import UndoubtError
 from undoubt.participants.ids import TxId
+from undoubt.participants.tasks import Uncancellable, uncancellable
 
 BATCH_MAX = 64
 SENDING_MAX = 2

@@ -72,6 +72,8 @@ class PostgresLedger(KeyTable, PostgresLocks):
         super().__init__(self._ask)
         self.settings = settings
         self._connections = Connections(settings)
+        self._renewals = Connections(settings)
+        """For the renewal of sessions alone: it waits behind no other request of this process."""
         self._decisions = Decisions(self._connections)
         self.upkeep = Leadership(self._connections, settings, clock)
         """The periodic work of the process that leads: expiring sessions and deleting old records."""
@@ -123,6 +125,7 @@ class PostgresLedger(KeyTable, PostgresLocks):
             return
         await self.upkeep.close()
         await self._decisions.close()
+        await self._renewals.close()
         await self._connections.close()
 
     async def _ask(self, statement: str, /, **parameters: Any) -> list[tuple[Any, ...]]:
@@ -149,7 +152,9 @@ class PostgresLedger(KeyTable, PostgresLocks):
 
     async def keep_alive(self, session: Session, floor: int) -> None:
         _check_command(KeepAlive(session.id, session.nonce, floor))
-        ((kept,),) = await self._ask("keep_alive", session=session.id, nonce=session.nonce, floor=floor)
+        self._check_open()
+        about = {"session": session.id, "nonce": session.nonce, "floor": floor}
+        ((kept,),) = await self._renewals.ask("keep_alive", **about)
         if kept is None:
             raise SessionLost(f"session {session.id} was closed or has expired")
 

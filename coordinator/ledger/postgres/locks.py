@@ -195,7 +195,10 @@ class PostgresLocks:
             if loop.time() > end:
                 break
             await asyncio.sleep(pause_s)
-        raise LedgerUnavailable(f"lock {name!r} was changed by others all the time")
+        raise LedgerUnavailable(
+            f"lock {name!r} could not be changed within {self.settings.request_timeout_s:g} s: the ledger is"
+            " slow, or the lock is changed all the time"
+        )
 
     async def _write(self, name: str, version: int, queue: Queue, grants: int) -> Queue | None:
         """Write the queue of ``name``; None if the row had another version. Returns it with its tokens."""

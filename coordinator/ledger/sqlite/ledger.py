@@ -22,9 +22,9 @@ from undoubt.coordinator.ledger.sqlite import unix_socket
 from undoubt.coordinator.ledger.sqlite.lock import FileLock, holder
 from undoubt.coordinator.ledger.sqlite.owner import OwnedLedger
 from undoubt.coordinator.ledger.sqlite.owner_client import ConnectionGone, OwnerConnection
-from undoubt.coordinator.rpc.envelope import judged
+from undoubt.coordinator.rpc.client import judged
 from undoubt.coordinator.settings import LedgerSettings
-from undoubt.coordinator.uncancellable import Uncancellable, uncancellable
+from undoubt.participants.tasks import Uncancellable, uncancellable
 
 RETRY_S = 0.02
 

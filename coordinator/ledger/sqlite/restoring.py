@@ -78,6 +78,14 @@ class Restoring(msgspec.Struct, frozen=True):
         """Whether the backup is that of another ledger."""
         return self.present not in {"", self.kept}
 
+    def refusal(self, path: object, file: Path) -> str:
+        """Why it is not done unasked."""
+        return (
+            f"{file} is a backup of ledger {self.kept}, and {path} is ledger {self.present}. Nothing was"
+            f" changed. Look for a backup of {self.present}; or pass --other-ledger to give it up: its files,"
+            " with what is recorded of its operators, are then kept elsewhere"
+        )
+
 
 def before_restore(path: Path, file: Path) -> Restoring:
     """What :func:`from_backup` would do. Changes nothing. Raises ``LedgerUnusable``."""
@@ -99,10 +107,7 @@ def from_backup(path: Path, file: Path, act: Act, *, other_ledger: bool = False)
     instead_of = None
     if (looked := before_restore(path, file)).other:
         if not other_ledger:
-            raise UsageError(
-                f"{file} is a backup of ledger {looked.kept}, and {path} is ledger {looked.present}: nothing"
-                " was changed. Pass --other-ledger to give up the one that is there"
-            )
+            raise UsageError(looked.refusal(path, file))
         instead_of = looked.present
         act = msgspec.structs.replace(act, subject=f"{act.subject}, instead of ledger {instead_of}")
     machine = Machine("")

@@ -17,13 +17,11 @@ from undoubt.participants.errors import (
     ParticipantUnavailable,
 )
 from undoubt.participants.postgres.asyncpg.dsn import connect_arguments, set_keepalive
-from undoubt.participants.postgres.asyncpg.line import Deadlines
 from undoubt.participants.postgres.asyncpg.session import TRANSLATED, AsyncpgSession, translate
 from undoubt.participants.postgres.connecting import Connector
 from undoubt.participants.postgres.dsn import Conninfo
 from undoubt.participants.postgres.dsn_values import REFUSED_VALUE, driver_refusal
 from undoubt.participants.postgres.sqlstate import pooler_refusal, startup_error, tls_refusal
-from undoubt.participants.settings import ParticipantSettings
 
 STATEMENT_CACHE_SIZE = 100
 
@@ -46,10 +44,6 @@ class UniqueNames(asyncpg.Connection):
 
 
 class AsyncpgConnector(Connector):
-    def __init__(self, participant: str, settings: ParticipantSettings, application_name: str) -> None:
-        super().__init__(participant, settings, application_name)
-        self._deadlines = Deadlines()
-
     async def open(self, address: Conninfo, password: str | None, options: str) -> AsyncpgSession:
         reached = ""
         try:
@@ -86,7 +80,7 @@ class AsyncpgConnector(Connector):
             raise
         major, minor, *_ = connection.get_server_version()
         self.version = major * 10_000 + minor
-        return AsyncpgSession(connection, self._deadlines)
+        return AsyncpgSession(connection)
 
     def _connect_error(self, error: BaseException, reached: str) -> ParticipantError:  # noqa: PLR0911 - a line per meaning
         match error:

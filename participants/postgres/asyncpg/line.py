@@ -30,6 +30,7 @@ from typing import Any, cast
 
 import asyncpg
 
+from undoubt.participants.deadlines import Deadline, deadlines
 from undoubt.participants.postgres.asyncpg import wire
 from undoubt.participants.postgres.session import (
     Answers,
@@ -128,7 +129,7 @@ class Exchange:
         self.answers = Answers([], [], [])
         self.error: ServerError | None = None
         self.result: asyncio.Future[Answers] | None = None
-        self.deadline = 0.0
+        self.deadline: Deadline | None = None
         self._kept = kept
         self._parsing: deque[Step] = deque()
         """The steps that the server has still to parse."""
@@ -202,41 +203,6 @@ class Exchange:
             self.result.set_result(self.answers)
 
 
-class Deadlines:
-    """The deadlines of exchanges of many lines, in one event loop: one timer serves all."""
-
-    def __init__(self) -> None:
-        self._waiting: set[Exchange] = set()
-        self._timer: asyncio.TimerHandle | None = None
-        self._timer_due = 0.0
-
-    def add(self, due: Exchange) -> None:
-        """Call :meth:`Exchange.expire` at its deadline, unless :meth:`remove` is called before."""
-        self._waiting.add(due)
-        if self._timer is None or due.deadline < self._timer_due:
-            self._set_timer(due.deadline)
-
-    def remove(self, due: Exchange) -> None:
-        """May be repeated. The timer stays as it is: it looks at what waits when it is due."""
-        self._waiting.discard(due)
-
-    def _set_timer(self, at: float) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer_due = at
-        self._timer = asyncio.get_running_loop().call_at(at, self._look)
-
-    def _look(self) -> None:
-        self._timer = None
-        now = asyncio.get_running_loop().time()
-        late = [due for due in self._waiting if due.deadline <= now]
-        self._waiting.difference_update(late)
-        if self._waiting:
-            self._set_timer(min(due.deadline for due in self._waiting))
-        for due in late:
-            due.expire()
-
-
 class Line(asyncio.Protocol):
     """See the module. A line is for one event loop."""
 
@@ -260,7 +226,6 @@ class Line(asyncio.Protocol):
         """The state of the transaction, None if asyncpg knows it better."""
         self._kept = KeptStatements()
         self._idle_check: Any = None
-        self.deadlines: Deadlines | None = None
         self._transport.set_protocol(self)
 
     @classmethod
@@ -278,9 +243,8 @@ class Line(asyncio.Protocol):
 
     # Lending.
 
-    def set_up(self, deadlines: Deadlines) -> None:
+    def set_up(self) -> None:
         """Prepare asyncpg's own check that it waits for nothing. Raises any error if asyncpg has none."""
-        self.deadlines = deadlines
         kind = asyncpg.protocol.protocol.PreparedStatementState
         # close_statement() checks first whether asyncpg is busy, then refuses to close a statement in use.
         self._idle_check = kind("", "", self._protocol, asyncpg.Record, False)
@@ -344,14 +308,12 @@ class Line(asyncio.Protocol):
             exchanges[0] = held
         results = []
         data: list[bytes] = []
-        deadline = loop.time() + timeout_s
+        due = loop.time() + timeout_s
         for exchange in exchanges:
             exchange.result = loop.create_future()
-            exchange.deadline = deadline
+            exchange.deadline = deadlines().call_at(due, exchange.expire)
             results.append(exchange.result)
             data += (exchange.data, SYNC)
-            if self.deadlines is not None:
-                self.deadlines.add(exchange)
         self._asked.extend(exchanges)
         self._transport.write(b"".join(data))
         return results
@@ -363,8 +325,8 @@ class Line(asyncio.Protocol):
             self._done(exchange)
 
     def _done(self, exchange: Exchange) -> None:
-        if self.deadlines is not None:
-            self.deadlines.remove(exchange)
+        if exchange.deadline is not None:
+            exchange.deadline.cancel()
         if exchange.result is not None and exchange.result.done() and not exchange.result.cancelled():
             exchange.result.exception()  # perhaps it is not awaited any more
 

@@ -17,7 +17,7 @@ from undoubt.participants.postgres.asyncpg.connection import (
     LentForSetUp,
     severity_of,
 )
-from undoubt.participants.postgres.asyncpg.line import Deadlines, Line
+from undoubt.participants.postgres.asyncpg.line import Line
 from undoubt.participants.postgres.pipeline import BEGIN, ROLLBACK
 from undoubt.participants.postgres.session import (
     CLOSE_TIMEOUT_S,
@@ -37,6 +37,7 @@ from undoubt.participants.postgres.session import (
     keep,
     standby_warning,
 )
+from undoubt.participants.tasks import Answered, Continued
 
 if TYPE_CHECKING:
     from undoubt.participants.postgres.asyncpg.connection import Connection
@@ -59,9 +60,7 @@ class AsyncpgSession:
 
     intro: ServerParameters
 
-    def __init__(self, connection: Connection, deadlines: Deadlines | None = None) -> None:
-        """``deadlines``: of the pipelines of this session and others; without them it cannot pipeline."""
-        self._deadlines = deadlines
+    def __init__(self, connection: Connection) -> None:
         self.behind: asyncio.Future[Answers] | None = None
         self.connection = connection
         self.pid: int = connection.get_server_pid()
@@ -148,15 +147,24 @@ class AsyncpgSession:
         if self.line is not None:
             self.line.drop_held()
 
-    async def pipeline(
+    def pipeline(
         self, steps: Sequence[Step], *, behind: Sequence[Step] = (), timeout_s: float
-    ) -> Answers:
-        self._check()
-        patience_s = self._patience_s(timeout_s)
-        answers, *later = self._lent().send([steps, behind] if behind else [steps], patience_s)
-        self.behind = later[0] if later else None
+    ) -> Continued[Answers]:
         try:
-            return await answers
+            self._check()
+            patience_s = self._patience_s(timeout_s)
+            answers, *later = self._lent().send([steps, behind] if behind else [steps], patience_s)
+        except NotSent as error:
+            return Continued.failed(error)
+        except BaseException:
+            self.discard()  # a part of the steps may have been sent
+            raise
+        self.behind = later[0] if later else None
+        return Continued(answers).then(self._answered)
+
+    def _answered(self, answers: Answered[Answers]) -> Answers:
+        try:
+            return answers.result()
         except ServerError as error:
             if error.fatal:
                 self.discard()
@@ -179,10 +187,10 @@ class AsyncpgSession:
 
     async def find_pipeline(self, timeout_s: float) -> bool:
         line = self.line
-        if line is None or self.intro.pooled or self._deadlines is None:
+        if line is None or self.intro.pooled:
             return True
         try:
-            line.set_up(self._deadlines)
+            line.set_up()
         except (AttributeError, TypeError) as error:
             log.warning("undoubt's statements are not pipelined: asyncpg cannot be lent: %r", error)
             return True  # nothing was sent yet

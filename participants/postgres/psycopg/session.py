@@ -13,7 +13,7 @@ import logging
 import os
 import secrets
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -27,6 +27,7 @@ from psycopg.types.array import register_all_arrays
 from undoubt.participants.invariant import invariant
 from undoubt.participants.postgres.psycopg import pipeline, synced
 from undoubt.participants.postgres.psycopg.gate import Gate
+from undoubt.participants.postgres.psycopg.polling import Polling
 from undoubt.participants.postgres.session import (
     CLOSE_TIMEOUT_S,
     FATAL,
@@ -45,6 +46,7 @@ from undoubt.participants.postgres.session import (
     standby_warning,
 )
 from undoubt.participants.postgres.sqlstate import NO_STATEMENT
+from undoubt.participants.tasks import Answered, Continued
 
 if TYPE_CHECKING:
     from psycopg.pq.abc import PGconn, PGresult
@@ -103,6 +105,8 @@ class PsycopgSession:
         self.undone = False
         """Whether a branch, or a part of one, was rolled back in this session."""
         self.behind: asyncio.Future[Answers] | None = None
+        self._polling: Polling | None = None
+        """What was awaited last."""
         self._pipelines = False
         self._broken = False
         self._notices: list[Notice] = []
@@ -191,50 +195,81 @@ class PsycopgSession:
     def pipelines(self) -> bool:
         return self._pipelines and not self.broken and self.pgconn.pipeline_status == PipelineStatus.OFF
 
-    async def pipeline(
+    def pipeline(
         self, steps: Sequence[Step], *, behind: Sequence[Step] = (), timeout_s: float
-    ) -> Answers:
+    ) -> Continued[Answers]:
         self._notices.clear()
-        results = await self._ask(
-            lambda: pipeline.send(self.pgconn, [steps, behind] if behind else [steps]),
-            timeout_s,
-            pipeline.read_to_sync,
-            judged=False,
-        )
+        pgconn = self.pgconn
+        handler, pgconn.notice_handler = pgconn.notice_handler, self._note
+        try:
+            self._check()
+            pipeline.send(pgconn, [steps, behind] if behind else [steps])
+            polling = self._polled(pipeline.read_to_sync(pgconn), timeout_s)
+        except NotSent as error:
+            pgconn.notice_handler = handler
+            return Continued.failed(error)
+        except BaseException as error:
+            # A part of the steps may have been sent, whatever the error is.
+            pgconn.notice_handler = handler
+            self.discard()
+            if not isinstance(error, psycopg.Error):
+                raise
+            return Continued.failed(NoAnswer(str(error).strip() or "the connection was lost"))
+
+        def answered(polled: Answered[list[PGresult]]) -> Answers:
+            pgconn.notice_handler = handler
+            answers = self._answers(polled)
+            if self._broken:
+                self.behind = None  # discarded since the answer came: the connection is being closed
+            elif behind:
+                self._read_behind(timeout_s)
+            else:
+                pgconn.exit_pipeline_mode()
+                self.behind = None
+            self._judge(answers[0])
+            return answers[1]
+
+        return Continued(polling).then(answered)
+
+    def _answers(self, polled: Answered[list[PGresult]]) -> tuple[list[PGresult], Answers]:
+        """The results up to a Sync, and the answers that they hold; the session goes on."""
+        try:
+            results = polled.result()
+        except TimeoutError:
+            self.discard()
+            raise AnswerTimedOut("no answer in time") from None
+        except psycopg.Error as error:
+            self.discard()
+            raise NoAnswer(str(error).strip() or "the connection was lost") from error
+        except BaseException:
+            # Cancelled, lost, or an unexpected error: the state of this session is not known now.
+            self.discard()
+            raise
         if self.pgconn.status != ConnStatus.OK:
             self._judge(results)
             raise NoAnswer("the connection was lost")
         answers = pipeline.answers(results, list(self._notices))
-        if not behind:
-            self.pgconn.exit_pipeline_mode()
         self.undone = self.undone or any(tag.startswith("ROLLBACK") for tag in answers.tags)
-        if behind:
-            reading = asyncio.get_running_loop().create_task(self._read_behind(timeout_s))
-            reading.add_done_callback(_retrieve)
-            self.behind = reading
-        else:
-            self.behind = None
-        self._judge(results)
-        return answers
+        return results, answers
 
-    async def _read_behind(self, timeout_s: float) -> Answers:
+    def _read_behind(self, timeout_s: float) -> None:
+        """Read what was sent behind a pipeline; no caller waits for it."""
         pgconn = self.pgconn
         handler, pgconn.notice_handler = pgconn.notice_handler, self._note
-        done = False
-        try:
-            async with asyncio.timeout(timeout_s):
-                results = await waiting.wait_async(
-                    pipeline.read_to_sync(pgconn), pgconn.socket, interval=WAKE_S
-                )
-            pgconn.exit_pipeline_mode()
-            done = True
-        except (psycopg.Error, TimeoutError) as error:
-            raise NoAnswer(str(error).strip() or "no answer in time") from error
-        finally:
+        polling = self._polled(pipeline.read_to_sync(pgconn), timeout_s)
+
+        def read(polled: Answered[list[PGresult]]) -> Answers:
             pgconn.notice_handler = handler
-            if not done:
-                self.discard()
-        return pipeline.answers(self._judge(results), [])
+            results, _ = self._answers(polled)
+            pgconn.exit_pipeline_mode()
+            return pipeline.answers(self._judge(results), [])
+
+        self.behind = Continued(polling).then(read)
+        self.behind.add_done_callback(_retrieve)
+
+    def _polled(self, generator: Generator[Any, Any, Any], timeout_s: float) -> Polling:
+        self._polling = polling = Polling(generator, self.pgconn.socket, timeout_s)
+        return polling
 
     @property
     def begins_ahead(self) -> bool:
@@ -313,7 +348,10 @@ class PsycopgSession:
             # The connection must not be freed while the event loop waits for its socket.
             self.behind.cancel()
             close_in_background(_finish_after(self.behind, self.pgconn))
-        elif self.gate is not None and self.gate.busy:
+            return
+        if self._polling is not None:
+            self._polling.fail(psycopg.OperationalError("the session was closed"))
+        if self.gate is not None and self.gate.busy:
             # The connection must not be freed while an operation uses it: the operation is interrupted, and
             # the connection is closed when the operation has ended.
             close_in_background(interrupt(self.pgconn))
@@ -323,39 +361,28 @@ class PsycopgSession:
         else:
             self.pgconn.finish()
 
-    async def _ask(
-        self,
-        send: Callable[[], None],
-        timeout_s: float,
-        read: Callable[[PGconn], Any] = generators.execute,
-        *,
-        judged: bool = True,
-    ) -> list[PGresult]:
-        """Send, and wait for all results; ``judged``: all of them must have succeeded. Raises
-        ``ServerError``, ``NoAnswer``, ``NotSent``."""
+    async def _ask(self, send: Callable[[], None], timeout_s: float) -> list[PGresult]:
+        """Send, and wait for all results. Raises ``ServerError``, ``NoAnswer``, ``NotSent``."""
         pgconn = self.pgconn
         handler, pgconn.notice_handler = pgconn.notice_handler, self._note
-        asking = None
         try:
             self._check()
             send()
-            asking = read(pgconn)
-            async with asyncio.timeout(timeout_s):
-                results = await waiting.wait_async(asking, pgconn.socket, interval=WAKE_S)
+            results: list[PGresult] = await self._polled(generators.execute(pgconn), timeout_s)
         except TimeoutError:
-            self._abandon(asking)
+            self.discard()
             raise AnswerTimedOut("no answer in time") from None
         except psycopg.Error as error:
             # A part of the statement may have been sent, whatever the error is.
-            self._abandon(asking)
+            self.discard()
             raise NoAnswer(str(error).strip() or "the connection was lost") from error
         except BaseException:
             # Cancelled, or an unexpected error: the state of this session is not known now.
-            self._abandon(asking)
+            self.discard()
             raise
         finally:
             pgconn.notice_handler = handler
-        return self._judge(results) if judged else results
+        return self._judge(results)
 
     def _check(self) -> None:
         """Raise ``NotSent`` if the connection cannot be used; nothing has been sent yet, so no outcome is in
@@ -442,9 +469,9 @@ def server_error(result: PGresult) -> ServerError | None:
     )
 
 
-def _retrieve(task: asyncio.Task[Answers]) -> None:
-    if not task.cancelled():
-        task.exception()  # perhaps it is not awaited any more
+def _retrieve(behind: asyncio.Future[Answers]) -> None:
+    if not behind.cancelled():
+        behind.exception()  # perhaps it is not awaited any more
 
 
 async def _finish_after(reading: asyncio.Future[Answers], pgconn: PGconn) -> None:

@@ -115,7 +115,7 @@ async def test_a_transaction_is_cancelled_by_its_text() -> None:
 
 async def test_a_call_that_is_too_large_is_refused(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     """Broken if a call that fits into no frame is thrown away in silence, with all that leaves beside it."""
-    monkeypatch.setattr("undoubt.coordinator.rpc.envelope.CALL_BYTES_MAX", 1000)
+    monkeypatch.setattr("undoubt.coordinator.rpc.client.CALL_BYTES_MAX", 1000)
     with pytest.raises(UsageError, match="the limit is"):
         await backend.ledger.records([SOME] * 100)
 

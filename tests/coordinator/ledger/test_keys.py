@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -19,11 +20,12 @@ from undoubt.coordinator.ledger.keys import (
     KeyState,
 )
 from undoubt.coordinator.ledger.rules import Names
+from undoubt.coordinator.ledger.state_machine_ledger import TIME_STEP_S
 from undoubt.participants.contract import Decision
 from undoubt.participants.errors import UsageError
 from undoubt.participants.ids import Gid, Protocol, SessionKey, TxId
 
-from .conftest import Backend
+from .conftest import Backend, Sqlite
 from .signing import Signing
 
 COMMIT, ABORT = Decision.COMMIT, Decision.ABORT
@@ -232,11 +234,30 @@ async def test_a_key_is_dropped_after_the_retention_and_not_earlier(backend: Bac
     await later.commit(1, "later", b"s")
     await later.ledger.finish([later.txid(1)])
     assert await backend.ledger.key_holder("k") == KeyHolder(one.txid(1), KeyState.COMMITTED, b"r")
-    await backend.elapse(backend.retention_s / 2 + 1)
+    await backend.elapse(backend.retention_s / 2 + TIME_STEP_S + 1)
     assert await backend.ledger.key_holder("k") is None
     assert await backend.ledger.key_holder("later") is not None
     again = await Client.opened(backend.ledger)
     assert (await again.claim(1, "k")).txid == again.txid(1)
+
+
+async def test_a_key_is_kept_for_the_retention_from_its_commit_on(tmp_path: Path) -> None:
+    """Broken if a key counts from the last time that ledger time was advanced, up to a minute before its
+    commit: with a short retention a repetition would run again at once."""
+    backend = Sqlite(tmp_path)
+    await backend.open()
+    try:
+        one = await Client.opened(backend.ledger)
+        await one.claim(1, "k")
+        backend.now_s += TIME_STEP_S - 1
+        await one.ledger.keep_alive(one.session, 1)
+        await one.commit(1, "k", b"r")
+        await backend.elapse(backend.retention_s - 1)
+        assert await backend.ledger.key_holder("k") == KeyHolder(one.txid(1), KeyState.COMMITTED, b"r")
+        await backend.elapse(TIME_STEP_S)
+        assert await backend.ledger.key_holder("k") is None
+    finally:
+        await backend.close()
 
 
 async def test_a_key_alone_can_be_committed(one: Client) -> None:
@@ -324,7 +345,7 @@ async def test_a_key_is_lost_when_the_ledger_is_set_back(backend: Backend) -> No
         await one.commit(1, "k", b"r")
     with pytest.raises(OutcomeUnknown):
         await one.free(1, "k")
-    await backend.elapse(backend.retention_s + 1)
+    await backend.elapse(backend.retention_s + TIME_STEP_S + 1)
     assert await backend.ledger.key_holder("k") is None
 
 

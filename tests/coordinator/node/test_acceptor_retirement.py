@@ -70,7 +70,7 @@ async def test_a_coordinator_moves_with_the_members_and_its_transactions_do_not(
             first = await hanging
             second = await stage.transfer()
             assert first.session < second.session
-            assert stage.fates() == {XactStatus.COMMITTED}
+            assert stage.xact_statuses() == {XactStatus.COMMITTED}
             assert {*kept(cluster, first)} <= {1, 2, 3}
             sessions = await bound(stage, 2, 3, 4, 5)
             assert sessions[0].state is SessionState.CLOSED, "what it had begun is over: its nodes may go"
@@ -96,7 +96,7 @@ async def test_nodes_stay_until_the_coordinator_has_moved(tmp_path: Path) -> Non
             stage.release(str(PaxosStep.BEFORE_VOTE))
             await hanging
             assert (await removing).voters == (3, 4, 5)
-            assert stage.fates() == {XactStatus.COMMITTED}
+            assert stage.xact_statuses() == {XactStatus.COMMITTED}
 
 
 async def test_no_session_is_bound_to_the_members_of_before(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from undoubt.coordinator.paxos import FIRST, Ask, BranchInstance, Phase2a, Value
 from undoubt.coordinator.quorum import VOTERS_MAX, Joint
 from undoubt.coordinator.raft import Change, ChangeKind, ConfigChange, ConfigRefused
 from undoubt.coordinator.rpc import envelope
+from undoubt.coordinator.rpc.server import message_count
 from undoubt.coordinator.wire import RemoteProtocolError
 from undoubt.participants.contract import Decision
 from undoubt.participants.errors import UsageError
@@ -35,13 +36,13 @@ NONCE = "99b2" * 4
 
 @pytest.mark.parametrize("count", [0, 1, 15, 16, 65_535, 65_536])
 def test_the_size_of_a_frame_is_read_from_its_head(count: int) -> None:
-    assert envelope.size(msgspec.msgpack.encode([0] * count)) == count
+    assert message_count(msgspec.msgpack.encode([0] * count)) == count
 
 
 @pytest.mark.parametrize("payload", [b"", b"\x01", b"\x81\x01\x01", b"\xc0"])
 def test_what_is_no_list_has_no_size(payload: bytes) -> None:
     with pytest.raises(ValueError, match="not a list"):
-        envelope.size(payload)
+        message_count(payload)
 
 
 def test_a_frame_of_too_many_requests_is_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:

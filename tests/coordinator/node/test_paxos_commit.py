@@ -83,9 +83,11 @@ class Stage:
             await tx.commit()
         return tx.id
 
-    def fates(self) -> set[XactStatus]:
+    def xact_statuses(self) -> set[XactStatus]:
         return {
-            database.fates[branch.xid] for database in self.databases.values() for branch in database.branches
+            database.xact_statuses[branch.xid]
+            for database in self.databases.values()
+            for branch in database.branches
         }
 
     def in_doubt(self) -> int:
@@ -128,7 +130,7 @@ async def test_it_commits_and_is_finished(tmp_path: Path, nodes: int) -> None:
     """Broken if votes do not reach the acceptors, or the outcome does not reach ledger and history."""
     async with staged(tmp_path, nodes) as stage:
         txid = await stage.transfer()
-        assert stage.fates() == {XactStatus.COMMITTED}
+        assert stage.xact_statuses() == {XactStatus.COMMITTED}
         assert len(kept(stage.cluster, txid)) > nodes // 2
         while (told := await stage.ledger.transaction(txid)) is None or not told.finished:
             await asyncio.sleep(0.01)
@@ -164,7 +166,7 @@ async def test_nobody_needs_to_lead(tmp_path: Path) -> None:
         alone = asyncio.create_task(stage.transfer())
         await alone
         assert alone.result().seq == txid.seq + 1
-        assert stage.fates() == {XactStatus.COMMITTED}
+        assert stage.xact_statuses() == {XactStatus.COMMITTED}
         for number in cluster.nodes:
             cluster.heal(number)
         while await stage.recorded(alone.result()) is not RecordedDecision.COMMIT:
@@ -197,7 +199,7 @@ async def test_a_minority_of_acceptors_is_not_needed(tmp_path: Path) -> None:
         leader = await stage.cluster.leader()
         await stage.cluster.stop(leader.identity.node)
         await stage.transfer()
-        assert stage.fates() == {XactStatus.COMMITTED}
+        assert stage.xact_statuses() == {XactStatus.COMMITTED}
 
 
 async def test_without_a_quorum_nobody_guesses(tmp_path: Path) -> None:
@@ -211,7 +213,7 @@ async def test_without_a_quorum_nobody_guesses(tmp_path: Path) -> None:
         await stage.cluster.start(2, 3)
         while stage.in_doubt():
             await asyncio.sleep(0.01)
-        assert stage.fates() == {XactStatus.COMMITTED}
+        assert stage.xact_statuses() == {XactStatus.COMMITTED}
         while await recorded_by_anybody(stage, caught.value.txid) is not RecordedDecision.COMMIT:
             await asyncio.sleep(0.01)
 
@@ -237,7 +239,9 @@ async def test_one_transaction_may_choose_it(tmp_path: Path) -> None:
                         await tx.branch(name)
         sessions = sorted(await ledger.sessions(), key=lambda session: session.id)
         assert [session.acceptors for session in sessions] == [(), (1, 2, 3)]
-        assert {fate for database in databases for fate in database.fates.values()} == {XactStatus.COMMITTED}
+        assert {xact_status for database in databases for xact_status in database.xact_statuses.values()} == {
+            XactStatus.COMMITTED
+        }
 
 
 async def test_members_that_a_session_is_bound_to_stay(tmp_path: Path) -> None:
@@ -281,8 +285,11 @@ async def test_recovery_ends_what_a_dead_coordinator_left(tmp_path: Path, step: 
         await stage.recover(ledger)
         assert stage.in_doubt() == 0
         (first, *_), (second, *_) = (each.branches[1:] for each in stage.databases.values())
-        fates = {stage.databases["orders"].fates[first.xid], stage.databases["payments"].fates[second.xid]}
-        assert fates == {STEPS[step]}
+        xact_statuses = {
+            stage.databases["orders"].xact_statuses[first.xid],
+            stage.databases["payments"].xact_statuses[second.xid],
+        }
+        assert xact_statuses == {STEPS[step]}
         recorded = await stage.recorded(first.gid.txid)
         assert recorded is (
             RecordedDecision.COMMIT if STEPS[step] is XactStatus.COMMITTED else RecordedDecision.ABORT
@@ -314,7 +321,7 @@ async def test_a_coordinator_that_votes_too_late_learns_that_it_is_aborted(tmp_p
         stage.release(str(PaxosStep.BEFORE_VOTE))
         with pytest.raises(TransactionAborted):
             await hanging
-        assert stage.fates() == {XactStatus.ABORTED}
+        assert stage.xact_statuses() == {XactStatus.ABORTED}
 
 
 async def test_several_recoveries_at_once_agree(tmp_path: Path) -> None:

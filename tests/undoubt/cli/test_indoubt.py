@@ -11,7 +11,7 @@ import pytest
 
 from tests.undoubt.cli.stage import NONCE, WRONG_TAG, Stage, aged
 from undoubt.coordinator.ledger.contract import Heuristic, SessionInfo, SessionState, Verdict
-from undoubt.participants.contract import Decision, PreparedBranch, Settled, Waiting, XactStatus
+from undoubt.participants.contract import Decision, Evidence, PreparedBranch, Settled, Waiting, XactStatus
 from undoubt.participants.errors import ParticipantUnavailable
 from undoubt.participants.ids import Foreign, Gid
 
@@ -89,15 +89,61 @@ def test_list_marks_impostors_and_says_why(stage: Stage) -> None:
         assert page.count(str(name)) == 2, "in the list, and with the reason"
 
 
-def test_list_shows_the_branch_itself_where_an_impostor_has_its_name_elsewhere(stage: Stage) -> None:
-    """Broken if whoever prepares a name in another database keeps people from ending the branch."""
+def copied(stage: Stage) -> Gid:
+    """A branch of orders, whose name somebody else has prepared in payments too, which is asked first."""
     gid, _ = stage.prepare(1, Verdict.ABORTED)
     stage.payments.name = "aaa"  # the first to be asked, and the participant has another name now
     stage.orders.names = frozenset({"shop", "orders"})
     stage.orders.name = "shop"
     stage.payments.foreign.append(PreparedBranch(gid, "dba", "aaa", time.time(), 1.0, 77))
-    shown = {one["gid"]: one for one in stage.json("indoubt", "list")["branches"]}
-    assert (shown[str(gid)]["participant"], shown[str(gid)]["standing"]) == ("shop", "aborted")
+    return gid
+
+
+def test_list_shows_the_branch_and_an_impostor_that_has_its_name_elsewhere(stage: Stage) -> None:
+    """Broken if whoever prepares a name in another database keeps people from ending the branch, or if what
+    is prepared there is hidden by the branch."""
+    gid = copied(stage)
+    shown = [one for one in stage.json("indoubt", "list")["branches"] if one["gid"] == str(gid)]
+    assert {(one["participant"], one["standing"]) for one in shown} == {
+        ("shop", "aborted"),
+        ("aaa", "impostor"),
+    }
+    assert stage.json("indoubt", "explain", str(gid))["decision"]["recorded"] != ""
+    assert stage.json("indoubt", "explain", str(gid), "--participant", "aaa")["branch"]["owner"] == "dba"
+
+
+def test_an_impostor_beside_its_branch_is_ended_alone(stage: Stage) -> None:
+    """Broken if an operator who means the copy ends the branch, or the other way round."""
+    gid = copied(stage)
+    ran = stage.run("indoubt", "rollback", str(gid), "--participant", "aaa", "--yes")
+    assert (ran.status, [one.gid for one in stage.payments.ended]) == (0, [gid])
+    assert gid in stage.orders.prepared
+    stage.payments.foreign.append(stage.payments.ended.pop())
+    assert stage.run("indoubt", "rollback", str(gid), "--yes").status == 0
+    assert gid not in stage.orders.prepared
+    assert (stage.payments.ended, len(stage.payments.foreign)) == ([], 1)
+
+
+def test_two_servers_with_one_name_are_two_prepared_transactions(stage: Stage) -> None:
+    """Broken if what another program has prepared in two databases is shown in one of them only."""
+    for xid, database in ((77, stage.orders), (78, stage.payments)):
+        database.foreign.append(PreparedBranch(Foreign("xa-1"), "dba", "main", 1.0, 5.0, xid))
+    shown = stage.json("indoubt", "list")["branches"]
+    assert [(one["gid"], one["participant"]) for one in shown] == [("xa-1", "orders"), ("xa-1", "payments")]
+    ran = stage.run("indoubt", "explain", "xa-1")
+    assert (ran.status, "in orders and in payments" in ran.err.replace("\n", " ")) == (5, True)
+    told = stage.json("indoubt", "explain", "xa-1", "--participant", "payments")
+    assert told["branch"]["participant"] == "payments"
+
+
+@pytest.mark.parametrize(("clone", "rows"), [(False, 1), (True, 2)])
+def test_one_database_of_two_participants_is_shown_once(stage: Stage, clone: bool, rows: int) -> None:
+    """A clone of a server shows the same transaction, with the same id and time, and it is another one."""
+    one = PreparedBranch(Foreign("xa-1"), "dba", "main", 1.0, 5.0, 77, Evidence(77, 1, "00000001", "first"))
+    other = replace(one, evidence=Evidence(77, None, "00000001", "second" if clone else "first"))
+    stage.orders.foreign.append(one)
+    stage.payments.foreign.append(other)
+    assert len(stage.json("indoubt", "list")["branches"]) == rows
 
 
 @pytest.mark.parametrize("number", [0, 1, 2])
@@ -180,7 +226,12 @@ def test_a_participant_that_is_down_hides_no_other_and_exits_4(stage: Stage) -> 
 
 def test_two_participants_of_one_database_show_each_branch_once(stage: Stage) -> None:
     stage.prepare(1, Verdict.ABORTED)
-    stage.payments.prepared |= stage.orders.prepared
+    of_payments = stage.payments.in_doubt
+
+    async def listed() -> object:
+        return [*await of_payments(), *await stage.orders.in_doubt()]
+
+    stage.payments.in_doubt = listed  # type: ignore[method-assign, assignment]
     shown = stage.json("indoubt", "list")["branches"]
     assert [(one["participant"]) for one in shown].count("orders") == 1
     assert len(shown) == 2
@@ -194,7 +245,7 @@ def test_commit_carries_out_a_recorded_commit_without_asking(stage: Stage) -> No
     ran = stage.run("indoubt", "commit", str(gid), "-o", "json")
     assert ran.status == 0
     assert ran.json == {"gid": str(gid), "result": "committed"}
-    assert stage.orders.fate(gid) is XactStatus.COMMITTED
+    assert stage.orders.xact_status(gid) is XactStatus.COMMITTED
     assert stage.ledger.known == {}
 
 
@@ -220,7 +271,7 @@ def test_heuristic_commit_is_recorded_before_and_after(stage: Stage) -> None:
     recorded = stage.ledger.known[gid]
     assert (recorded.kind, recorded.decision) == (Settled.HEURISTIC_COMMIT, Decision.ABORT)
     assert "agreed" in recorded.note
-    assert stage.orders.fate(gid) is XactStatus.COMMITTED
+    assert stage.orders.xact_status(gid) is XactStatus.COMMITTED
 
 
 def test_heuristic_that_agrees_with_the_decision_is_none(stage: Stage) -> None:
@@ -238,7 +289,7 @@ def test_rollback_records_abort_first(stage: Stage, verdict: Verdict) -> None:
     assert stage.run("indoubt", "rollback", str(gid), "--yes").status == 0
     [[*looked, last]] = seen
     assert (set(looked), last) == ({"outcomes"}, "decide abort"), "looked at, and recorded"
-    assert stage.orders.fate(gid) is XactStatus.ABORTED
+    assert stage.orders.xact_status(gid) is XactStatus.ABORTED
     assert other in stage.payments.prepared
 
 
@@ -258,7 +309,7 @@ def test_heuristic_rollback_against_a_commit_is_recorded(stage: Stage) -> None:
     gid, _ = stage.prepare(1, Decision.COMMIT)
     assert stage.run("indoubt", "rollback", str(gid), "--heuristic", "--yes").status == 0
     assert stage.ledger.known[gid].kind is Settled.HEURISTIC_ROLLBACK
-    assert stage.orders.fate(gid) is XactStatus.ABORTED
+    assert stage.orders.xact_status(gid) is XactStatus.ABORTED
 
 
 def test_a_forgotten_branch_needs_heuristic(stage: Stage) -> None:

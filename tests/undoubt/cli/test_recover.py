@@ -31,7 +31,7 @@ def test_once_resolves_what_is_decided_and_tells_of_each_branch(stage: Stage) ->
     assert told[str(aborted)] == ("rollback", "done")
     assert told[str(active)] == ("wait", "nothing")
     assert report["finished"] == [str(committed.txid)]
-    assert (stage.orders.fate(committed), stage.orders.fate(aborted)) == (
+    assert (stage.orders.xact_status(committed), stage.orders.xact_status(aborted)) == (
         XactStatus.COMMITTED,
         XactStatus.ABORTED,
     )
@@ -62,7 +62,7 @@ def test_a_participant_that_is_down_exits_4_and_the_others_are_recovered(stage: 
     assert ran.status == 4
     assert "connection refused" in ran.err
     assert f"commit of {gid.txid} waits for payments" in ran.out
-    assert stage.orders.fate(gid) is XactStatus.COMMITTED
+    assert stage.orders.xact_status(gid) is XactStatus.COMMITTED
 
 
 def test_a_branch_that_may_not_be_finished_exits_1(stage: Stage) -> None:

@@ -44,7 +44,7 @@ def test_resolve_ends_every_branch_as_recorded(stage: Stage) -> None:
     ran = stage.run("tx", "resolve", str(other), "--yes", "--note", "tired")
     assert ran.status == 0
     assert "COMMIT is recorded" in ran.out
-    assert (stage.orders.fate(one), stage.payments.fate(other)) == (
+    assert (stage.orders.xact_status(one), stage.payments.xact_status(other)) == (
         XactStatus.COMMITTED,
         XactStatus.COMMITTED,
     )
@@ -78,7 +78,10 @@ def test_resolve_asks_for_a_direction_where_none_is_proved(stage: Stage) -> None
     done = stage.run("tx", "resolve", str(one.txid), "--rollback", "--heuristic", "--yes", "-o", "json")
     assert done.status == 0
     assert [result["result"] for result in done.json["results"]] == ["done", "done"]
-    assert (stage.orders.fate(one), stage.payments.fate(other)) == (XactStatus.ABORTED, XactStatus.ABORTED)
+    assert (stage.orders.xact_status(one), stage.payments.xact_status(other)) == (
+        XactStatus.ABORTED,
+        XactStatus.ABORTED,
+    )
 
 
 def test_resolve_says_what_splits_before_it_asks(stage: Stage) -> None:
@@ -124,7 +127,7 @@ def test_of_a_forgotten_transaction_a_silent_participant_may_have_a_branch(
     assert single.err.lower().index(told) < single.err.index("Roll back")
     ended = stage.run(*words, str(one.txid), "--rollback", "--heuristic", "--contradict", "--yes")
     assert ended.status == 4
-    assert stage.payments.fate(other) is XactStatus.ABORTED
+    assert stage.payments.xact_status(other) is XactStatus.ABORTED
 
 
 def test_of_a_forgotten_transaction_a_branch_that_nothing_tells_of_is_missed(stage: Stage) -> None:
@@ -146,7 +149,7 @@ def test_of_a_forgotten_transaction_a_branch_that_nothing_tells_of_is_missed(sta
     ended = stage.run("tx", "resolve", str(one.txid), "--rollback", "--heuristic", "--yes")
     assert ended.status == 4
     assert missed in ended.err
-    assert stage.payments.fate(other) is XactStatus.ABORTED
+    assert stage.payments.xact_status(other) is XactStatus.ABORTED
 
 
 def test_a_branch_of_a_huge_number_makes_no_list_of_all_before_it(stage: Stage) -> None:
@@ -186,7 +189,7 @@ def test_resolve_of_a_participant_that_is_gone(stage: Stage) -> None:
     down(stage)
     seen = stage.run("tx", "resolve", str(one.txid), "--yes")
     assert seen.status == 4
-    assert stage.orders.fate(one) is XactStatus.COMMITTED
+    assert stage.orders.xact_status(one) is XactStatus.COMMITTED
     ran = stage.run(*gone)
     assert (ran.status, ran.out.splitlines()[-1]) == (0, f"recorded as a hazard: {other}")
     assert stage.ledger.known[other].kind is Settled.HEURISTIC_HAZARD
@@ -222,7 +225,7 @@ def test_a_rollback_beside_a_committed_sibling_is_refused_and_says_that_it_split
     done = stage.run(*words, name, "--heuristic", "--contradict", "--yes")
     assert "Branch 1 in orders has" in done.err
     assert "this splits the transaction" in done.err
-    assert stage.payments.fate(other) is XactStatus.ABORTED
+    assert stage.payments.xact_status(other) is XactStatus.ABORTED
 
 
 @pytest.mark.parametrize("verdict", [Verdict.FORGOTTEN, Verdict.ACTIVE])
@@ -300,7 +303,7 @@ def test_recover_exits_5_where_it_finds_a_heuristic(stage: Stage) -> None:
     stage.orders.finish_by_hand(gid, Decision.ABORT)
     ran = stage.run("recover", "--once")
     assert ran.status == 5
-    assert stage.payments.fate(other) is XactStatus.COMMITTED
+    assert stage.payments.xact_status(other) is XactStatus.COMMITTED
     assert stage.run("recover", "--once").status == 0
 
 
@@ -341,5 +344,8 @@ def test_the_choice_for_a_live_transaction_is_the_one_that_works(stage: Stage) -
     assert "--rollback, which records ABORT first" in asked.err
     assert "--heuristic" not in asked.err
     assert stage.run("tx", "resolve", str(gid.txid), "--rollback", "--yes").status == 0
-    assert (stage.orders.fate(gid), stage.payments.fate(other)) == (XactStatus.ABORTED, XactStatus.ABORTED)
+    assert (stage.orders.xact_status(gid), stage.payments.xact_status(other)) == (
+        XactStatus.ABORTED,
+        XactStatus.ABORTED,
+    )
     assert stage.ledger.known == {}

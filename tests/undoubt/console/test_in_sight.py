@@ -15,8 +15,9 @@ from undoubt.coordinator.ledger.acting import new_act
 from undoubt.coordinator.ledger.contract import Heuristic
 from undoubt.coordinator.ledger.locks import LockRequest
 from undoubt.coordinator.protocols.steps import AbortStep, TwoPhaseStep
-from undoubt.participants.contract import Decision, PreparedBranch, Settled
+from undoubt.participants.contract import Decision, PreparedBranch, Settled, Waiting
 from undoubt.participants.ids import Foreign
+from undoubt.serve.console import rows as console_rows
 
 LONG = "the statement was cancelled because the row is held by another transaction, " * 4
 FAR = 12_345_678
@@ -75,6 +76,26 @@ async def test_no_text_is_cut(one: Rig, browser: Browser, width: int) -> None:
                 await settle(seen)
                 assert await seen.clipped() == [], (place, share)
         assert await seen.page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+async def test_a_burst_is_listed_as_a_whole(
+    one: Rig, browser: Browser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Broken if decisions that came faster than they were read, while no page was open, stay missing."""
+    monkeypatch.setattr(console_rows, "PAGE", 5)
+    monkeypatch.setattr(console_rows, "PAGES_MAX", 2)
+    await one.decided(1)
+    await one.console.feed.rows.read(one.ledger)
+    for seq in range(2, 62):
+        await one.decided(seq)
+    async with opened(browser, one.base) as seen:
+        await seen.sign_in(token("watcher"))
+        await seen.go("transactions")
+        found = seen.page.locator("#found")
+        await expect(found).to_contain_text(
+            "61 transactions of 61; finished ones: all that the ledger keeps."
+        )
+        await expect(found).not_to_contain_text("missing")
 
 
 async def test_an_id_is_one_line_on_a_wide_screen(one: Rig, browser: Browser) -> None:
@@ -194,3 +215,126 @@ async def test_a_branch_that_did_not_prepare_waits_for_nothing(one: Rig, browser
         await expect(picture.locator(".s-wait")).to_have_count(1)
         await seen.page.get_by_text("moments, with the waits between").click()
         await expect(seen.page.locator("main")).to_contain_text("voted ABORT: PREPARE failed")
+
+
+async def test_one_name_in_two_databases_is_two_branches(one: Rig, browser: Browser) -> None:
+    """Broken if a branch in doubt is not counted because another database, which was made from a copy of the
+    first one, lists the same name."""
+    payments = one.participants["payments"]
+    payments.names = frozenset({"payments", "orders"})
+    gid = one.gids(1)[0]
+    for participant in one.participants.values():
+        await (await participant.begin(gid, timeout_s=60.0)).prepare()
+    async with opened(browser, one.base) as seen:
+        await seen.sign_in(token("watcher"))
+        await expect(seen.page.locator("#in-doubt")).to_have_text("2")
+        table = seen.page.get_by_role("region", name="In doubt by participant and age")
+        for name in ("orders", "payments"):
+            row = table.get_by_role("row").filter(has_text=name)
+            await expect(row.get_by_role("cell").nth(1)).to_have_text("1")
+
+
+SCROLLED = """
+async () => {
+  const box = document.getElementById('rows-sessions');
+  const seen = new Set();
+  let last = -1;
+  for (let turn = 0; turn < 3000 && box.scrollTop !== last; turn += 1) {
+    last = box.scrollTop;
+    const edge = box.getBoundingClientRect();
+    for (const row of box.querySelectorAll('[data-key]')) {
+      const { top, bottom } = row.getBoundingClientRect();
+      if (bottom > edge.top && top < edge.bottom) seen.add(row.dataset.key);
+    }
+    box.scrollTop += 250;
+    await new Promise((done) => requestAnimationFrame(() => setTimeout(done)));
+  }
+  return [...seen];
+}
+"""
+
+
+async def test_every_session_can_be_scrolled_to(one: Rig, browser: Browser) -> None:
+    """Broken if a list whose rows have numbers as ids skips rows, or never reaches its end, when names
+    wrap."""
+    for number in range(150):
+        await one.ledger.open_session(f"shop {number} {LONG}"[:200], 3600.0)
+    async with opened(browser, one.base, width=800) as seen:
+        await seen.sign_in(token("watcher"))
+        await seen.go("sessions")
+        await expect(seen.page.locator("#rows-sessions")).to_have_attribute("aria-rowcount", "152")
+        keys = await seen.page.evaluate(SCROLLED)
+        assert sorted(map(int, keys)) == sorted(each.id for each in await one.ledger.sessions())
+
+
+async def test_a_printed_list_has_all_its_rows(one: Rig, browser: Browser) -> None:
+    """Broken if paper shows the part of a list that was in sight, beside the sections, in the colors of a
+    dark screen."""
+    for number in range(120):
+        put(one, FAR + number)
+    async with opened(browser, one.base, dark=True) as seen:
+        await seen.sign_in(token("watcher"))
+        await seen.go("transactions")
+        rows = seen.page.locator("#rows-transactions [data-key]")
+        await expect(seen.page.locator("#rows-transactions")).to_have_attribute("aria-rowcount", "121")
+        assert await rows.count() < 60
+        await seen.page.evaluate("addEventListener('afterprint', () => { window.paper = window.atPrint; })")
+        await seen.page.evaluate(
+            "addEventListener('beforeprint', () => {"
+            " window.atPrint = document.querySelectorAll('#rows-transactions [data-key]').length; })"
+        )
+        await seen.page.pdf()
+        assert await seen.page.evaluate("window.paper") == 120
+        await expect(rows).not_to_have_count(120)
+        await seen.page.emulate_media(media="print", color_scheme="dark")
+        await expect(seen.page.get_by_role("navigation")).to_be_hidden()
+        assert await seen.page.evaluate("getComputedStyle(document.body).color") == "rgb(27, 36, 48)"
+        box = seen.page.locator("#rows-transactions")
+        assert await box.evaluate("(box) => getComputedStyle(box).overflowY") == "visible"
+
+
+async def test_forced_colors_say_the_same(one: Rig, browser: Browser) -> None:
+    """Broken if with the system's colors the current section, a state or a warning looks like any text."""
+    await one.decided(1)
+    async with opened(browser, one.base, forced_colors="active") as seen:
+        await seen.sign_in(token("watcher"))
+        await expect(seen.page.locator("main .note").first).to_be_visible()
+        style = "(node, name) => getComputedStyle(node)[name]"
+        current = seen.page.locator("nav a[aria-current]")
+        other = seen.page.locator("nav a:not([aria-current])").first
+        back = "backgroundColor"
+        assert await current.evaluate(style, back) != await other.evaluate(style, back)
+        for box in (".pill", "main .note"):
+            assert await seen.page.locator(box).first.evaluate(style, "borderTopStyle") != "none"
+        await seen.go("overview")
+        text = seen.page.locator("svg text").first
+        assert await text.evaluate(style, "fill") == await seen.page.locator("main h2").evaluate(
+            style, "color"
+        )
+
+
+async def test_the_picture_of_a_deadlocks_victim_has_its_wait_and_its_end(one: Rig, browser: Browser) -> None:
+    """Broken if the victim of a deadlock is drawn as a transaction that worked until its end."""
+    gid, holder = one.gids(1)[0], one.gids(2)[0]
+    id_ = str(gid.txid)
+    traces = one.console.traces
+    traces.note(id_, "begin")
+    traces.note(id_, "branch", gid.branch, gid.participant)
+    async with opened(browser, one.base) as seen:
+        await seen.sign_in(token("watcher"))
+        table = seen.page.get_by_role("region", name="Participants").get_by_role("row")
+        waits = table.filter(has_text="orders").get_by_role("cell").nth(3)
+        one.participants["orders"].waiting.append(Waiting(gid, holder, "since", 7, None))
+        await expect(waits).to_have_text("1")
+        one.participants["orders"].waiting.clear()
+        await expect(waits).to_have_text("0")
+        traces.note(id_, "end")
+        put(one, 1, "DistributedDeadlock: deadlock across orders, payments")
+        await seen.go(f"tx/{id_}")
+        picture = seen.page.get_by_role("img", name="The transaction in time")
+        told = await picture.get_attribute("aria-label") or ""
+        assert f"1 orders: waits for {holder.txid} for" in told
+        assert "rolled back: DistributedDeadlock: deadlock across orders, payments" in told
+        await expect(picture.locator(".cross")).to_have_count(1)
+        await expect(picture.locator(".c-lock")).to_have_count(1)
+        assert await seen.clipped() == []

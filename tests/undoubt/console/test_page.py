@@ -12,11 +12,13 @@ from playwright.async_api import Browser, expect
 from tests.undoubt.console.browser import WAIT_MS, Opened, opened
 from tests.undoubt.console.rig import Rig
 from tests.undoubt.sidecar.stage import token
+from undoubt.cli.output import printable
 from undoubt.coordinator.ledger.acting import new_act
 from undoubt.coordinator.ledger.contract import Heuristic, record_of
 from undoubt.participants.contract import Decision, PreparedBranch, Settled
 from undoubt.participants.errors import ParticipantUnavailable
 from undoubt.participants.ids import Foreign
+from undoubt.serve.console import app as console_app
 from undoubt.serve.console.page import page as the_page
 
 PLACES = ("overview", "transactions", "sessions", "locks", "heuristics", "impostors", "audit")
@@ -364,3 +366,108 @@ async def test_an_id_copies(one: Rig, browser: Browser) -> None:
         await seen.page.get_by_role("button", name=f"Copy {txid}").click()
         await expect(seen.page.locator("#said")).to_have_text("Copied.")
         assert await seen.page.evaluate("navigator.clipboard.readText()") == txid
+
+
+async def test_characters_that_are_not_seen_are_written_out(one: Rig, browser: Browser) -> None:
+    """Broken if a name with characters that turn the text around, or have no width, looks like another
+    name."""
+    hidden = "pay\u202estnem\u200b-\u00a0\ufeff\U000e0041 end"
+    shown = "pay\\u202estnem\\u200b-\\xa0\\ufeff\\U000e0041 end"
+    assert printable(hidden) == shown, "as the command line has it"
+    one.participants["orders"].foreign.append(
+        PreparedBranch(Foreign(hidden), "me", "orders", time.time(), 1.0)
+    )
+    await one.ledger.open_session(hidden, 3600.0)
+    async with opened(browser, one.base) as seen:
+        await seen.sign_in(token("watcher"))
+        for place in ("impostors", "sessions"):
+            await seen.go(place)
+            await expect(seen.page.locator("main")).to_contain_text(shown)
+            text = await seen.page.locator("main").inner_text()
+            assert not set(text) & set("\u202e\u200b\ufeff\u00a0\U000e0041")
+        await seen.go("impostors")
+        await seen.page.get_by_role("link", name=shown).click()
+        await expect(seen.page.locator("main")).to_contain_text("foreign")
+        await expect(seen.page.get_by_role("button", name=f"Copy {shown}")).to_have_attribute(
+            "data-text", hidden
+        )
+
+
+async def test_a_token_that_no_header_can_carry_is_refused(one: Rig, browser: Browser) -> None:
+    """Broken if a token with a wrong letter is said to be a server that does not answer."""
+    async with opened(browser, one.base) as seen:
+        await seen.page.get_by_label("Token").fill("undoubt_ключ")
+        await seen.page.keyboard.press("Enter")
+        await expect(seen.page.get_by_role("alert")).to_contain_text("only letters from a to z")
+        await seen.sign_in(token("watcher"))
+        await clean(seen)
+
+
+async def test_a_page_too_many_is_told_why(
+    one: Rig, browser: Browser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Broken if a server that answers, and says why it serves no more pages, is said not to answer."""
+    monkeypatch.setattr(console_app, "STREAMS_MAX", 0)
+    async with opened(browser, one.base) as seen:
+        await seen.page.get_by_label("Token").fill(token("watcher"))
+        await seen.page.keyboard.press("Enter")
+        await expect(seen.page.locator("main")).to_contain_text("0 consoles are open here")
+        await expect(seen.page.locator("main")).not_to_contain_text("does not answer")
+        monkeypatch.setattr(console_app, "STREAMS_MAX", 32)
+        await seen.live()
+
+
+async def test_the_list_is_where_it_was_left(one: Rig, browser: Browser) -> None:
+    """Broken if looking at one transaction loses the place of the next one in a long list."""
+    for seq in range(1, 201):
+        await one.decided(seq)
+    async with opened(browser, one.base) as seen:
+        await seen.sign_in(token("watcher"))
+        await seen.go("transactions")
+        box = seen.page.locator("#rows-transactions")
+        await expect(box).to_have_attribute("aria-rowcount", "201")
+        await box.evaluate("(box) => { box.scrollTop = 100 * 37.5 }")
+        row = box.get_by_role("link", name=str(one.session.txid(98)), exact=True)
+        before = await row.bounding_box()
+        await row.click()
+        await expect(seen.page.locator("main h2")).to_contain_text(str(one.session.txid(98)))
+        await seen.page.go_back()
+        await expect(row).to_be_in_viewport()
+        after = await row.bounding_box()
+        assert before is not None
+        assert after is not None
+        assert abs(before["y"] - after["y"]) < 40
+
+
+async def test_what_is_searched_is_found(one: Rig, browser: Browser) -> None:
+    """Broken if an id finds the transactions whose ids begin with it too, or a gid that is not ours is found
+    nowhere."""
+    for seq in (1, 10, 11, 12):
+        await one.decided(seq)
+    foreign = PreparedBranch(Foreign("batch of the night"), "someone", "orders", time.time(), 1.0)
+    one.participants["orders"].foreign.append(foreign)
+    async with opened(browser, one.base) as seen:
+        await seen.sign_in(token("watcher"))
+        await seen.go("transactions")
+        rows = seen.page.locator("#rows-transactions [data-key]")
+        await expect(rows).to_have_count(4)
+        field = seen.page.get_by_label("Search")
+        await field.fill(str(one.session.txid(1)))
+        await expect(rows).to_have_count(1)
+        await field.fill("of the night")
+        await expect(seen.page.locator("#found")).to_contain_text("1 prepared transaction that is not ours")
+        await seen.page.get_by_role("link", name="batch of the night").click()
+        await expect(seen.page.get_by_role("heading", name="A prepared transaction")).to_be_visible()
+
+
+async def test_durations_have_one_form(one: Rig, browser: Browser) -> None:
+    """Broken if one page has an age as 1 min 58 s and as 1m 58s."""
+    told = {
+        "for 1m 58s.": "for 1 min 58 s.",
+        "(2h 05m) and 3d 01h": "(2 h 5 min) and 3 d 1 h",
+        "in 9.5s": "in 9.5 s",
+        "role 45s-x of shop-3m": "role 45s-x of shop-3m",
+    }
+    async with opened(browser, one.base) as seen:
+        for said, shown in told.items():
+            assert await seen.page.evaluate("(text) => withUnits(text)", said) == shown

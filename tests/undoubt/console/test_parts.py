@@ -177,10 +177,53 @@ async def test_more_than_one_reading_takes_is_told_to_be_missing(monkeypatch: py
         assert rows.about()["missed_before"] is None, "all that are listed are newer"
 
 
+async def test_the_gap_after_a_burst_is_filled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Broken if decisions stay missing that came faster than they were read: in one burst, in another one
+    while the first gap is open, and where a row of the gap is known since it is unfinished."""
+    monkeypatch.setattr(console_rows, "PAGE", 3)
+    monkeypatch.setattr(console_rows, "PAGES_MAX", 2)
+    async with rig() as one:
+        rows = TransactionRows(lambda _: None)
+        await one.decided(1)
+        await rows.read(one.ledger)
+        for burst in (range(2, 32), range(32, 62)):
+            for seq in burst:
+                await one.decided(seq, finish=seq % 10 != 7)
+            await rows.read(one.ledger)
+            assert rows.about()["missed_before"]
+            assert not rows.about()["complete"]
+        for _ in range(30):
+            await rows.read(one.ledger)
+        assert rows.about()["missed_before"] is None
+        assert {row["id"] for row in rows} == {str(one.session.txid(seq)) for seq in range(1, 62)}
+        assert rows.left_out_before == 0.0
+
+
+async def test_a_gap_is_read_no_further_than_the_list_is_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Broken if rows that the list cannot hold are read again and again."""
+    monkeypatch.setattr(console_rows, "PAGE", 3)
+    monkeypatch.setattr(console_rows, "PAGES_MAX", 2)
+    monkeypatch.setattr(console_rows, "ROWS_MAX", 12)
+    async with rig() as one:
+        rows = TransactionRows(lambda _: None)
+        await one.decided(1)
+        await rows.read(one.ledger)
+        for seq in range(2, 40):
+            await one.decided(seq)
+        await rows.read(one.ledger)
+        first = rows.about()["missed_before"]
+        for _ in range(5):
+            await rows.read(one.ledger)
+        assert rows.about()["missed_before"] is None
+        assert {row["id"] for row in rows} == {str(one.session.txid(seq)) for seq in range(28, 40)}
+        assert 0 < rows.left_out_before <= first
+
+
 async def test_a_node_says_that_its_hour_misses_decisions(monkeypatch: pytest.MonkeyPatch) -> None:
     """Broken if a node that reads too slowly shows too few commits as all of them."""
     monkeypatch.setattr(console_rows, "PAGE", 2)
     monkeypatch.setattr(console_rows, "PAGES_MAX", 2)
+    monkeypatch.setattr(console_rows, "ROWS_MAX", 5)
     async with rig(counts_rows=True) as one:
         one.console.hour.since = 0.0
         await one.decided(1)

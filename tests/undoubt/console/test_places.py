@@ -172,6 +172,8 @@ async def test_a_node_serves_it_at_a_port_of_its_own(one_node: tuple[Settings, s
         assert not seen.parts["running"]["kept"]
     async with client(where, None) as http:
         assert (await http.get("/v1/transactions")).status_code == 404
+    async with client(where, None, Host="evil.example") as http:
+        assert "console.hosts lists the names" in (await http.get("/")).text, "the setting of a node"
 
 
 async def test_a_node_serves_it_by_tls(shops: dict[str, str], tmp_path: Path) -> None:

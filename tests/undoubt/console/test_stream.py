@@ -316,7 +316,7 @@ async def test_bodies_are_judged_before_anything_is_done(
         ("transaction?id=1&id=2", 422),
         ("transaction?id=%3Cscript%3E", 422),
         ("transaction?id=99-0123456789abcdef.1", 200),
-        ("branch?gid=nothing", 404),
+        ("branch?participant=orders&gid=nothing", 404),
         ("nothing", 404),
         ("resolve", 405),
     ],

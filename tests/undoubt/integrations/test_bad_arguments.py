@@ -128,7 +128,7 @@ def test_django(parameter: str, value: Any) -> None:
 def test_zope(threads: Stage, parameter: str, value: Any) -> None:
     with refused(parameter):
         undoubt.integrations.zope.join(**({"coordinator": threads.coordinator} | {parameter: value}))
-    assert threads.fates() == set()
+    assert threads.xact_statuses() == set()
 
 
 @pytest.mark.parametrize(("parameter", "value"), cases(undoubt.integrations.rq.transactional))

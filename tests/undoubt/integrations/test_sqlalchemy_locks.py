@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import psycopg
 import pytest
 
 from tests.undoubt.integrations.conftest import App, Order, Payment, World
 from tests.undoubt.integrations.test_sqlalchemy_outbox import migrated
-from undoubt.errors import LockLost, StaleLock, UsageError
+from undoubt.errors import LockLost, StaleLock, TransactionAborted, UsageError
 
 __all__ = ["migrated"]
 
@@ -62,3 +63,26 @@ async def test_what_cannot_be_guarded_changes_nothing(migrated: World, app: App)
     await app.run(program)
     await released(app, lock)
     assert await app.world.ids() == ({1}, set())
+
+
+async def test_a_guard_in_a_nested_block_that_is_undone(migrated: World, app: App) -> None:
+    """The rest of the session would be written beside the next holder."""
+    lock = await locked(app)
+    later = (app.engine.ledger.ledger_id, lock.token + 1)
+
+    def program(session: Any, number: int) -> None:
+        nested = session.begin_nested()
+        session.undoubt_guard(lock, "orders")
+        nested.rollback()
+        if number == 2:
+            with psycopg.connect(app.world.dsns["orders"]) as next_holder:
+                next_holder.execute("select undoubt.guard_lock(%s, 'job', %s)", later)
+        session.add_all([Order(id=number, item="a lamp"), Payment(id=number, amount=1)])
+        session.commit()
+
+    await app.run(program, 1)
+    with pytest.raises(TransactionAborted) as aborted:
+        await app.run(program, 2)
+    assert isinstance(aborted.value.cause, StaleLock)
+    await released(app, lock)
+    assert await app.world.ids() == ({1}, {1})

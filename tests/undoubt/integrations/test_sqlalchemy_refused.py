@@ -46,6 +46,25 @@ async def test_engine_of_another_database(app: App, world: World) -> None:
     await app.run(swapped, participants={orders: "payments", payments: "orders"})
 
 
+async def test_engines_that_change_their_participants(app: App, world: World) -> None:
+    """Broken if a pooled connection that has been a branch of its own participant is lent to the one of
+    another database."""
+    orders, payments = app.engines["orders"], app.engines["payments"]
+
+    def right(session: Session) -> None:
+        session.add_all(both(1))
+        session.commit()
+
+    def swapped(session: Session) -> None:
+        with pytest.raises(UsageError, match="leads to"):
+            session.execute(sa.text("select 1"), bind_arguments=PAYMENTS)
+
+    await app.run(right)
+    await app.run(swapped, participants={orders: "payments", payments: "orders"})
+    await app.run(lambda session: (session.add_all(both(3)), session.commit()))
+    assert await world.ids() == ({1, 3}, {1, 3})
+
+
 async def test_a_role_that_the_database_sets(world: World) -> None:
     """Broken if an operator is told to grant, or to trust, the role that whoever owns the database has put in
     the application's way."""

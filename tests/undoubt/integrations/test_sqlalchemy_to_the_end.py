@@ -4,6 +4,8 @@ and SQLModel."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ from sqlalchemy.orm import sessionmaker
 
 import undoubt
 from tests.undoubt.integrations.conftest import App, Order, Payment, World
+from tests.undoubt.integrations.test_sqlalchemy import PAYMENTS
 from undoubt.errors import UsageError
 from undoubt.integrations import sqlmodel as undoubt_sqlmodel
 from undoubt.integrations.sqlalchemy import AsyncSession, Session, ShardedSession
@@ -56,27 +59,76 @@ async def test_a_session_of_sqlalchemys_own_with_twophase_is_noticed(app: App) -
     """Beside undoubt, on the same engines, it would prepare branches that no recovery knows."""
     await app.run(lambda session: session.connection(bind_arguments={"bind": app.sync_engine("orders")}))
 
+    with pytest.raises(UsageError, match=r"undoubt\.integrations\.sqlalchemy\.Session"):
+        await plain_twophase(app, app.engines["orders"])
+    assert await app.world.prepared() == []
+    assert await app.world.ids() == (set(), set())
+
+
+async def test_a_derived_engine_is_the_participants_too(app: App) -> None:
+    """Broken if ``engine.execution_options()`` hides that the pool is a participant's."""
+    await app.run(lambda session: session.connection(bind_arguments={"bind": app.sync_engine("orders")}))
+    with pytest.raises(UsageError, match="twophase=True uses"):
+        await plain_twophase(app, app.engines["orders"].execution_options(compiled_cache=None))
+    assert await app.world.ids() == (set(), set())
+
+
+async def test_the_engine_behind_a_derived_one_is_the_participants_too(app: App) -> None:
+    """Broken if a session that is bound to it is not told why its transaction aborts, or SQLAlchemy's own
+    two-phase commit is not refused there."""
+    payments = app.engines["payments"]
+    derived = {payments.execution_options(compiled_cache=None): "payments"}
+
+    await app.world.admin["payments"].execute("select pg_advisory_lock(4711)")
+
+    def swallows(session: Any) -> None:
+        session.execute(sa.text("set local lock_timeout = '150ms'"), bind_arguments=PAYMENTS)
+        with contextlib.suppress(sa.exc.DBAPIError):
+            session.execute(sa.text("select pg_advisory_xact_lock(4711)"), bind_arguments=PAYMENTS)
+        session.commit()
+
+    with pytest.raises(undoubt.TransactionAborted, match=r"\(lock_timeout\)"):
+        await app.run(swallows, participants=derived)
+    with pytest.raises(UsageError, match="twophase=True uses"):
+        await plain_twophase(app, payments, Payment(id=1, amount=1))
+    assert await app.world.ids() == (set(), set())
+
+
+@pytest.mark.parametrize("derived", [False, True])
+async def test_an_engine_that_has_prepared_by_itself_is_refused(app: App, derived: bool) -> None:
+    """Broken if the order decides: before undoubt's first session on the engine it is not known to be a
+    participant's, so the two kinds of commit would go on beside each other."""
+    orders = app.engines["orders"]
+    await plain_twophase(app, orders.execution_options(compiled_cache=None) if derived else orders)
+    gc.collect()  # the derived engine
+    for _ in range(2):
+        with pytest.raises(UsageError, match=r"has used .* in this process.*change Session\(twophase=True"):
+            await app.run(lambda _: None)
+    assert await app.world.ids() == ({1}, set())
+
+
+async def plain_twophase(app: App, engine: Any, row: Any = None) -> None:
+    """Commit ``row``, an order by default, by a session of SQLAlchemy's own with its two-phase commit."""
+
     def write(session: PlainSession) -> None:
-        session.add(Order(id=1, item="a lamp"))
+        session.add(row or Order(id=1, item="a lamp"))
         session.flush()
 
-    binds: Any = {Order: app.engines["orders"]}
+    binds: Any = {Order: engine, Payment: engine}
     if app.world.kind.startswith("sync"):
 
         def here() -> None:
             with PlainSession(twophase=True, binds=binds) as session:
                 write(session)
+                session.commit()
 
-        with pytest.raises(UsageError, match=r"undoubt\.integrations\.sqlalchemy\.Session"):
-            await asyncio.to_thread(here)
+        await asyncio.to_thread(here)
     else:
         from sqlalchemy.ext.asyncio import AsyncSession as PlainAsync  # noqa: PLC0415 - of this case
 
         async with PlainAsync(twophase=True, binds=binds) as session:
-            with pytest.raises(UsageError, match=r"undoubt\.integrations\.sqlalchemy\.Session"):
-                await session.run_sync(write)
-    assert await app.world.prepared() == []
-    assert await app.world.ids() == (set(), set())
+            await session.run_sync(write)
+            await session.commit()
 
 
 async def test_shards_commit_together(app: App) -> None:

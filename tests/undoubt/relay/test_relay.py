@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import pytest
 
@@ -119,6 +121,94 @@ async def test_a_key_that_fails_waits_alone_and_in_order(shop: Shop, receiver: R
     first = list(dict.fromkeys(receiver.payloads("bad")))
     assert first == [b"1", b"2", b"3"]
     assert receiver.payloads("good") == [f"good {number}".encode() for number in range(5)]
+
+
+def _cancelled() -> None:
+    raise asyncio.CancelledError
+
+
+def _exits() -> None:
+    sys.exit(3)
+
+
+def _interrupted() -> None:
+    raise KeyboardInterrupt
+
+
+async def _cancels_its_task() -> None:
+    task = asyncio.current_task()
+    assert task is not None
+    task.cancel()
+    await asyncio.sleep(0)
+
+
+async def _awaits_what_is_cancelled() -> None:
+    inner = asyncio.create_task(asyncio.sleep(PATIENCE_S))
+    inner.cancel()
+    await inner
+
+
+FAILURES = [
+    *((fails, "coroutine") for fails in (_cancelled, _exits, _interrupted)),
+    *((fails, "coroutine") for fails in (_cancels_its_task, _awaits_what_is_cancelled)),
+    *((fails, "thread") for fails in (_cancelled, _exits, _interrupted)),
+]
+"""Receivers that raise what is no ``Exception``, and would end a program; and where they run."""
+
+
+@pytest.mark.parametrize(("fails", "where"), FAILURES)
+async def test_whatever_a_receiver_raises_delays_its_own_key_alone(
+    shop: Shop, receiver: Receiver, caplog: pytest.LogCaptureFixture, fails: Callable[[], Any], where: str
+) -> None:
+    """Broken if such a receiver ends the relay for all keys, or is called again and again without a rest."""
+    await shop.publish("1", "2", key="bad")
+    mended = False
+
+    async def awaited(message: Message) -> None:
+        await receiver.receive(message)
+        if message.key == "bad" and not mended and (answer := fails()) is not None:
+            await answer
+
+    def called(message: Message) -> None:
+        receiver.got.append(message)
+        if message.key == "bad" and not mended:
+            fails()
+
+    relay = Relay(shop.outbox(), FunctionSink(awaited if where == "coroutine" else called))
+    async with asyncio.timeout(PATIENCE_S):
+        await relay.run(once=True)
+    assert (relay.delivered, relay.failed, receiver.payloads("bad")) == (0, 1, [b"1"])
+    relay = Relay(shop.outbox(), FunctionSink(awaited if where == "coroutine" else called))
+    running = asyncio.create_task(relay.run())
+    await receiver.until(lambda: relay.failed == 2)
+    for number in range(5):
+        await shop.publish(f"good {number}", key="good")
+    await receiver.until(lambda: len(receiver.payloads("good")) == 5)
+    mended = True
+    await emptied(shop)
+    relay.stop()
+    await running
+    assert f"attempt {relay.failed}: " in caplog.text
+    assert receiver.payloads("bad")[-2:] == [b"1", b"2"]
+
+
+async def test_a_cancelled_relay_ends(shop: Shop, receiver: Receiver) -> None:
+    """Broken if the program that cancels a relay waits for ever: the first cancellation lets the deliveries
+    that are under way finish, the second one does not."""
+    await shop.publish("1", key="k")
+    await shop.publish("2", key="l")
+    running = asyncio.create_task(Relay(shop.outbox(), FunctionSink(receiver.receive)).run())
+    receiver.gate.clear()
+    await receiver.until(lambda: len(receiver.got) == 2)
+    for _ in range(2):
+        running.cancel()
+        await asyncio.sleep(0)
+    with pytest.raises(asyncio.CancelledError):
+        async with asyncio.timeout(PATIENCE_S):
+            await running
+    names = {"undoubt-lane", "undoubt-delivery"}
+    await receiver.until(lambda: names.isdisjoint(task.get_name() for task in asyncio.all_tasks()))
+    assert await shop.left() == [b"1", b"2"]
 
 
 async def test_a_key_is_delivered_one_after_another(shop: Shop, receiver: Receiver) -> None:

@@ -71,14 +71,25 @@ def stage(shops: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> It
         yield made_
 
 
+@pytest.fixture(scope="package")
+def outboxes(
+    postgres: Server, other_postgres: Server, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Stage]:
+    """A sidecar whose databases have undoubt's tables: they have an outbox, and can guard locks."""
+    databases = migrated_pair(postgres, other_postgres, "sidecar_outboxes")
+    with staged(tmp_path_factory.mktemp("outboxes"), databases) as made_:
+        yield made_
+
+
 @pytest.fixture(autouse=True)
 def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
     """A branch that stays prepared would hold its locks for ever."""
     yield
-    if "stage" in request.fixturenames:
-        stage: Stage = request.getfixturevalue("stage")
-        for dsn in stage.databases.values():
-            eventually_none_prepared(dsn)
+    for name in ("stage", "outboxes"):
+        if name in request.fixturenames:
+            stage: Stage = request.getfixturevalue(name)
+            for dsn in stage.databases.values():
+                eventually_none_prepared(dsn)
 
 
 @pytest.fixture(scope="package")

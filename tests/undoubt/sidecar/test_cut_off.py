@@ -9,9 +9,7 @@ import httpx
 import psycopg
 import pytest
 
-from tests.servers import Server
-from tests.undoubt.sidecar.conftest import migrated_pair
-from tests.undoubt.sidecar.stage import Stage, Work, eventually_none_prepared, staged, value
+from tests.undoubt.sidecar.stage import Stage, Work, value
 
 WAITS = (
     "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'"
@@ -19,27 +17,13 @@ WAITS = (
 )
 
 
-@pytest.fixture(scope="module")
-def migrated(postgres: Server, other_postgres: Server) -> dict[str, str]:
-    """Two databases with an outbox, that can guard locks."""
-    return migrated_pair(postgres, other_postgres, "sidecar_cut_off")
-
-
-@pytest.fixture(scope="module")
-def stage(migrated: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
-    with staged(tmp_path_factory.mktemp("cut-off"), migrated) as stage:
-        yield stage
-
-
 @pytest.fixture
-def closed(migrated: dict[str, str]) -> Iterator[None]:
+def closed(outboxes: Stage) -> Iterator[None]:
     """Nobody gets at undoubt's tables of one database."""
-    with psycopg.connect(migrated["orders"]) as connection:
+    with psycopg.connect(outboxes.databases["orders"]) as connection:
         connection.execute("lock table undoubt.undoubt_lock, undoubt.undoubt_outbox")
         yield
         connection.rollback()
-    for dsn in migrated.values():
-        eventually_none_prepared(dsn)
 
 
 def message(work: Work) -> Callable[[], httpx.Response]:
@@ -60,15 +44,15 @@ def statement(work: Work) -> Callable[[], httpx.Response]:
 @pytest.mark.parametrize("prepared", [message, guard, statement])
 @pytest.mark.usefixtures("closed")
 def test_it_tells_what_has_ended_its_transaction(
-    stage: Stage, prepared: Callable[[Work], Callable[[], httpx.Response]], end: str
+    outboxes: Stage, prepared: Callable[[Work], Callable[[], httpx.Response]], end: str
 ) -> None:
     """Broken if it is told that the database is gone, or that somebody has cancelled a statement."""
-    work = stage.tcp().begin()
+    work = outboxes.tcp().begin()
     request = prepared(work)
     answers: list[httpx.Response] = []
     asking = threading.Thread(target=lambda: answers.append(request()))
     asking.start()
-    while not value(stage.databases["orders"], WAITS):
+    while not value(outboxes.databases["orders"], WAITS):
         pass
     ended = work.client.post(f"{work.path}/{end}")
     assert ended.status_code == (200 if end == "rollback" else 409)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import signal
 import threading
@@ -11,6 +12,7 @@ from typing import Any
 
 import httpx
 
+from tests.docs.pages import ROOT
 from tests.undoubt.sidecar.pair import Pair
 from tests.undoubt.sidecar.stage import Client, Stage, Work, eventually_none_prepared, staged, value
 
@@ -126,6 +128,16 @@ def test_what_a_key_cannot_be_used_with_is_refused(stage: Stage) -> None:
     keyed.run(TAKE.format(901))
     assert commit(keyed, "x" * 20_000).status_code == 422
     assert commit(keyed, "x" * 16_000).status_code == 200
+
+
+def test_the_longest_key_over_http_is_the_one_that_the_page_names(stage: Stage) -> None:
+    """Broken if a client that makes its keys by the page is refused, or the page promises more."""
+    page = (ROOT / "docs" / "exactly-once.md").read_text()
+    [longest] = re.findall(r"Over HTTP a key has 1 to (\d+) characters", page)
+    client = stage.tcp()
+    work = work_of(client, began(client, new_key().ljust(int(longest), "x")))
+    assert work.rollback().status_code == 200
+    assert client.post(BEGIN, {"key": "x" * (int(longest) + 1)}).status_code == 422
 
 
 def test_a_repetition_finds_what_a_killed_sidecar_has_committed(

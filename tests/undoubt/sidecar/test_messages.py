@@ -11,31 +11,18 @@ import httpx
 import psycopg
 import pytest
 
-from tests.servers import Server
-from tests.undoubt.sidecar.conftest import migrated_pair, paired
+from tests.undoubt.sidecar.conftest import paired
 from tests.undoubt.sidecar.pair import Pair
-from tests.undoubt.sidecar.stage import Stage, Work, eventually_none_prepared, prepare, staged
+from tests.undoubt.sidecar.stage import Stage, Work, eventually_none_prepared, prepare
 
 MESSAGES = "select topic, key, payload, headers::text, dedupe_id from undoubt.undoubt_outbox order by id"
 
 
-@pytest.fixture(scope="module")
-def migrated(postgres: Server, other_postgres: Server) -> dict[str, str]:
-    """Two databases with an outbox."""
-    return migrated_pair(postgres, other_postgres, "sidecar_messages")
-
-
-@pytest.fixture(scope="module")
-def outboxes(migrated: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
-    with staged(tmp_path_factory.mktemp("messages"), migrated) as stage:
-        yield stage
-
-
 @pytest.fixture(autouse=True)
-def empty(migrated: dict[str, str]) -> Iterator[None]:
+def empty(outboxes: Stage) -> Iterator[None]:
     """The outboxes, after each test."""
     yield
-    for dsn in migrated.values():
+    for dsn in outboxes.databases.values():
         eventually_none_prepared(dsn)
         with psycopg.connect(dsn) as connection:
             connection.execute("delete from undoubt.undoubt_outbox")
@@ -178,15 +165,14 @@ def test_who_may_publish(outboxes: Stage) -> None:
     assert work.rollback().status_code == 200
 
 
-def test_a_service_that_joins_publishes(
-    migrated: dict[str, str], tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_a_service_that_joins_publishes(outboxes: Stage, tmp_path_factory: pytest.TempPathFactory) -> None:
     """In the branch that its own sidecar runs, in the one that the owner runs, and in one of its own."""
     ledger = f"sqlite:///{tmp_path_factory.mktemp('ledger')}/ledger.db"
-    with paired(migrated, ledger, tmp_path_factory) as pair:
+    databases = dict(outboxes.databases)
+    with paired(databases, ledger, tmp_path_factory) as pair:
         _publish_joined(pair)
-    assert [row[2] for row in found(migrated["orders"])] == [b"by the owner"]
-    assert [row[2] for row in found(migrated["payments"])] == [b"by the agent", b"by hand"]
+    assert [row[2] for row in found(databases["orders"])] == [b"by the owner"]
+    assert [row[2] for row in found(databases["payments"])] == [b"by the agent", b"by hand"]
 
 
 def _publish_joined(pair: Pair) -> None:

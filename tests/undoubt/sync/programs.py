@@ -10,6 +10,7 @@ import threading
 from pathlib import Path
 
 import undoubt.sync
+from undoubt.coordinator.errors import LockLost
 from undoubt.coordinator.protocols.steps import TwoPhaseStep
 from undoubt.participants.errors import UndoubtError
 from undoubt.participants.ids import Gid
@@ -103,10 +104,16 @@ def forks_in_a_branch(folder: str) -> None:
 
 
 def holds(folder: str) -> None:
-    """Holds a lock until it is killed."""
-    with connected(folder, session_ttl_s=5.0) as coordinator, coordinator.lock("job") as lock:
-        print(lock.token, flush=True)
-        sys.stdin.read()
+    """Holds a lock until it reads a line; prints its token, and whether the lock was lost."""
+    with connected(folder, session_ttl_s=5.0) as coordinator:
+        try:
+            with coordinator.lock("job") as lock:
+                print(lock.token, flush=True)
+                sys.stdin.readline()
+        except LockLost:
+            print("lost", flush=True)
+        else:
+            print("held", flush=True)
 
 
 PROGRAMS = {"exits": exits, "forks": forks, "forks_in_a_branch": forks_in_a_branch, "holds": holds}

@@ -71,9 +71,9 @@ class Stage:
         gate = self.gates[event] = Gate()
         return gate
 
-    def fates(self) -> set[XactStatus]:
+    def xact_statuses(self) -> set[XactStatus]:
         return {
-            participant.fates[branch.xid]
+            participant.xact_statuses[branch.xid]
             for participant in self.participants.values()
             for branch in participant.branches
         }

@@ -56,7 +56,7 @@ def test_what_is_to_be_awaited_commits_nothing(stage: Stage) -> None:
 
         with pytest.raises(UsageError, match="has to be awaited"):
             stage.coordinator.run(work)
-    assert XactStatus.COMMITTED not in stage.fates()
+    assert XactStatus.COMMITTED not in stage.xact_statuses()
 
 
 def test_what_is_to_be_iterated_over_commits_nothing(stage: Stage) -> None:
@@ -79,5 +79,5 @@ def test_what_is_to_be_iterated_over_commits_nothing(stage: Stage) -> None:
     for function in (wrapper, half, lambda tx: work(tx)):  # noqa: PLW0108
         with pytest.raises(UsageError, match="returned a generator"):
             stage.coordinator.run(function)
-    assert XactStatus.COMMITTED not in stage.fates()
+    assert XactStatus.COMMITTED not in stage.xact_statuses()
     assert stage.coordinator.run(lambda tx: list(work(tx))) == [None]

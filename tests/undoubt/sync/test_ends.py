@@ -48,7 +48,7 @@ def test_close_aborts_what_has_not_begun_to_commit(stage: Stage) -> None:
     closed.set()
     with pytest.raises(TransactionAborted, match="coordinator was closed"):
         ended.ended()
-    assert stage.fates() == {XactStatus.ABORTED}
+    assert stage.xact_statuses() == {XactStatus.ABORTED}
 
 
 def test_close_waits_for_what_commits(stage: Stage) -> None:
@@ -65,7 +65,7 @@ def test_close_waits_for_what_commits(stage: Stage) -> None:
     gate.open.set()
     closed.ended()
     assert committed.ended().pending == ()
-    assert stage.fates() == {XactStatus.COMMITTED}
+    assert stage.xact_statuses() == {XactStatus.COMMITTED}
 
 
 def test_a_commit_that_close_leaves_behind_is_unknown() -> None:
@@ -163,7 +163,7 @@ def test_ctrl_c_does_not_stop_a_commit(stage: Stage) -> None:
     gate.open.set()
     until(lambda: stage.coordinator.outcome(tx.id) is RecordedDecision.COMMIT)
     stage.coordinator.close()
-    assert stage.fates() == {XactStatus.COMMITTED}
+    assert stage.xact_statuses() == {XactStatus.COMMITTED}
 
 
 def test_ctrl_c_in_the_body_rolls_back(stage: Stage) -> None:
@@ -182,7 +182,7 @@ def test_ctrl_c_in_the_body_rolls_back(stage: Stage) -> None:
     interrupting.ended()
     assert not tx.active
     stage.coordinator.close()
-    assert stage.fates() == {XactStatus.ABORTED}
+    assert stage.xact_statuses() == {XactStatus.ABORTED}
 
 
 def test_ctrl_c_while_it_begins(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:

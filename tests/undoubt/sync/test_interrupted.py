@@ -83,7 +83,7 @@ def test_a_commit_that_goes_on_is_noted(
     gate.open.set()
     until(lambda: stage.coordinator.outcome(tx.id) is RecordedDecision.COMMIT)
     stage.coordinator.close()
-    assert stage.fates() == {XactStatus.COMMITTED}
+    assert stage.xact_statuses() == {XactStatus.COMMITTED}
 
 
 def interrupted(monkeypatch: pytest.MonkeyPatch, before: Callable[..., None]) -> None:
@@ -123,7 +123,7 @@ def test_a_commit_on_its_way_to_the_loop_is_noted(
     [note] = caught.value.__notes__
     assert str(tx.id) in note
     stage.coordinator.close()
-    assert stage.fates() == {XactStatus.COMMITTED}
+    assert stage.xact_statuses() == {XactStatus.COMMITTED}
 
 
 def test_a_commit_that_was_never_asked_for_is_rolled_back(
@@ -136,7 +136,7 @@ def test_a_commit_that_was_never_asked_for_is_rolled_back(
     assert not tx.active
     assert not getattr(caught.value, "__notes__", [])
     stage.coordinator.close()
-    assert stage.fates() == {XactStatus.ABORTED}
+    assert stage.xact_statuses() == {XactStatus.ABORTED}
 
 
 def test_an_error_after_the_commit_is_noted(stage: Stage) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ import undoubt.sync
 from tests.docs.pages import ROOT
 from tests.undoubt.sync.programs import connected
 from tests.undoubt.sync.support import WAIT_S, Background, Stage, until
-from undoubt.coordinator.errors import CoordinatorClosed, LockLost, LockTimeout
+from undoubt.coordinator.errors import CoordinatorClosed, LedgerUnavailable, LockLost, LockTimeout
 from undoubt.coordinator.ledger.locks import LockInfo
 from undoubt.participants.errors import StaleLock, UsageError
 from undoubt.participants.postgres.schema import migrate
@@ -268,6 +269,46 @@ def test_the_death_of_the_holder_gives_the_lock_away(tmp_path: Path, owner: str)
         process.send_signal(signal.SIGKILL)
         waiting.ended()
         assert lock.token > token
+        lock.release()
+
+
+def ended(process: subprocess.Popen[str]) -> str:
+    """What a holder says at the end of its block."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write("\n")
+    process.stdin.flush()
+    return process.stdout.readline().strip()
+
+
+def test_a_stopped_holder_hears_at_the_end_of_its_block(tmp_path: Path) -> None:
+    """It would take for protected what it has done beside the next holder."""
+    with connected(str(tmp_path)) as ours:
+        with holding(tmp_path) as (process, _):
+            process.send_signal(signal.SIGSTOP)
+            with ours.lock("job"):
+                process.send_signal(signal.SIGCONT)
+                assert ended(process) == "lost"
+        with holding(tmp_path) as (next_holder, _):
+            assert ended(next_holder) == "held"
+
+
+def test_a_request_outlasts_a_ledger_that_does_not_answer(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A candidate for leadership would fail with the first outage of the ledger; and a request with a timeout
+    would wait for longer."""
+    caplog.set_level(logging.DEBUG, "undoubt.coordinator.locks")
+    with holding(tmp_path) as (owner, _), connected(str(tmp_path)) as ours:
+        owner.send_signal(signal.SIGSTOP)
+        lock = ours.lock("another")
+        waiting = Background(lock.acquire)
+        with pytest.raises(LockTimeout, match="the ledger does not answer") as late:
+            ours.lock("a third", timeout=0).acquire()
+        assert isinstance(late.value.__cause__, LedgerUnavailable)
+        until(lambda: "lock 'another': no answer from the owner" in caplog.text)
+        owner.send_signal(signal.SIGCONT)
+        assert waiting.ended() is lock
         lock.release()
 
 

@@ -49,7 +49,7 @@ def test_the_block_commits(stage: Stage) -> None:
         transfer(tx)
         assert tx.active
         assert tx.participants == ("alpha", "beta")
-    assert stage.fates() == {XactStatus.COMMITTED}
+    assert stage.xact_statuses() == {XactStatus.COMMITTED}
     assert stage.coordinator.outcome(tx.id) is RecordedDecision.COMMIT
 
 
@@ -67,21 +67,21 @@ def test_several_branches_at_once(stage: Stage) -> None:
     for gate in gates:
         gate.open.set()
     assert working.ended() == ["beta", "alpha"]
-    assert stage.fates() == {XactStatus.COMMITTED}
+    assert stage.xact_statuses() == {XactStatus.COMMITTED}
 
 
 def test_one_of_several_branches_cannot_be_opened(stage: Stage) -> None:
     stage.participants["beta"].script.begin = ParticipantUnavailable("beta", "down")
     with pytest.raises(ParticipantUnavailable), stage.coordinator.transaction() as tx:
         tx.branches("alpha", "beta")
-    assert stage.fates() == {XactStatus.ABORTED}
+    assert stage.xact_statuses() == {XactStatus.ABORTED}
 
 
 def test_an_exception_rolls_back_and_passes(stage: Stage) -> None:
     with pytest.raises(ZeroDivisionError), stage.coordinator.transaction() as tx:
         transfer(tx)
         1 / 0  # noqa: B018
-    assert stage.fates() == {XactStatus.ABORTED}
+    assert stage.xact_statuses() == {XactStatus.ABORTED}
 
 
 def test_commit_tells_and_ends(stage: Stage) -> None:
@@ -93,7 +93,7 @@ def test_commit_tells_and_ends(stage: Stage) -> None:
             tx.branch("alpha")
         with pytest.raises(TransactionEnded):
             tx.commit()
-    assert stage.fates() == {XactStatus.COMMITTED}
+    assert stage.xact_statuses() == {XactStatus.COMMITTED}
 
 
 def test_rollback_ends(stage: Stage) -> None:
@@ -101,7 +101,7 @@ def test_rollback_ends(stage: Stage) -> None:
     transfer(tx)
     tx.rollback()
     tx.rollback()
-    assert stage.fates() == {XactStatus.ABORTED}
+    assert stage.xact_statuses() == {XactStatus.ABORTED}
 
 
 def test_a_no_of_one_branch_aborts_both(stage: Stage) -> None:
@@ -109,7 +109,7 @@ def test_a_no_of_one_branch_aborts_both(stage: Stage) -> None:
     with pytest.raises(TransactionAborted) as caught, stage.coordinator.transaction() as tx:
         transfer(tx)
     assert isinstance(caught.value.cause, BranchFailed)
-    assert stage.fates() == {XactStatus.ABORTED}
+    assert stage.xact_statuses() == {XactStatus.ABORTED}
 
 
 def test_a_branch_that_cannot_be_opened_is_told_as_it_is(stage: Stage) -> None:
@@ -123,13 +123,13 @@ def test_a_branch_that_cannot_be_opened_is_told_as_it_is(stage: Stage) -> None:
         tx.branch("alpha")
         with pytest.raises(ParticipantUnavailable):
             tx.branch("beta")
-    assert stage.fates() == {XactStatus.ABORTED}
+    assert stage.xact_statuses() == {XactStatus.ABORTED}
 
 
 def test_the_timeout_aborts_at_the_next_call_and_at_the_end(stage: Stage) -> None:
     """Broken if a thread that does not look could commit what was rolled back, or is never told."""
     aborted = pytest.raises(TransactionAborted, match="timeout")
-    with aborted as caught, stage.coordinator.transaction(timeout=0.01) as tx:
+    with aborted as caught, stage.coordinator.transaction(timeout=0.3) as tx:
         tx.branch("alpha")
         until(lambda: not tx.active)
         with pytest.raises(TransactionAborted, match="timeout"):
@@ -137,7 +137,7 @@ def test_the_timeout_aborts_at_the_next_call_and_at_the_end(stage: Stage) -> Non
         with pytest.raises(TransactionAborted, match="timeout"):
             tx.commit()
     assert isinstance(caught.value.cause, TimeoutError)
-    assert stage.fates() == {XactStatus.ABORTED}
+    assert stage.xact_statuses() == {XactStatus.ABORTED}
 
 
 def test_the_end_waits_for_the_rollback(stage: Stage) -> None:
@@ -145,7 +145,7 @@ def test_the_end_waits_for_the_rollback(stage: Stage) -> None:
     gate = stage.gate("rollback alpha")
 
     def body() -> None:
-        with stage.coordinator.transaction(timeout=0.01) as tx:
+        with stage.coordinator.transaction(timeout=0.3) as tx:
             tx.branch("alpha")
             gate.wait()
 
@@ -172,7 +172,7 @@ def test_what_a_cancelled_statement_says_is_explained(
     stage: Stage, raised: BaseException, told: type[BaseException]
 ) -> None:
     """Broken if the user is told "statement canceled" and not why, or loses an error of the application."""
-    with pytest.raises(told) as caught, stage.coordinator.transaction(timeout=0.01) as tx:
+    with pytest.raises(told) as caught, stage.coordinator.transaction(timeout=0.3) as tx:
         tx.branch("alpha")
         until(lambda: not tx.active)
         raise raised
@@ -196,7 +196,7 @@ def test_doomed_while_a_branch_is_opened(stage: Stage) -> None:
     stage.coordinator._portal.call(cancel, stage)
     with pytest.raises(TransactionAborted, match="a deadlock, say"):
         ended.ended()
-    assert stage.fates() == {XactStatus.ABORTED}
+    assert stage.xact_statuses() == {XactStatus.ABORTED}
 
 
 async def cancel(stage: Stage) -> None:
@@ -218,7 +218,7 @@ def test_two_threads_commit_one_transaction(stage: Stage) -> None:
         tx.rollback()
     gate.open.set()
     assert first.ended().txid == tx.id
-    assert stage.fates() == {XactStatus.COMMITTED}
+    assert stage.xact_statuses() == {XactStatus.COMMITTED}
 
 
 def test_many_threads(stage: Stage) -> None:
@@ -235,7 +235,7 @@ def test_many_threads(stage: Stage) -> None:
     threads = [Background(work) for _ in range(16)]
     ids = [txid for thread in threads for txid in thread.ended()]
     assert len(set(ids)) == 320
-    assert stage.fates() == {XactStatus.COMMITTED}
+    assert stage.xact_statuses() == {XactStatus.COMMITTED}
     assert {stage.coordinator.outcome(txid) for txid in ids} == {RecordedDecision.COMMIT}
 
 
@@ -308,7 +308,7 @@ async def test_refused_inside_an_event_loop(stages: Any) -> None:
             transfer(tx)
 
     await asyncio.to_thread(body)
-    assert stage.fates() == {XactStatus.COMMITTED}
+    assert stage.xact_statuses() == {XactStatus.COMMITTED}
     await asyncio.to_thread(stage.close)
 
 
@@ -323,14 +323,14 @@ def test_what_commit_raised_is_raised_again(stage: Stage) -> None:
         tx.branches("alpha", "beta")
         with contextlib.suppress(TransactionAborted):
             tx.commit()
-    assert stage.fates() == {XactStatus.ABORTED}
+    assert stage.xact_statuses() == {XactStatus.ABORTED}
 
 
 def test_a_rollback_of_the_application_is_no_error(stage: Stage) -> None:
     with stage.coordinator.transaction() as tx:
         tx.branch("alpha")
         tx.rollback()
-    assert stage.fates() == {XactStatus.ABORTED}
+    assert stage.xact_statuses() == {XactStatus.ABORTED}
 
 
 def test_a_repeated_key_returns_the_first_result(stage: Stage) -> None:
@@ -376,6 +376,6 @@ def test_last_agent_commit_in_threads(stages: Callable[..., Stage]) -> None:
     stage.coordinator.run(transfer, protocol="last", agent="beta")
     calls = {name: [call for call, _ in one.calls] for name, one in stage.participants.items()}
     assert calls["alpha"].count("commit_as_agent") == calls["beta"].count("commit_as_agent") == 1
-    assert stage.fates() == {XactStatus.COMMITTED}
+    assert stage.xact_statuses() == {XactStatus.COMMITTED}
     with pytest.raises(UsageError, match="agent="):
         stage.coordinator.transaction(agent="alpha")

@@ -7,7 +7,7 @@ server. The fixtures, in the order in which they need each other::
     undoubt_participants     the names of the databases; ini option ``undoubt_participants``
     undoubt_servers          a server for each of them, or those of ``--undoubt-dsn``
     undoubt_schema           to be overridden: makes the tables of one database, once in a session
-    undoubt_databases        new databases for each test, by name: copies with these tables
+    undoubt_databases        new databases for each test, by name: copies with these tables and undoubt's
     undoubt_settings         a configuration over them, with a ledger of their own
     undoubt_config           the same as a file, which ``UNDOUBT_CONFIG`` names during the test
     undoubt_coordinator      a coordinator of ``undoubt.sync``

@@ -12,6 +12,9 @@ import psycopg
 from psycopg import sql
 
 from undoubt.embedded import EmbeddedServer
+from undoubt.participants.errors import ParticipantRefused
+from undoubt.participants.postgres import schema
+from undoubt.participants.settings import ParticipantSettings
 
 PREPARED = """
     select gid from pg_catalog.pg_prepared_xacts
@@ -43,10 +46,14 @@ def servers(names: Sequence[str], dsns: Sequence[str]) -> Iterator[dict[str, str
 
 @contextlib.contextmanager
 def template(server: str, name: str, make: Callable[[str, str], object]) -> Iterator[str]:
-    """The name of a database at ``server`` in which ``make(name, dsn)`` has made the tables."""
+    """The name of a database at ``server`` in which ``make(name, dsn)`` has made the tables, and undoubt its
+    own, unless ``make`` has made or restored them."""
     made = f"undoubt_{name}_{secrets.token_hex(4)}"
     with _database(server, made):
-        make(name, in_database(server, made))
+        dsn = in_database(server, made)
+        make(name, dsn)
+        with contextlib.suppress(ParticipantRefused):  # of other owners, from a dump: what needs them says so
+            _run(lambda: schema.migrate(name, ParticipantSettings(dsn=dsn)))
         yield made
 
 

@@ -22,6 +22,7 @@ In the order in which a commit passes through them:
 ===========================  =================================================================================
 :mod:`.session`              ``Session`` and ``AsyncSession``: make a connection a branch at the first
                              statement on its engine.
+:mod:`.noticed_engines`      refuses SQLAlchemy's own two-phase commit on the engines of participants.
 :mod:`.unit_of_work`         holds the connections of one transaction, and passes them to the coordinator at
                              commit.
 :mod:`.sync_bridge`          calls the coordinator's event loop, through SQLAlchemy's greenlet or the portal.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -18,7 +17,7 @@ from undoubt.coordinator.locks import Lock
 from undoubt.coordinator.publishing import checked
 from undoubt.coordinator.settings import PROTOCOLS
 from undoubt.coordinator.transaction import Transaction
-from undoubt.integrations.sqlalchemy.enlisted_connection import checked_in, failed
+from undoubt.integrations.sqlalchemy.noticed_engines import watch
 from undoubt.integrations.sqlalchemy.sync_bridge import Bridge
 from undoubt.integrations.sqlalchemy.unit_of_work import Unit
 from undoubt.participants import bounds
@@ -36,8 +35,6 @@ TWOPHASE = (
     " decision: remove twophase=True from this sessionmaker or Session; undoubt's class prepares and commits"
     " by itself"
 )
-
-_watched: weakref.WeakSet[sa.Engine] = weakref.WeakSet()
 
 
 class Session(orm.Session):
@@ -76,6 +73,7 @@ class Session(orm.Session):
         if agent is not None and bounds.text("agent", agent) not in bridge.engine.participants:
             raise bounds.OutOfBounds("agent", "is not a participant of the coordinator")
         engines = _judged(participants)
+        watch(engines)
         super().__init__(*arguments, **options)
         self.undoubt_timeout = timeout
         self.undoubt_protocol = protocol
@@ -84,12 +82,6 @@ class Session(orm.Session):
         self._undoubt_bridge = bridge
         self._undoubt_participants = engines
         self._undoubt_unit: Unit | None = None
-        for engine in self._undoubt_participants:
-            if engine not in _watched:
-                _watched.add(engine)
-                event.listen(engine, "checkin", checked_in)
-                event.listen(engine, "handle_error", failed)
-                event.listen(engine, "begin_twophase", _refuse_twophase)
 
     @property
     def twophase(self) -> bool:
@@ -124,6 +116,13 @@ class Session(orm.Session):
         if self._undoubt_transaction is None:
             raise UsageError("a result can be set after the first statement of the transaction")
         self._undoubt_transaction.result = value
+
+    @property
+    def undoubt_repeated(self) -> bool:
+        """Whether another transaction had committed with the key of the current transaction, or of the last
+        one, before: ``undoubt_txid`` and ``undoubt_result`` are those of that one then."""
+        transaction = self._undoubt_transaction
+        return transaction is not None and transaction.repeated
 
     @property
     def undoubt_may_have_committed(self) -> bool:
@@ -189,16 +188,6 @@ class Session(orm.Session):
         return None
 
 
-def _refuse_twophase(connection: sa.Connection, _: object) -> None:
-    """Handler of the engine's event ``begin_twophase``. A session of SQLAlchemy's own on an engine that is a
-    participant's would leave prepared transactions that no recovery knows."""
-    raise UsageError(
-        f"a session with twophase=True uses {connection.engine!r}, an engine of a participant of undoubt:"
-        " change Session(twophase=True, …) to undoubt.integrations.sqlalchemy.Session(coordinator=…,"
-        " participants=…)"
-    )
-
-
 def _judged(participants: object) -> dict[sa.Engine, str]:
     """The participants' names by synchronous engine. Raises ``UsageError``."""
     if not isinstance(participants, Mapping):
@@ -243,6 +232,11 @@ class AsyncSession(sa_asyncio.AsyncSession):
     @undoubt_result.setter
     def undoubt_result(self, value: object) -> None:
         self._undoubt_session.undoubt_result = value
+
+    @property
+    def undoubt_repeated(self) -> bool:
+        """As that of :class:`Session`."""
+        return self._undoubt_session.undoubt_repeated
 
     @property
     def undoubt_may_have_committed(self) -> bool:

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import enum
 import threading
+import weakref
 from collections.abc import Callable, Iterable, MutableMapping
 from typing import Any
 
@@ -22,7 +23,14 @@ from undoubt.participants.errors import UsageError
 from undoubt.participants.ids import Gid, SessionKey
 from undoubt.participants.postgres import PostgresParticipant
 from undoubt.participants.postgres.pool import Slot
-from undoubt.participants.postgres.session import FATAL, NoAnswer, NotSent, ServerError, close_in_background
+from undoubt.participants.postgres.session import (
+    FATAL,
+    NoAnswer,
+    NotSent,
+    ServerError,
+    ServerParameters,
+    close_in_background,
+)
 from undoubt.participants.postgres.sqlstate import lost, with_setting
 from undoubt.participants.sql import literal
 
@@ -35,6 +43,8 @@ RELEASE_GRACE_S = 1.0
 """How long commit and rollback wait for connections that the engine still uses, before they leave them to the
 engine."""
 _INTRODUCED = "undoubt.introduced"
+Introductions = weakref.WeakKeyDictionary[PostgresParticipant, ServerParameters]
+"""What the participants that have checked a connection know of its server."""
 
 OnLost = Callable[[float, ServerError | None], None]
 """Its arguments are the seconds after which the transaction has to abort, and the last error that the
@@ -84,13 +94,15 @@ class Taken:
         key: SessionKey,
     ) -> Branch:
         """Begin branch ``gid`` of ``participant`` on the connection. ``info`` keeps what is known of the
-        connection as long as it is open."""
+        connection as long as it is open: for each participant that has found that the connection leads to
+        its database, and to no other participant's."""
         session = self._adopted.session
         try:
-            if _INTRODUCED not in info:
+            known: Introductions = info.setdefault(_INTRODUCED, weakref.WeakKeyDictionary())
+            if (intro := known.get(participant)) is None:
                 await participant.introduce(session)
-                info[_INTRODUCED] = session.intro
-            session.intro = info[_INTRODUCED]
+                known[participant] = intro = session.intro
+            session.intro = intro
             return await participant.adopt(
                 Slot(session, fresh=False),
                 self._adopted,

@@ -131,8 +131,8 @@ class ConsoleApp:
 
     async def _branch(self, http: HttpRequest, client: Client) -> Answer:
         del client
-        console = self._console
-        return _json(await picture.branch_of(console.ledger, console.participants, _query(http, "gid")))
+        console, name = self._console, (_query(http, "participant"), _query(http, "gid"))
+        return _json(await picture.branch_of(console.ledger, console.participants, *name))
 
     async def _key(self, http: HttpRequest, client: Client) -> Answer:
         """The transaction that has an idempotency key."""

@@ -83,16 +83,15 @@ class Console:
         }
 
     def _reads(self, participant: Participant) -> Callable[[], Awaitable[dict[str, Any]]]:
-        """Reads what is prepared in it. ``last``: what was in doubt in a participant that is silent, when
-        it last answered; null if it answers now."""
+        """Reads what is prepared in it. ``last``: what was prepared in a participant that is silent, when it
+        last answered; null if it answers now, or has not answered since this process began to ask."""
 
         async def read() -> dict[str, Any]:
             at = time.time()
             document = await readings.participant_part(self.ledger, participant)
             if document["error"] is not None:
                 return document | {"last": self._answered.get(participant.name)}
-            in_doubt = [one for one in document["branches"] if one["in_doubt"]]
-            self._answered[participant.name] = {"at": at, "branches": in_doubt}
+            self._answered[participant.name] = {"at": at, "branches": document["branches"]}
             return document | {"last": None}
 
         return read
@@ -102,7 +101,8 @@ class Console:
         if self.counts_rows:
             for row in self.feed.rows:
                 self._count(row)
-            self.hour.missed_before = max(self.hour.missed_before, self.feed.rows.missed_before)
+            rows = self.feed.rows
+            self.hour.missed_before = max(rows.missed_before, rows.left_out_before)
         return self.feed.rows.about()
 
     def _count(self, row: Row) -> None:

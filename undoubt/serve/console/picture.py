@@ -18,9 +18,9 @@ from undoubt.participants.registry import Registry
 from undoubt.recovery.errors import NotAllSeen, NotPrepared
 from undoubt.recovery.operator.explain import explain
 from undoubt.recovery.operator.explain_heuristic import explain_heuristic
-from undoubt.recovery.operator.survey import survey
 from undoubt.recovery.operator.whole import Whole, impostor_line, look
 from undoubt.serve.console import acts
+from undoubt.serve.console.readings import survey_of
 from undoubt.serve.console.traces import Traces
 
 
@@ -84,10 +84,10 @@ def _entry(told: dict[str, Any], gid: str) -> dict[str, Any]:
     return {"gid": gid, "document": told, "sections": sections(told)}
 
 
-async def branch_of(ledger: Ledger, participants: Registry, gid: str) -> dict[str, Any]:
+async def branch_of(ledger: Ledger, participants: Registry, participant: str, gid: str) -> dict[str, Any]:
     """A prepared transaction that is no branch of ours, as ``explain`` tells it. Raises ``NotPrepared`` and
     the like."""
-    seen = await survey(ledger, participants)
+    seen = await survey_of(ledger, participants.get(participant))
     one = seen.one(Gid.parse(gid))
     told = await explain(ledger, participants, one, seen)
     return _entry(document(told, seen.siblings(one)), gid)

@@ -82,12 +82,17 @@ async def locks_part(ledger: Ledger) -> Document:
     return {"locks": shown[:LOCKS_MAX], "more": len(shown) > LOCKS_MAX}
 
 
+async def survey_of(ledger: Ledger, participant: Participant) -> Survey:
+    """What one participant lists. In a survey of all, participants that are one database count as one."""
+    alone = Registry()
+    alone.add(participant)
+    return await survey(ledger, alone)
+
+
 async def participant_part(ledger: Ledger, participant: Participant) -> Document:
     """What is prepared in one participant, and who waits for whom there. A participant that does not answer
     has ``error``."""
-    alone = Registry()
-    alone.add(participant)
-    seen = await survey(ledger, alone)
+    seen = await survey_of(ledger, participant)
     if error := seen.unreachable.get(participant.name):
         return {"participant": participant.name, "error": redact(str(error)), "branches": [], "waits": []}
     return {

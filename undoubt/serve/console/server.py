@@ -45,7 +45,7 @@ async def serving(settings: Settings) -> AsyncIterator[str]:
         stack.push_async_callback(console.close)
         console.start()
         server = settings.console.server
-        app = ConsoleApp(console, Doorkeeper(server))
+        app = ConsoleApp(console, Doorkeeper(server, "console"))
         [place] = await stack.enter_async_context(listening(app, server, "console"))
         stack.callback(console.feed.end)
         yield place

@@ -19,13 +19,13 @@ from undoubt.coordinator.coordinator import Coordinator
 from undoubt.coordinator.errors import HeuristicOutcome, LedgerError, OutcomeUnknown, TransactionAborted
 from undoubt.coordinator.host import Opener
 from undoubt.coordinator.locks import Lock
+from undoubt.coordinator.settings import PROTOCOL_NAMES, ProtocolName
 from undoubt.coordinator.supervision import Supervised
 from undoubt.coordinator.transaction import CommitResult, Transaction
 from undoubt.participants.backoff import pauses
 from undoubt.participants.contract import Branch
 from undoubt.participants.errors import UndoubtError
 from undoubt.participants.ids import NO_KEY, Gid, SessionKey, TxId
-from undoubt.participants.ids import Protocol as GidProtocol
 from undoubt.participants.plural import plural
 from undoubt.participants.postgres import PostgresParticipant
 from undoubt.participants.postgres.announced import AnnouncedBranch
@@ -35,7 +35,7 @@ from undoubt.serve.sidecar.lookup import look_up
 from undoubt.serve.sidecar.problems import RequestRefused, busy, reason_of
 from undoubt.serve.sidecar.settings import SidecarSettings
 from undoubt.serve.sidecar.shares import may_take
-from undoubt.serve.sidecar.types import BranchInfo, ProtocolName, State, TransactionShown
+from undoubt.serve.sidecar.types import BranchInfo, State, TransactionShown
 
 log = logging.getLogger(__name__)
 
@@ -47,12 +47,6 @@ LOOK_S = 0.02
 """The pause between two looks at a transaction while a request waits for its end."""
 ROLLBACK_S = 5.0
 """The longest wait for the confirmation of a rollback; that the transaction is aborted is certain before."""
-_NAMES: dict[GidProtocol, ProtocolName] = {
-    GidProtocol.TWO_PHASE: "2pc",
-    GidProtocol.THREE_PHASE: "3pc",
-    GidProtocol.PAXOS: "paxos",
-    GidProtocol.LAST: "last",
-}
 
 Outcome = CommitResult | TransactionAborted | HeuristicOutcome | OutcomeUnknown
 
@@ -106,7 +100,7 @@ class OpenTransaction:
 
     @property
     def protocol(self) -> ProtocolName:
-        return _NAMES[self.transaction.protocol]
+        return PROTOCOL_NAMES[self.transaction.protocol]
 
     @property
     def active(self) -> bool:

@@ -7,7 +7,7 @@ deadlocks, which aborts one of several transactions that wait for each other.
 
 from __future__ import annotations
 
-from undoubt.coordinator.errors import LockTimeout
+from undoubt.coordinator.errors import LedgerError, LedgerUnavailable, LockTimeout
 from undoubt.coordinator.locks import Lock, fence_of
 from undoubt.participants.errors import UndoubtError
 from undoubt.participants.postgres.sql import fill
@@ -52,6 +52,8 @@ async def acquire(sidecar: Sidecar, request: JudgedRequest) -> Answer:
         try:
             await lock.acquire()
         except LockTimeout as error:
+            if isinstance(error.__cause__, LedgerError):
+                raise LedgerUnavailable(str(error.__cause__)) from None
             raise RequestRefused(
                 409,
                 "LockHeld",
@@ -107,8 +109,8 @@ async def release(sidecar: Sidecar, request: JudgedRequest) -> Answer:
     entry, lock = _own(sidecar, request)
     del entry.locks[lock.token]
     token = lock.token
-    await lock.release()
-    return answer(LockReleased(token))
+    held = await lock.release()
+    return answer(LockReleased(token, held))
 
 
 async def guard(sidecar: Sidecar, request: JudgedRequest) -> Answer:

@@ -63,9 +63,11 @@ def hash_of(token: str) -> str:
 
 
 class Doorkeeper:
-    """Authenticates requests by the current settings; :meth:`reload` replaces the tokens."""
+    """Authenticates requests by the current settings; :meth:`reload` replaces the tokens. ``section``: the
+    table of the configuration that has them."""
 
-    def __init__(self, settings: SidecarSettings) -> None:
+    def __init__(self, settings: SidecarSettings, section: str = "sidecar") -> None:
+        self._section = section
         self._hosts = frozenset(host.lower() for host in settings.hosts)
         if settings.listen:
             host, _ = settings.address
@@ -87,7 +89,9 @@ class Doorkeeper:
         name = _host_name(host)
         if not name or name not in self._hosts:
             raise RequestRefused(
-                421, "WrongHost", "Host names another server; sidecar.hosts lists the names of this one"
+                421,
+                "WrongHost",
+                f"Host names another server; {self._section}.hosts lists the names of this one",
             )
         origin = headers.get("origin")
         if origin is not None and origin.lower().partition("://")[2] != host.lower():

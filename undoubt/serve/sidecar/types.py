@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-ProtocolName = Literal["2pc", "3pc", "paxos", "last"]
+from undoubt.coordinator.settings import ProtocolName
+
 Name = Annotated[
     str,
     Meta(min_length=1, max_length=63, pattern="^[A-Za-z0-9_][A-Za-z0-9_.-]*$", description="A participant."),
@@ -240,7 +241,8 @@ class LockShown(msgspec.Struct, frozen=True):
     held: bool
     """Whether it is certain that no other holder has been granted the lock."""
     guard: str
-    """The statement with which a branch that you run begins, so that its database refuses a stale holder."""
+    """The statement with which a branch that you run begins, so that its database refuses a stale holder. A
+    savepoint that is rolled back undoes it."""
 
 
 class LockList(msgspec.Struct, frozen=True):
@@ -249,6 +251,8 @@ class LockList(msgspec.Struct, frozen=True):
 
 class LockReleased(msgspec.Struct, frozen=True):
     token: Token
+    held: bool
+    """Whether it is certain that no other holder had been granted the lock before."""
 
 
 class GuardRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

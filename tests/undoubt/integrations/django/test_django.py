@@ -53,6 +53,21 @@ def test_a_block_commits_in_both_databases(shop: Shop) -> None:
     assert usable()
 
 
+def test_a_connection_is_compared_with_each_participant(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Broken if a connection that has been a branch of its own participant is lent to the one of another
+    database."""
+    with atomic(using=BOTH):
+        write(1)
+    swapped = {"orders": "payments", "payments": "orders"}
+    monkeypatch.setitem(settings.UNDOUBT, "participants", swapped)
+    with pytest.raises(UsageError, match="leads to"), atomic(using=BOTH):
+        write(2)
+    monkeypatch.delitem(settings.UNDOUBT, "participants")
+    with atomic(using=BOTH):
+        write(3)
+    assert shop.ids() == ([1, 3], [1, 3])
+
+
 def test_connections_of_django_are_used_again(shop: Shop) -> None:
     """``CONN_MAX_AGE`` would be of no use if every block opened connections."""
     before = pids()

@@ -20,6 +20,7 @@ from undoubt.errors import ParticipantRefused, StaleLock, UsageError
 from undoubt.integrations.django import atomic, coordinator, guard, publish
 from undoubt.participants.postgres.schema import migrate
 from undoubt.participants.settings import ParticipantSettings
+from undoubt.sync.lock import Lock
 
 
 @pytest.fixture
@@ -149,4 +150,26 @@ def test_a_stale_holder_of_a_lock_commits_nothing(migrated: Shop) -> None:
             guard(lock, "orders")
         with pytest.raises(UsageError, match=r"undoubt's atomic"):
             guard(lock, "orders")
+    assert migrated.ids() == ([1], [1])
+
+
+def test_a_guard_in_a_nested_block_that_is_undone(migrated: Shop) -> None:
+    """The rest of the block would be written beside the next holder."""
+    opened = coordinator()
+
+    def program(lock: Lock, number: int) -> None:
+        with atomic(using=BOTH):
+            with pytest.raises(ZeroDivisionError), transaction.atomic(using="orders"):
+                guard(lock, "orders")
+                raise ZeroDivisionError
+            if number == 2:
+                ledger = opened.engine.ledger.ledger_id
+                migrated.rows("orders", f"select undoubt.guard_lock('{ledger}', 'job', {lock.token + 1})")
+            write(number)
+
+    with opened.lock("job") as lock:
+        program(lock, 1)
+        with pytest.raises(undoubt.TransactionAborted) as aborted:
+            program(lock, 2)
+    assert isinstance(aborted.value.cause, StaleLock)
     assert migrated.ids() == ([1], [1])

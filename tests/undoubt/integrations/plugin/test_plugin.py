@@ -97,6 +97,52 @@ def test_its_coordinator(undoubt_coordinator):
     assert "3 passed" in said, said
 
 
+def test_the_databases_have_the_tables_of_undoubt(run: Callable[..., str]) -> None:
+    """Broken if a test of messages or guarded locks is told to migrate databases that it did not make, or
+    finds the messages of another test."""
+    said = run("""
+@pytest.mark.parametrize("each", [1, 2])
+def test_messages_and_locks(each, undoubt_coordinator, undoubt_databases):
+    with undoubt_coordinator.lock("shop", timeout=60) as lock, undoubt_coordinator.transaction() as tx:
+        for name in undoubt_databases:
+            lock.guard(tx.branch(name))
+            tx.publish(name, {"item": "a lamp"})
+    for dsn in undoubt_databases.values():
+        with psycopg.connect(dsn) as connection:
+            assert connection.execute("select count(*) from undoubt.undoubt_outbox").fetchall() == [(1,)]
+""")
+    assert "2 passed" in said, said
+
+
+def test_tables_that_the_schema_brings_along_are_kept(run: Callable[..., str]) -> None:
+    """Broken if a dump of production, with the tables of another owner, stops the tests."""
+    said = run("""
+def owner(name):
+    return f"undoubt_plugin_{os.getpid()}_{name}"
+
+@pytest.fixture(scope="session")
+def undoubt_schema():
+    def make(name, dsn):
+        with psycopg.connect(dsn) as connection:
+            connection.execute(f"create role {owner(name)}")
+            connection.execute(f"create schema undoubt authorization {owner(name)}")
+            connection.execute("create table note (id int primary key)")
+    return make
+
+@pytest.fixture(scope="session", autouse=True)
+def owners_are_dropped(undoubt_servers):
+    yield
+    for name, dsn in undoubt_servers.items():
+        with psycopg.connect(dsn) as connection:
+            connection.execute(f"drop role {owner(name)}")
+
+def test_writes(undoubt_settings, undoubt_databases):
+    write(undoubt_settings)
+    assert ids(undoubt_databases) == [[1], [1]]
+""")
+    assert "1 passed" in said, said
+
+
 def test_a_process_dies_where_the_test_says(run: Callable[..., str]) -> None:
     """Before the decision nothing is committed after recovery, afterwards all is; also from a coroutine,
     through ``UNDOUBT_CONFIG``, and beside a coordinator of the test's own."""

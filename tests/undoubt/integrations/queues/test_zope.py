@@ -65,6 +65,28 @@ class Other:
         return called
 
 
+@pytest.mark.parametrize("key", ["~\x7f", "\u00e9", "\U0010ffff"])
+def test_every_other_manager_votes_before_the_commit(
+    shop: Shop, coordinator: undoubt.sync.Coordinator, key: str
+) -> None:
+    """Broken if the databases have committed when another data manager votes against it."""
+    other = Other(key, fails="tpc_vote")
+    expected: type[Exception] = UsageError if key.startswith("~") else Failed
+    with pytest.raises(expected), transaction.manager as current:
+        current.join(other)
+        write(join(coordinator), 1)
+    assert (shop.ids(), shop.prepared()) == (([], []), [])
+
+
+def test_a_manager_that_votes_later_is_refused(shop: Shop, coordinator: undoubt.sync.Coordinator) -> None:
+    other = Other("\U0010ffff" * 99)
+    with pytest.raises(UsageError, match="votes after undoubt has committed"), transaction.manager as current:
+        current.join(other)
+        write(join(coordinator), 1)
+    assert "tpc_vote" not in other.calls
+    assert (shop.ids(), shop.prepared()) == (([], []), [])
+
+
 def test_a_transaction_commits_in_both(shop: Shop, coordinator: undoubt.sync.Coordinator) -> None:
     with transaction.manager:
         write(join(coordinator), 1)

@@ -61,6 +61,8 @@ async def act(tx: undoubt.Transaction, what: str, number: int) -> None:
     if what == "swallows":
         with contextlib.suppress(asyncpg.PostgresError):
             await (await tx.branch("payments")).execute("select 1/0")
+    if what == "rolls-back":
+        await tx.rollback()
     if what.startswith("commits"):
         await tx.commit()
     if what in {"raises", "commits"}:
@@ -74,6 +76,8 @@ def act_in_thread(tx: undoubt.sync.Transaction, what: str, number: int) -> None:
     if what == "swallows":
         with contextlib.suppress(psycopg.Error):
             tx.branch("payments").execute("select 1/0")
+    if what == "rolls-back":
+        tx.rollback()
     if what.startswith("commits"):
         tx.commit()
     if what in {"raises", "commits"}:

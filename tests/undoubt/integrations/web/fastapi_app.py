@@ -92,6 +92,8 @@ async def act_in_session(session: AsyncSession, what: str, number: int) -> None:
     if what == "swallows":
         with contextlib.suppress(SQLAlchemyError):
             await execute("payments", "select 1/0")
+    if what == "rolls-back":
+        await session.rollback()
     if what.startswith("commits"):
         await session.commit()
     if what in {"raises", "commits"}:

@@ -13,7 +13,7 @@ from sqlalchemy.orm import sessionmaker
 import undoubt.sync
 from tests.undoubt.integrations.web.flask_app import post
 from tests.undoubt.integrations.web.shop import NOBODY, Shop, statements
-from undoubt.errors import UsageError
+from undoubt.errors import AlreadyCommitted, UsageError
 from undoubt.integrations.flask import Undoubt
 from undoubt.integrations.per_process import PerProcess
 from undoubt.integrations.sqlalchemy import Session
@@ -90,6 +90,36 @@ def test_sessions_of_sqlalchemy_commit_before_the_response(shop: Shop) -> None:
             assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]
             engine.dispose()
     assert shop.ids() == ([2], [2])
+
+
+def test_a_repetition_in_a_session_is_not_told_as_an_abort(shop: Shop) -> None:
+    """Broken if a view that finds its key used, rolls its session back and answers with the first result, is
+    marked as one that has changed nothing: the first one has committed."""
+    engine = create_engine(shop.dsns["orders"].replace("postgresql:", "postgresql+psycopg:"))
+    with undoubt.sync.connect(shop.settings) as coordinator:
+        options: Any = {"coordinator": coordinator, "participants": {engine: "orders"}, "key": "order-1"}
+        app = flask.Flask(__name__)
+        extension = Undoubt(
+            app, coordinator=coordinator, sessions=sessionmaker(engine, class_=Session, **options)
+        )
+
+        @app.post("/")
+        def view() -> str:
+            session = extension.session()
+            try:
+                session.execute(text("insert into orders (id) values (1)"))
+                session.undoubt_result = "placed"
+            except AlreadyCommitted as error:
+                session.rollback()
+                assert session.undoubt_repeated
+                return str(error.result)
+            assert not session.undoubt_repeated
+            return "placed"
+
+        answers = [post(app, "/") for _ in range(2)]
+        engine.dispose()
+    assert [(each.status, each.body, each.outcome) for each in answers] == [(200, b"placed", None)] * 2
+    assert shop.ids()[0] == [1]
 
 
 def test_mistakes_are_told(shop: Shop) -> None:

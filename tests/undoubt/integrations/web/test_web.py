@@ -68,6 +68,15 @@ def test_a_failure_after_a_commit_of_its_own_says_so(client: Client, shop: Shop,
     assert shop.ids() == ([1], [1])
 
 
+def test_a_handler_that_rolls_back_by_itself_says_so(client: Client, shop: Shop) -> None:
+    """Its answer is its own. A client that reads only the status would believe that the order is placed."""
+    answered = client("/rolls-back/1")
+    assert (answered.status, answered.told, answered.outcome) == (200, {"placed": 1}, "aborted")
+    assert answered.headers["Undoubt-Transaction-Id"]
+    assert client("/order/2").outcome is None
+    assert shop.ids() == ([2], [2])
+
+
 def test_a_request_without_work_begins_nothing(
     client: Client, shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:

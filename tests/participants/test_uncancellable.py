@@ -7,7 +7,7 @@ import gc
 
 import pytest
 
-from undoubt.coordinator.uncancellable import all_of, all_within, uncancellable
+from undoubt.participants.tasks import all_of, all_within, uncancellable
 
 
 async def test_it_cannot_be_cancelled() -> None:

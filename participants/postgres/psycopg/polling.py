@@ -1,0 +1,73 @@
+"""Waits for a generator of psycopg's (``psycopg.generators``) with callbacks of the event loop: without a
+task, and without a timer of its own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Generator
+from typing import Any
+
+from psycopg.waiting import Ready, Wait
+
+from undoubt.participants.deadlines import deadlines
+
+
+class Polling(asyncio.Future[Any]):
+    """The result of ``generator``, which waits for the socket ``fd``; ``TimeoutError`` if it is not done
+    after ``timeout_s`` seconds. Once this future is done, or was cancelled, the loop no longer looks at the
+    socket, and the generator has ended: the connection may be closed."""
+
+    def __init__(self, generator: Generator[Wait, Ready | int, Any], fd: int, timeout_s: float) -> None:
+        loop = asyncio.get_running_loop()
+        super().__init__(loop=loop)
+        self._generator = generator
+        self._fd = fd
+        self._waits = 0
+        """What the loop looks for at the socket: a :class:`Wait`, or nothing."""
+        self._deadline = deadlines().call_at(loop.time() + timeout_s, self._expire)
+        self._step(None)
+
+    def cancel(self, msg: Any | None = None) -> bool:
+        if not self.done():
+            self._end()
+        return super().cancel(msg)
+
+    def fail(self, error: BaseException) -> None:
+        """End with ``error``, unless it has ended."""
+        if not self.done():
+            self._end()
+            self.set_exception(error)
+
+    def _expire(self) -> None:
+        self.fail(TimeoutError("no answer in time"))
+
+    def _step(self, ready: Ready | None) -> None:
+        if self.done():
+            return  # a callback that the loop had called for already
+        try:
+            self._look_for(self._generator.send(ready))  # type: ignore[arg-type]
+        except StopIteration as stop:
+            self._end()
+            self.set_result(stop.value)
+        except Exception as error:  # noqa: BLE001 - raised where this future is awaited
+            self.fail(error)
+        except BaseException as error:
+            self.fail(error)  # an interrupt: the loop hears of it too
+            raise
+
+    def _look_for(self, waits: int) -> None:
+        """``add_reader`` and ``add_writer`` are system calls: only changes are given to the loop."""
+        loop, before, self._waits = self.get_loop(), self._waits, waits
+        if waits & Wait.R and not before & Wait.R:
+            loop.add_reader(self._fd, self._step, Ready.R)
+        elif before & Wait.R and not waits & Wait.R:
+            loop.remove_reader(self._fd)
+        if waits & Wait.W and not before & Wait.W:
+            loop.add_writer(self._fd, self._step, Ready.W)
+        elif before & Wait.W and not waits & Wait.W:
+            loop.remove_writer(self._fd)
+
+    def _end(self) -> None:
+        self._deadline.cancel()
+        self._look_for(0)
+        self._generator.close()
