@@ -43,7 +43,6 @@ from undoubt.coordinator.protocols.first_phase import collect_votes, find_writer
 from undoubt.coordinator.protocols.record_decision import apply_and_record, records_of
 from undoubt.coordinator.protocols.second_phase import abort_after_votes, apply, roll_back
 from undoubt.coordinator.protocols.steps import LastAgentStep
-from undoubt.coordinator.uncancellable import all_within
 from undoubt.participants.backoff import pauses
 from undoubt.participants.contract import Branch, Decision, Settled
 from undoubt.participants.errors import BranchFailed, ParticipantError, ParticipantUnavailable, UsageError
@@ -57,6 +56,7 @@ from undoubt.participants.last_agent import (
     LastAgentBranch,
     agent_of,
 )
+from undoubt.participants.tasks import all_within
 
 log = logging.getLogger(__name__)
 
