@@ -37,7 +37,7 @@ class Run:
         self.stage = stage
         self.dsns: dict[str, str] = {}
         self.problems: list[str] = []
-        self._protocol = protocol
+        self.protocol = protocol
         self._number = number
         self._totals = totals
         self._settings = ""
@@ -58,15 +58,15 @@ class Run:
         dsns = {name: await server.create_database(database) for name, server in self.stage.servers.items()}
         self.dsns = dsns
         await set_up(dsns)
-        if self._protocol != "2pc":
+        if self.protocol != "2pc":
             for name, dsn in dsns.items():
                 await migrate(name, ParticipantSettings(dsn=dsn))
         settings: dict[str, Any] = {
             "coordinator": {
-                "protocol": self._protocol,
+                "protocol": self.protocol,
                 "session_ttl_s": self.session_ttl_s,
                 "timeout_s": self.timeout_s,
-                **({"agent": AGENT} if self._protocol == "last" else {}),
+                **({"agent": AGENT} if self.protocol == "last" else {}),
             },
             "ledger": await self.stage.ledgers.fresh(database),
             "participants": self.stage.participants(database, declared=self._number % 2 == 0),
@@ -130,7 +130,7 @@ class Run:
     def passes(self) -> int:
         """Of a recovery with a victim. Of those that find a three-phase commit at once, one ends it, and the
         others come again."""
-        return max(1 if self._protocol == "2pc" else 20, self.stage.ledgers.passes)
+        return max(1 if self.protocol == "2pc" else 20, self.stage.ledgers.passes)
 
     async def _strike(self, child: Child, trap: Trap) -> None:
         if await child.until_at_trap():
@@ -195,7 +195,7 @@ class Run:
                 self.count(what, f"{what}: {name}")
         if found.money:
             self.count("half_applied", f"{found.money} of money appeared")
-        for key in await rows_left(dsns[AGENT]) if self._protocol == "last" else ():
+        for key in await rows_left(dsns[AGENT]) if self.protocol == "last" else ():
             self.problems.append(f"the row {key} was left at the agent, and no recovery has deleted it")
         if not heard.begun:
             self.problems.append("no transfer was begun")
