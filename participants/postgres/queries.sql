@@ -673,6 +673,19 @@ delete from undoubt.undoubt_lock as l
  where l.guarded_at operator(pg_catalog.<) (pg_catalog.clock_timestamp() operator(pg_catalog.-)
                                             pg_catalog.make_interval(secs => greatest($1, 604800)))
 
+-- name: agent_ledgers
+-- Every role can write a row that names any ledger: the list is short, and no text in it is long.
+select pg_catalog.left(a.ledger, 100) as ledger, pg_catalog.count(*) as rows
+  from undoubt.undoubt_agent as a group by 1 order by 1 limit 100
+
+-- name: prune_agent
+-- $1 age in seconds, $2 a ledger that is lost. A younger tombstone may still keep a coordinator that was stopped from its
+-- COMMIT.
+delete from undoubt.undoubt_agent as a
+ where a.written_at operator(pg_catalog.<) (pg_catalog.clock_timestamp() operator(pg_catalog.-)
+                                            pg_catalog.make_interval(secs => greatest($1, 604800)))
+   and a.ledger operator(pg_catalog.=) $2
+
 -- name: outbox_topics
 -- The topics that have messages; one step in the index for each.
 with recursive there as (

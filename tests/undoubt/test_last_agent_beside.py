@@ -3,15 +3,18 @@ what is broken if it fails."""
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
 
 import undoubt
 from tests.servers import prepared
+from tests.undoubt.cli.harness import undoubt as command
 from tests.undoubt.test_end_to_end import TABLE, run, source
 from tests.undoubt.test_last_agent import found
 from undoubt import StaleLock, TransactionAborted, UsageError
+from undoubt.coordinator.ledger.contract import RecordedDecision
 from undoubt.participants.postgres.schema import migrate
 from undoubt.participants.settings import ParticipantSettings
 
@@ -74,3 +77,20 @@ async def test_a_key_is_refused_with_a_reason(tmp_path: Path, migrated: dict[str
             for name in BOTH:
                 await (await tx.branch(name)).execute("insert into note (id) values (1)")
     assert await found(migrated) == {"orders": [1], "payments": [1]}
+
+
+async def test_tx_show_names_the_agent(tmp_path: Path, migrated: dict[str, str]) -> None:
+    """Broken if an operator takes the agent for a database that had no part in the transaction."""
+    (tmp_path / "undoubt.toml").write_text(f'[ledger]\nurl = "sqlite:///{tmp_path}/ledger.db"\n')
+    async with undoubt.connect(source(tmp_path, migrated, coordinator=LAST)) as coordinator:
+        async with coordinator.transaction() as tx:
+            for name in BOTH:
+                await (await tx.branch(name)).execute("insert into note (id) values (1)")
+        while await coordinator.outcome(tx.id) is RecordedDecision.NOT_RECORDED:
+            await asyncio.sleep(0.01)
+    words = ("tx", "show", str(tx.id))
+    shown = await asyncio.to_thread(command, *words, "-o", "json", cwd=tmp_path)
+    assert shown.json["agent"] == "payments", shown.err
+    assert [branch["participant"] for branch in shown.json["branches"]] == ["orders"]
+    page = await asyncio.to_thread(command, *words, cwd=tmp_path)
+    assert "payments, whose branch commits with the decision" in page.out
