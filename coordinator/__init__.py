@@ -20,11 +20,12 @@ The modules and rooms, in the order in which a transaction passes them:
 =====================  =======================================================================================
 :mod:`.settings`       holds the settings of the coordinator and of its ledger.
 :mod:`.coordinator`    begins transactions, starts the task that commits each of them, and answers which
-                       outcome a transaction had. Its ``Finisher`` reports the finished transactions to the
-                       ledger and the participants, in batches.
+                       outcome a transaction had.
+:mod:`.finisher`       reports the finished transactions to the ledger and the participants, in batches.
 :mod:`.runnable`       checks, before anything begins, that ``run`` was given a function that it can run.
 :mod:`.session`        opens, renews and replaces the ledger session; its table of states says when
                        transactions may begin.
+:mod:`.agent_sessions` keeps the ledger sessions that are bound to agents of last-agent commit.
 :mod:`.supervision`    starts a background loop again after it has failed.
 :mod:`.transaction`    numbers the transactions of one ledger session; opens the branches of one transaction,
                        commits it or rolls it back, and enforces its timeout.

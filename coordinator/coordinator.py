@@ -9,18 +9,19 @@ import itertools
 import logging
 import os
 import socket
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable
 from typing import TypeVar, cast
 
+from undoubt.coordinator.agent_sessions import AgentSessions, FindAgent
 from undoubt.coordinator.errors import (
     CoordinatorClosed,
     HeuristicOutcome,
-    LedgerError,
     OutcomeUnknown,
     SessionLost,
     TransactionAborted,
     WrongProcess,
 )
+from undoubt.coordinator.finisher import Finisher
 from undoubt.coordinator.key_use import KeyUse, check_key, free_key
 from undoubt.coordinator.ledger.contract import Lease, Ledger, RecordedDecision, Session
 from undoubt.coordinator.ledger.pages import every_unfinished
@@ -28,22 +29,29 @@ from undoubt.coordinator.lock_session import LockSession
 from undoubt.coordinator.locks import Lock
 from undoubt.coordinator.meter import Stopwatch, TransactionMeter
 from undoubt.coordinator.protocols.causes import why_doomed
-from undoubt.coordinator.protocols.context import FINISHED, NOTHING_LEFT, CommitContext, GivenKey, Phase
+from undoubt.coordinator.protocols.context import (
+    COMMIT_IN_THE_LEDGER,
+    FINISHED,
+    NOTHING_LEFT,
+    CommitContext,
+    GivenKey,
+    Phase,
+)
+from undoubt.coordinator.protocols.last_agent import last_agent_commit
 from undoubt.coordinator.protocols.paxos_commit import paxos_commit
 from undoubt.coordinator.protocols.second_phase import roll_back
-from undoubt.coordinator.protocols.steps import Observer, TwoPhaseStep, reach
+from undoubt.coordinator.protocols.steps import Observer
 from undoubt.coordinator.protocols.three_phase import three_phase_commit
 from undoubt.coordinator.protocols.two_phase import two_phase_commit
 from undoubt.coordinator.retries import pause_before_retry
 from undoubt.coordinator.runnable import check_asynchronous, checked_awaitable
 from undoubt.coordinator.session import SessionKeeper
 from undoubt.coordinator.settings import PROTOCOLS, CoordinatorSettings
-from undoubt.coordinator.supervision import Supervised
 from undoubt.coordinator.transaction import Transaction
-from undoubt.participants.bounds import OutOfBounds, choice, count, flag, having, seconds
+from undoubt.participants.bounds import OutOfBounds, choice, count, flag, having, seconds, text
 from undoubt.participants.contract import Branch, Participant
-from undoubt.participants.errors import ParticipantError, UndoubtError, UsageError, WrongLoop
-from undoubt.participants.ids import Gid, SessionKey, TxId
+from undoubt.participants.errors import UndoubtError, UsageError, WrongLoop
+from undoubt.participants.ids import Gid, TxId
 from undoubt.participants.ids import Protocol as GidProtocol
 from undoubt.participants.invariant import InvariantViolation
 from undoubt.participants.plural import plural
@@ -59,11 +67,8 @@ _DRIVERS: dict[str, Callable[[CommitContext], Awaitable[None]]] = {
     GidProtocol.TWO_PHASE: two_phase_commit,
     GidProtocol.THREE_PHASE: three_phase_commit,
     GidProtocol.PAXOS: paxos_commit,
+    GidProtocol.LAST: last_agent_commit,
 }
-
-
-BATCH_DELAY_S = 0.05
-BATCH_TRANSACTIONS_MAX = 1_000
 
 
 class ParticipantInUse(UsageError):
@@ -122,20 +127,25 @@ class Coordinator:
         """The transactions of this process that have not ended."""
         self._background: set[Uncancellable[None]] = set()
         self._finisher = Finisher(ledger, participants, observe)
-        self._keeper = SessionKeeper(
-            ledger,
-            self.settings.name or f"{socket.gethostname()}:{self._pid}",
-            ttl_s=self.settings.session_ttl_s,
-            transactions_max=self.settings.session_transactions_max,
-            on_lost=self._session_lost,
-            bind=PROTOCOLS[self.settings.protocol] is GidProtocol.PAXOS,
-            marks=records_all,
-        )
+        self._keeper = self._new_keeper()
+        self._agents = AgentSessions(self._new_keeper, participants)
         self._locks = LockSession(
             ledger,
             f"{self.settings.name or f'{socket.gethostname()}:{self._pid}'}, locks",
             self.settings.session_ttl_s,
             self.check_here,
+        )
+
+    def _new_keeper(self, agent: FindAgent | None = None) -> SessionKeeper:
+        return SessionKeeper(
+            self.ledger,
+            self.settings.name or f"{socket.gethostname()}:{self._pid}",
+            ttl_s=self.settings.session_ttl_s,
+            transactions_max=self.settings.session_transactions_max,
+            on_lost=self._session_lost,
+            bind=agent is None and PROTOCOLS[self.settings.protocol] is GidProtocol.PAXOS,
+            marks=self._records_all,
+            agent=agent,
         )
 
     async def start(self) -> Coordinator:
@@ -163,20 +173,31 @@ class Coordinator:
         protocol: str | None = None,
         prepares_all: bool = False,
         key: str | None = None,
+        agent: str | None = None,
     ) -> Transaction:
         """Return a new transaction, for ``async with``. If it is not decided after ``timeout`` seconds, it is
-        aborted. ``protocol``: ``2pc``, ``3pc`` or ``paxos``; None: the one in the settings. ``prepares_all``:
-        every branch is prepared and every commit is recorded, also if only one branch has written, so that
-        another process can read the outcome from the ledger later.
+        aborted. ``protocol``: ``2pc``, ``3pc``, ``paxos`` or ``last``; None: the one in the settings.
+        ``prepares_all``: every branch is prepared and every commit is recorded, also if only one branch has
+        written, so that another process can read the outcome from the ledger later.
+
+        ``agent``: with ``last``, the participant whose branch commits last, in one phase; the row that it
+        writes then is the decision, so the outcome is known only while its database answers. None: the one in
+        the settings, else the only participant that cannot prepare.
 
         ``key``: text of 1 to 200 characters. Of all transactions of the ledger with one key, whatever
         coordinator runs them, only one commits; for the others ``tx.repeated`` is true, and ``tx.result`` is
         what that one has stored. A key needs two-phase commit, whose decision is the ledger's: raises
-        ``UsageError`` for ``3pc`` and ``paxos``."""
+        ``UsageError`` for the other protocols."""
         self.check_here()
         if self._closed:
             raise CoordinatorClosed
         named = choice("protocol", self.settings.protocol if protocol is None else protocol, PROTOCOLS)
+        last = PROTOCOLS[named] is GidProtocol.LAST
+        if agent is not None and not last:
+            raise UsageError(f"agent= is for protocol='last'; the protocol here is {named!r}")
+        chosen = self.settings.agent if agent is None else text("agent", agent, empty=False)
+        if last and chosen:
+            self._agents.agent(chosen)
         if PROTOCOLS[named] is GidProtocol.PAXOS and self.ledger.acceptors is None:
             raise UsageError(
                 "protocol 'paxos' needs a cluster of nodes, which are its acceptors: ledger.url ="
@@ -197,6 +218,7 @@ class Coordinator:
             protocol=PROTOCOLS[named],
             prepares_all=prepares_all or self._records_all,
             key=key,
+            agent=chosen if last else "",
         )
 
     async def run(
@@ -207,12 +229,14 @@ class Coordinator:
         timeout: float | None = None,
         protocol: str | None = None,
         key: str | None = None,
+        agent: str | None = None,
     ) -> T:
         """Run ``await function(tx, *args)`` in a new transaction; returns its result once that is committed.
 
-        ``timeout``, ``protocol`` and ``key`` are those of :meth:`transaction`, for each attempt. With a key,
-        what ``function`` returns is stored, and has to be a result that can be stored; if a transaction with
-        this key has committed before, ``function`` is not called, and that result is returned.
+        ``timeout``, ``protocol``, ``key`` and ``agent`` are those of :meth:`transaction`, for each attempt.
+        With a key, what ``function`` returns is stored, and has to be a result that can be stored; if a
+        transaction with this key has committed before, ``function`` is not called, and that result is
+        returned.
 
         The transaction is repeated up to ``retries`` times, after growing random pauses, if the cause of its
         abort was a deadlock or a serialization failure. Every other error is raised immediately: above all
@@ -223,7 +247,7 @@ class Coordinator:
         count("retries", retries)
         check_asynchronous(function)
         for attempt in itertools.count():
-            tx = self.transaction(timeout=timeout, protocol=protocol, key=key)
+            tx = self.transaction(timeout=timeout, protocol=protocol, key=key, agent=agent)
             try:
                 async with tx:
                     if tx.repeated:
@@ -327,11 +351,13 @@ class Coordinator:
         self.check_here()
         self._closed = True
         self._keeper.shut()
+        self._agents.shut()
         for transaction in list(self.live.values()):
             transaction.doom(CoordinatorClosed("the coordinator was closed"))
         async with contextlib.AsyncExitStack() as stack:  # each step is done, also if this is cancelled
             stack.push_async_callback(self._locks.close)
             stack.push_async_callback(self._keeper.close)
+            stack.push_async_callback(self._agents.close)
             stack.push_async_callback(self._finisher.close)
             await self._drain()
 
@@ -384,7 +410,9 @@ class Coordinator:
                 " one in each loop (each asyncio.run, each loop that a test gets), and close it there"
             )
 
-    async def new_txid(self, protocol: GidProtocol, timeout_s: float) -> tuple[TxId, Lease]:
+    async def new_txid(self, protocol: GidProtocol, timeout_s: float, agent: str = "") -> tuple[TxId, Lease]:
+        if protocol is GidProtocol.LAST:
+            return await self._agents.begin(agent, timeout_s)
         return await self._keeper.begin(timeout_s, bound=protocol is GidProtocol.PAXOS)
 
     async def claim_key(
@@ -436,7 +464,7 @@ class Coordinator:
         branches: tuple[Branch, ...],
         deadline: float,
         protocol: GidProtocol,
-        key: SessionKey,
+        lease: Lease,
         *,
         prepares_all: bool,
         key_use: GivenKey | None,
@@ -450,7 +478,8 @@ class Coordinator:
             protocol=protocol,
             termination=self.settings.termination,
             find=self.participants.find,
-            key=key,
+            agent=lease.agent,
+            key=lease.key,
             prepares_all=prepares_all,
             given_key=key_use,
         )
@@ -507,91 +536,9 @@ class Coordinator:
             self._finisher.add(context.txid)
         if context.rows and context.state in NOTHING_LEFT:
             self._finisher.forget(context.rows)
-
-
-class Finisher:
-    """Reports the finished transactions to ledger and participants, in batches, after the callers have their
-    results. A transaction that cannot be reported stays unfinished in the ledger, and recovery finishes it.
-
-    Rows of three-phase commit are deleted last: until the ledger says that a transaction is finished, a
-    recovery may still terminate the transaction from its rows.
-    """
-
-    def __init__(self, ledger: Ledger, participants: Registry, observer: Observer | None) -> None:
-        self._ledger = ledger
-        self._participants = participants
-        self._rows: list[Gid] = []
-        self._observer = observer
-        self._waiting: list[TxId] = []
-        self._filled = asyncio.Event()
-        self._emptied = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
-
-    def start(self) -> None:
-        self._task = Supervised("finish", self._deliver_batches).start("undoubt-finish")
-
-    def add(self, txid: TxId) -> None:
-        self._waiting.append(txid)
-        self._filled.set()
-
-    def forget(self, rows: Iterable[Gid]) -> None:
-        """Delete these rows once everything that was added before is delivered."""
-        self._rows += rows
-        self._filled.set()
-
-    async def flush(self) -> None:
-        """Return once everything that was added so far is delivered, or left to recovery."""
-        while (self._waiting or self._rows) and self._task is not None and not self._task.done():
-            self._emptied.clear()
-            await self._emptied.wait()
-
-    async def close(self) -> None:
-        """Stop the background task, and deliver everything that was added."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
-        await self._deliver()
-
-    async def _deliver_batches(self) -> None:
-        while True:
-            await self._filled.wait()
-            await asyncio.sleep(BATCH_DELAY_S)
-            await self._deliver()
-            if not (self._waiting or self._rows):
-                self._filled.clear()
-                self._emptied.set()
-
-    async def _deliver(self) -> None:
-        await self._finish()
-        rows = list(self._rows)  # their transactions were added before them, and are finished now
-        await self._forget(rows)
-        del self._rows[: len(rows)]
-
-    async def _forget(self, rows: Sequence[Gid]) -> None:
-        by_participant: dict[str, list[Gid]] = {}
-        for gid in rows:
-            by_participant.setdefault(gid.participant, []).append(gid)
-        for name, gids in by_participant.items():
-            participant = self._participants.find(name)
-            try:
-                if participant is not None:
-                    await participant.states.forget(gids)
-            except ParticipantError as error:
-                log.warning("%d rows of finished transactions are left in %r: %s", len(gids), name, error)
-
-    async def _finish(self) -> None:
-        while self._waiting:
-            batch = self._waiting[:BATCH_TRANSACTIONS_MAX]
-            await self._reach(TwoPhaseStep.BEFORE_FINISH, batch)
-            try:
-                await self._ledger.finish(batch)
-            except LedgerError as error:
-                log.warning("%d transactions are left for recovery to finish: %s", len(batch), error)
-                left = set(batch)
-                self._rows = [gid for gid in self._rows if gid.txid not in left]
-            del self._waiting[: len(batch)]
-            await self._reach(TwoPhaseStep.AFTER_FINISH, batch)
-
-    async def _reach(self, step: TwoPhaseStep, batch: list[TxId]) -> None:
-        for txid in batch:
-            await reach(self._observer, step, txid)
+        if (
+            context.agent is not None
+            and context.agent_row is not None
+            and context.state in COMMIT_IN_THE_LEDGER
+        ):
+            self._finisher.forget_agent_row(context.agent.participant, context.agent_row)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Protocol
 
 from undoubt.participants.contract import Branch, Participant
+from undoubt.participants.errors import UndoubtError
 from undoubt.participants.ids import NO_KEY, Gid, SessionKey, TxId
 from undoubt.participants.ids import Protocol as GidProtocol
 from undoubt.participants.tasks import all_of
@@ -31,7 +33,9 @@ class Host(Protocol):
 
     ledger_id: str
 
-    async def new_txid(self, protocol: GidProtocol, timeout_s: float) -> tuple[TxId, Lease]: ...
+    async def new_txid(
+        self, protocol: GidProtocol, timeout_s: float, agent: str = ""
+    ) -> tuple[TxId, Lease]: ...
     async def claim_key(
         self, use: KeyUse, timeout_s: float, wait_s: float | None
     ) -> tuple[TxId, Lease] | None: ...
@@ -46,7 +50,7 @@ class Host(Protocol):
         branches: tuple[Branch, ...],
         deadline: float,
         protocol: GidProtocol,
-        key: SessionKey,
+        lease: Lease,
         *,
         prepares_all: bool,
         key_use: GivenKey | None,
@@ -61,6 +65,17 @@ async def begin(opener: Opener, gid: Gid, key: SessionKey, remaining_s: float) -
     if remaining_s <= 0:
         raise TimeoutError("the transaction's timeout has passed")
     return await opener.begin(gid, timeout_s=remaining_s, key=key)
+
+
+async def join_agent(transaction: Transaction) -> None:
+    """Open the branch of ``transaction`` in its agent, which commits last, if the application has not. An
+    error dooms the transaction."""
+    if not transaction.active or transaction.doomed or transaction.lease.agent is None:
+        return
+    names, agent = transaction.participants, transaction.lease.agent.participant
+    if agent not in names and len(names) > (0 if transaction.prepares_all else 1):
+        with contextlib.suppress(UndoubtError):
+            await transaction.branch(agent)
 
 
 async def discard(branch: Branch) -> None:

@@ -20,7 +20,7 @@ import asyncio
 import contextlib
 import enum
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 
 from undoubt.coordinator.errors import (
     CoordinatorClosed,
@@ -29,9 +29,11 @@ from undoubt.coordinator.errors import (
     SessionLost,
     VersionHeldBack,
 )
+from undoubt.coordinator.ledger.agents import AgentBinding
 from undoubt.coordinator.ledger.contract import Lease, Ledger, Session
 from undoubt.coordinator.ledger.session_mark import mark
 from undoubt.coordinator.supervision import Supervised, restarts
+from undoubt.participants.errors import ParticipantError, UndoubtError
 from undoubt.participants.ids import TxId
 from undoubt.participants.invariant import state_after
 
@@ -130,9 +132,12 @@ class SessionKeeper:
         on_lost: Callable[[int], None],
         bind: bool = False,
         marks: bool = False,
+        agent: Callable[[], Awaitable[AgentBinding]] | None = None,
     ) -> None:
         """``bind``: bind leases to acceptors of Paxos Commit, from the first lease on. ``marks``: every
-        commit of a session is recorded, and each session is marked before a transaction begins in it."""
+        commit of a session is recorded, and each session is marked before a transaction begins in it.
+        ``agent``: bind leases to the agent of last-agent commit that this returns; a lease is replaced once
+        the agent's database is in another history."""
         self._ledger = ledger
         self._name = name
         self._ttl_s = ttl_s
@@ -140,6 +145,7 @@ class SessionKeeper:
         self._on_lost = on_lost
         self._bind = bind
         self._marks = marks
+        self._agent = agent
         self.state = KeeperState.NEW
         """Changed only by ``_move``."""
         self._current: Lease | None = None
@@ -232,8 +238,9 @@ class SessionKeeper:
             session = await self._bound()
         except VersionHeldBack as error:
             refusal = error
-        if session is not None or former is None or not self._usable(former):
-            lease = Lease(session or await self._ledger.open_session(self._name, self._ttl_s))
+        agent = None if self._agent is None else await self._agent()
+        if session is not None or former is None or not self._usable(former) or former.agent != agent:
+            lease = Lease(session or await self._unbound(agent), agent)
             if self._marks:
                 await mark(self._ledger, lease.session, lease.key)
             self._leases[lease.session.id] = self._current = lease
@@ -246,6 +253,12 @@ class SessionKeeper:
     def _usable(self, lease: Lease) -> bool:
         return self.state is not KeeperState.LOST and lease.begun < self._transactions_max
 
+    async def _unbound(self, agent: AgentBinding | None) -> Session:
+        """Open a session that is not bound to acceptors."""
+        if agent is None:
+            return await self._ledger.open_session(self._name, self._ttl_s)
+        return await self._ledger.open_session(self._name, self._ttl_s, agent=agent)
+
     async def _bound(self) -> Session | None:
         """Open a session that is bound to acceptors; None if the ledger has no acceptors, or no bound session
         is needed."""
@@ -253,8 +266,15 @@ class SessionKeeper:
         return None if acceptors is None else await acceptors.open_session(self._name, self._ttl_s)
 
     async def _moved(self) -> bool:
-        """Whether a lease that is opened now would be bound to other acceptors."""
+        """Whether a lease that is opened now would be bound to other acceptors, or to another history of the
+        agent."""
         lease, acceptors = self._current, self._ledger.acceptors
+        if lease is not None and self._agent is not None:
+            try:
+                return await self._agent() != lease.agent
+            except ParticipantError as error:
+                log.info("the agent of session %d does not answer: %s", lease.session.id, error)
+                return False
         if lease is None or acceptors is None or not lease.session.acceptors:
             return False
         return tuple(await acceptors.current()) != lease.session.acceptors
@@ -275,6 +295,8 @@ class SessionKeeper:
             ) as error:  # also a bug of undoubt or of a driver: without a session no transaction can commit
                 if isinstance(error, LedgerError):
                     log.warning("the ledger does not answer: %s", error)
+                elif isinstance(error, UndoubtError):
+                    log.warning("no session can be opened: %s", error)
                 else:
                     restarts["session"] += 1
                     log.exception("a session could not be renewed or opened")

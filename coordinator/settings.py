@@ -21,12 +21,13 @@ from undoubt.participants.ids import Protocol
 from undoubt.participants.redact import redact
 from undoubt.participants.three_phase import Termination
 
-ProtocolName = Literal["2pc", "3pc", "paxos"]
+ProtocolName = Literal["2pc", "3pc", "paxos", "last"]
 
 PROTOCOL_NAMES: dict[Protocol, ProtocolName] = {
     Protocol.TWO_PHASE: "2pc",
     Protocol.THREE_PHASE: "3pc",
     Protocol.PAXOS: "paxos",
+    Protocol.LAST: "last",
 }
 """The names in the settings."""
 PROTOCOLS: dict[str, Protocol] = {name: protocol for protocol, name in PROTOCOL_NAMES.items()}
@@ -100,6 +101,9 @@ class CoordinatorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
     timeout_s: float = 30.0
     """A transaction that is not decided within this time is aborted."""
     protocol: str = "2pc"
+    agent: str = ""
+    """For last-agent commit: the participant that is the agent of transactions which name none. Empty: the
+    only participant that cannot prepare."""
     termination: Termination = Termination.QUORUM
     """How an interrupted three-phase commit ends: ``quorum``, or ``skeen``, which a partition can split."""
     session_ttl_s: float = 10.0
@@ -119,3 +123,4 @@ class CoordinatorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
         text("name", self.name)
         if text("protocol", self.protocol) not in PROTOCOLS:
             raise OutOfBounds("protocol", f"{self.protocol!r} is not one of: {', '.join(PROTOCOLS)}")
+        text("agent", self.agent)

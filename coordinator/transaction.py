@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from undoubt.coordinator.cancel_scope import CancelScope
 from undoubt.coordinator.errors import OutcomeUnknown, TransactionAborted, TransactionEnded
-from undoubt.coordinator.host import Host, Opener, begin, discard
+from undoubt.coordinator.host import Host, Opener, begin, discard, join_agent
 from undoubt.coordinator.key_use import KeyUse
 from undoubt.coordinator.ledger.contract import Lease
 from undoubt.coordinator.protocols.causes import may_come_of_a_cancellation
@@ -84,11 +84,12 @@ class Transaction:
         protocol: GidProtocol,
         prepares_all: bool = False,
         key: str | None = None,
+        agent: str = "",
     ) -> None:
-        self._host = host
+        self._host, self._agent = host, agent
         self._timeout_s = timeout_s
         self._protocol = protocol
-        self._prepares_all = prepares_all
+        self.prepares_all = prepares_all
         self.key_use = None if key is None else KeyUse(key)
         self._txid: TxId | None = None
         self._lease: Lease | None = None
@@ -220,7 +221,7 @@ class Transaction:
             raise UsageError("the transaction has begun already")
         self._host.check_here()
         if self.key_use is None:
-            self._txid, self._lease = await self._host.new_txid(self._protocol, self._timeout_s)
+            self._txid, self._lease = await self._host.new_txid(self._protocol, self._timeout_s, self._agent)
         elif (claimed := await self._host.claim_key(self.key_use, self._timeout_s, key_wait_s)) is None:
             self._txid, self._state = self.key_use.first, TransactionState.ENDED
             return self
@@ -306,14 +307,15 @@ class Transaction:
         """Commit the transaction in all participants, or in none.
 
         Returns once COMMIT is certain (recorded in the ledger; in three-phase commit, in every participant;
-        in Paxos Commit, by the acceptors) and was sent to every participant. Raises ``TransactionAborted``
-        (no participant has committed), ``OutcomeUnknown`` (no answer within the timeout: the commit goes on
-        in the background), or ``HeuristicOutcome``. Cancelling the caller does not stop the commit: it is in
-        a note of ``CancelledError``.
+        in Paxos Commit, by the acceptors; in last-agent commit, by the agent) and was sent to every
+        participant. Raises ``TransactionAborted`` (no participant has committed), ``OutcomeUnknown`` (no
+        answer within the timeout: the commit goes on in the background), or ``HeuristicOutcome``. Cancelling
+        the caller does not stop the commit: it is in a note of ``CancelledError``.
         """
         self._host.check_here()
         if self.repeated:
             return CommitResult(self.id, repeated=True)
+        await join_agent(self)
         await self._undone()
         self._check_active()
         if self._opening and self._doom is None:
@@ -459,8 +461,7 @@ class Transaction:
             if number > BRANCH_NUMBER_MAX:
                 raise UsageError(f"transaction {self.id} has {BRANCH_NUMBER_MAX} branches, the maximum")
             self._numbered = number
-            participant = name.partition("/")[0]
-            gid = Gid(self._host.ledger_id, self._protocol, self.id, number, participant)
+            gid = Gid(self._host.ledger_id, self._protocol, self.id, number, name.partition("/")[0])
             gid = gid.tagged(self.lease.key)
             left_s = self._deadline - asyncio.get_running_loop().time()
             opening = asyncio.create_task(begin(opener, gid, self.lease.key, left_s), name=f"begin {name}")
@@ -536,8 +537,8 @@ class Transaction:
             tuple(branches),
             self._deadline,
             self._protocol,
-            self.lease.key,
-            prepares_all=self._prepares_all,
+            self.lease,
+            prepares_all=self.prepares_all,
             key_use=None if self.key_use is None else self.key_use.given,
         )
 

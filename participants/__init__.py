@@ -22,6 +22,7 @@ The modules, in the order in which a branch passes them:
                               the agent.
 :mod:`.outbox`                defines the messages of an outbox, and the calls to it.
 :mod:`.scripted`              implements the contract in memory with scripted answers, for tests.
+:mod:`.scripted_agent`        implements the rows of last-agent commit in memory, for tests.
 :mod:`.scripted_three_phase`  implements the rows of three-phase commit in memory, for tests.
 :mod:`.foreign_ground`        computes the settings of a session in a database that another role owns.
 :mod:`.believed`              finds the roles that could change what a schema of undoubt means.

@@ -272,6 +272,11 @@ class Branch(Protocol):
         trip."""
         ...
 
+    @property
+    def prepares(self) -> bool:
+        """False only if its database certainly cannot prepare a transaction."""
+        ...
+
     def break_off(self, why: Callable[[], Exception]) -> None:
         """End the application's use of the branch, because the transaction is aborted: from now on every use
         of ``connection`` raises ``why()``, also a running statement if its driver can be interrupted. Does

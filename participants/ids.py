@@ -3,7 +3,7 @@
 ``TxId`` names a transaction, ``Gid`` one branch of it as PostgreSQL knows it: the string given to
 ``PREPARE TRANSACTION`` (under 200 bytes, https://www.postgresql.org/docs/current/sql-prepare-transaction.html)::
 
-    undoubt:<ledger id>:<protocol 2|3|p>:<session>-<nonce>.<seq>:<branch number>:<participant>:<tag>
+    undoubt:<ledger id>:<protocol 2|3|p|l>:<session>-<nonce>.<seq>:<branch number>:<participant>:<tag>
 
 A database may hold prepared transactions of any program, so parsing never raises: a string that is not a gid
 of undoubt is a :class:`Foreign`.
@@ -49,7 +49,7 @@ _LEDGER_ID_RE = re.compile(_LEDGER_ID)
 _TXID_RE = re.compile(rf"({_NUMBER})-({_NONCE})\.({_NUMBER})")
 _NAME_RE = re.compile(_NAME)
 _GID_RE = re.compile(
-    rf"undoubt:({_LEDGER_ID}):([23p]):({_NUMBER})-({_NONCE})\.({_NUMBER}):([1-9][0-9]{{0,3}}):({_NAME})"
+    rf"undoubt:({_LEDGER_ID}):([23pl]):({_NUMBER})-({_NONCE})\.({_NUMBER}):([1-9][0-9]{{0,3}}):({_NAME})"
     rf"(?::({_TAG}))?"
 )
 
@@ -60,6 +60,7 @@ class Protocol(enum.StrEnum):
     TWO_PHASE = "2"
     THREE_PHASE = "3"
     PAXOS = "p"
+    LAST = "l"
 
 
 class InvalidName(UsageError, ValueError):

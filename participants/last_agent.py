@@ -12,13 +12,13 @@ the statement that met the key does not see the row. ``tests/models/last_agent.p
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol, runtime_checkable
 
-from undoubt.participants.contract import Decision
+from undoubt.participants.contract import Decision, Participant
 from undoubt.participants.errors import ParticipantUnavailable
-from undoubt.participants.ids import TxId
+from undoubt.participants.ids import Gid, TxId
 
 
 class AgentPlace(NamedTuple):
@@ -54,13 +54,15 @@ class AgentRow(NamedTuple):
     branches: bytes
 
 
-class CommittedRow(NamedTuple):
-    """A row of a COMMIT that may still have to be copied to the ledger. Every role can write such a row: it
-    counts only if ``key`` is that of an :class:`AgentEntry`, which needs the proof."""
+class StoredRow(NamedTuple):
+    """A row as a list shows it. Every role can write one of a COMMIT: it counts only if ``key`` is that of an
+    :class:`AgentEntry`, which needs the proof. ``txid`` is what the row says, and may be any text; ``age_s``
+    is by the clock of the database."""
 
     key: bytes
+    decision: Decision
     txid: str
-    branches: bytes
+    age_s: float
 
 
 class Holder(NamedTuple):
@@ -110,6 +112,9 @@ class AgentUnanswered(Exception):
 class LastAgentBranch(Protocol):
     """A branch that can commit in one phase together with the decision's row."""
 
+    @property
+    def gid(self) -> Gid: ...
+
     async def check_as_agent(self, entry: AgentEntry) -> None:
         """Ends the application's use of the branch. Fails with ``BranchFailed`` if the branch cannot be the
         agent of ``entry``: it is in another history, its transaction is read only, or the application has
@@ -135,6 +140,10 @@ class LastAgent(Protocol):
         no table, or no history, or this role lacks a right."""
         ...
 
+    async def prepares(self) -> bool:
+        """Whether the database can prepare transactions. If it cannot, it can take part as the agent only."""
+        ...
+
     async def conclude(self, entry: AgentEntry) -> AgentRow | None:
         """Write the tombstone, unless there is a row; return the row that is there then. No failover to a
         synchronous standby takes the answer back. None: there is no row, but the database is in another
@@ -149,12 +158,29 @@ class LastAgent(Protocol):
         ``ParticipantRefused`` if this role may not do it."""
         ...
 
-    async def committed(self, ledger: str, *, after: bytes = b"", limit: int) -> Sequence[CommittedRow]:
-        """A page of the rows of COMMITs under the ledger with id ``ledger``, in the order of their keys. No
-        failover to a synchronous standby takes them back."""
+    async def find(self, keys: Sequence[bytes]) -> Mapping[bytes, AgentRow]:
+        """The rows and tombstones of those ``keys`` that have one; writes nothing. No failover to a
+        synchronous standby takes them back. A key without a row proves nothing: a COMMIT that is being
+        executed has no row yet."""
+        ...
+
+    async def stored(self, ledger: str, *, after: bytes = b"", limit: int) -> Sequence[StoredRow]:
+        """A page of the rows and tombstones under the ledger with id ``ledger``, in the order of their
+        keys."""
         ...
 
     async def forget(self, keys: Sequence[bytes]) -> None:
         """Delete rows of COMMITs, which the ledger must hold by now: else a tombstone could be written in
         place of a row, and the transaction be taken for aborted. Tombstones are not deleted."""
         ...
+
+    async def drop(self, keys: Sequence[bytes]) -> None:
+        """Delete tombstones, of transactions whose session the ledger has dropped: no process can send their
+        COMMIT any more. Rows of COMMITs are not deleted."""
+        ...
+
+
+def agent_of(participant: Participant | None) -> LastAgent | None:
+    """The rows in the database of ``participant``; None if its database cannot be an agent."""
+    agent: LastAgent | None = getattr(participant, "agent", None)
+    return agent

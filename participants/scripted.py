@@ -32,7 +32,9 @@ from undoubt.participants.errors import BranchFailed, ParticipantError, StaleLoc
 from undoubt.participants.findings import Finding, Severity
 from undoubt.participants.ids import NO_KEY, Gid, Protocol, SessionKey
 from undoubt.participants.invariant import invariant
+from undoubt.participants.last_agent import AgentEntry, AgentUnanswered
 from undoubt.participants.outbox import Publication, dedupe_id
+from undoubt.participants.scripted_agent import MemoryAgent
 from undoubt.participants.scripted_three_phase import MemoryStates
 
 ScriptedAnswer = Settled | BaseException | None
@@ -52,6 +54,13 @@ class Script:
     commit: list[ScriptedAnswer] = field(default_factory=list)
     rollback: list[ScriptedAnswer] = field(default_factory=list)
     surely_writes: bool = False
+    prepares: bool = True
+    """Whether the database can prepare. PREPARE succeeds in any case."""
+    agent: BaseException | None = None
+    """What the COMMIT of the agent raises. ``AgentUnanswered``: nothing has arrived yet, and
+    :meth:`ScriptedParticipant.arrive` executes it."""
+    agent_check: BaseException | None = None
+    """The error of a branch that cannot be the agent."""
     end_reading: BaseException | None = None
     """The error that the COMMIT of a branch that only read raises."""
 
@@ -76,6 +85,7 @@ class ScriptedParticipant:
         self.script = script or Script()
         self.before = before
         self.calls: list[tuple[str, Gid]] = []
+        self.agent_calls: list[str] = []
         self.prepared: dict[Gid, int] = {}
         self.xact_statuses: dict[int, XactStatus] = {}
         self.foreign: list[PreparedBranch] = []
@@ -97,6 +107,9 @@ class ScriptedParticipant:
         """The highest token of each lock that a branch has shown, by ledger and name."""
         self.branches: list[ScriptedBranch] = []
         self._next_xid = 1_000
+        self.agent = MemoryAgent(self._reach_agent, lambda: self.script.prepares)
+        self.on_the_way: list[tuple[ScriptedBranch, AgentEntry, bytes]] = []
+        """COMMITs of the agent that have not arrived."""
         self.states = MemoryStates(lambda gid: self.xact_status(gid) is XactStatus.COMMITTED, self.record)
 
     async def record(self, call: str, gid: Gid) -> None:
@@ -105,6 +118,17 @@ class ScriptedParticipant:
         if self.down is not None:
             raise self.down
         self.calls.append((call, gid))
+
+    async def _reach_agent(self, call: str) -> None:
+        if self.down is not None:
+            raise self.down
+        self.agent_calls.append(call)
+
+    def arrive(self) -> None:
+        """Execute the COMMITs of the agent that were not answered."""
+        while self.on_the_way:
+            branch, entry, branches = self.on_the_way.pop(0)
+            branch.commit_on_arrival(entry, branches)
 
     def trace(self, gid: Gid | None = None) -> list[str]:
         """The names of the calls for ``gid``, or for all branches if None, in order."""
@@ -243,6 +267,10 @@ class ScriptedBranch:
         return self
 
     @property
+    def prepares(self) -> bool:
+        return self.participant.script.prepares
+
+    @property
     def surely_writes(self) -> bool:
         return self.participant.script.surely_writes
 
@@ -304,6 +332,31 @@ class ScriptedBranch:
             return answer
         self._end(XactStatus.COMMITTED)
         return Settled.APPLIED
+
+    async def check_as_agent(self, entry: AgentEntry) -> None:
+        await self.participant.record("check_as_agent", self.gid)
+        if self.participant.script.agent_check is not None:
+            raise self.participant.script.agent_check
+        if entry.place.history != self.participant.agent.history:
+            raise BranchFailed(self.participant.name, "it is in another history")
+
+    async def commit_as_agent(self, entry: AgentEntry, branches: bytes) -> None:
+        await self.participant.record("commit_as_agent", self.gid)
+        answer = self.participant.script.agent
+        if isinstance(answer, AgentUnanswered):
+            self.participant.on_the_way.append((self, entry, branches))
+            self._ended = True
+        if answer is not None:
+            raise answer
+        if not self.commit_on_arrival(entry, branches):
+            raise BranchFailed(self.participant.name, "its transaction was aborted by a tombstone")
+
+    def commit_on_arrival(self, entry: AgentEntry, branches: bytes) -> bool:
+        """Execute COMMIT. False if it has met a tombstone."""
+        committed = self.participant.agent.commit(entry, branches)
+        self.participant.xact_statuses[self.xid] = XactStatus.COMMITTED if committed else XactStatus.ABORTED
+        self._ended = True
+        return committed
 
     async def commit(self) -> Settled:
         if self._vote is not Vote.PREPARED:

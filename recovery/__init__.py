@@ -18,9 +18,10 @@ In the order in which one pass over one participant goes through them:
 :mod:`.steps`           names the steps at which tests make recovery die.
 :mod:`.resolve`         commits and rolls back prepared branches as planned.
 :mod:`.parallel`        runs the work on several branches at once, up to a number.
-:mod:`.terminate`       ends undecided transactions of three-phase commit and Paxos Commit by their own rules.
+:mod:`.terminate`       ends undecided transactions of the other protocols by their own rules.
 :mod:`.holders`         finds the participants that hold the rows of a three-phase commit, also after they
                         were renamed.
+:mod:`.last_agent`      asks the agents of last-agent commit, and deletes the rows that are left there.
 :mod:`.unfinished`      asks the databases about recorded branches that are no longer prepared, and finishes
                         decisions that were applied everywhere.
 :mod:`.heuristics`      records in the ledger that a database did something else than was decided.

@@ -181,6 +181,16 @@ class RecordHeuristicOutcome:
     decision: Decision
 
 
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The result of a :class:`Terminate`: ``decision`` is None if nothing is decided yet, ``why`` says why,
+    and ``hopeless`` that another attempt will not help."""
+
+    decision: Decision | None
+    why: str
+    hopeless: bool = False
+
+
 PreparedAction = Commit | RollBack | LeaveAlone | Terminate | ReportOnly
 AbsentAction = BranchDone | LookAgain | RecordHeuristicOutcome
 

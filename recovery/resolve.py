@@ -16,7 +16,7 @@ from undoubt.coordinator.protocols.context import applied_elsewhere
 from undoubt.coordinator.protocols.steps import Observer, reach
 from undoubt.participants.contract import HEURISTICS, Decision, Ending, Participant, Settled
 from undoubt.participants.errors import ParticipantError, ParticipantUnavailable
-from undoubt.participants.ids import Gid, TxId
+from undoubt.participants.ids import Gid, Protocol, TxId
 from undoubt.participants.registry import Registry
 from undoubt.recovery import heuristics
 from undoubt.recovery.parallel import each
@@ -262,6 +262,9 @@ class Resolution:
     async def _judge(self, item: tuple[DecisionRecord, BranchRecord]) -> None:
         record, branch = item
         gid = branch.gid(self._tools.ledger.ledger_id, record.protocol, record.txid)
+        if branch.xid is None and (record.protocol, record.decision) == (Protocol.LAST, Decision.COMMIT):
+            await self._conclude(BranchDone(gid))  # the agent's own branch, whose COMMIT was the decision
+            return
         try:
             seen = self._tools.progress.seen(self._participant.name, gid)
             xact_status = await ask_books(self._participant, gid, branch, seen)

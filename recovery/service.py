@@ -12,6 +12,7 @@ from undoubt.coordinator.ledger.contract import Ledger
 from undoubt.coordinator.protocols.steps import Observer
 from undoubt.coordinator.supervision import Supervised, restarts
 from undoubt.participants.contract import Participant
+from undoubt.participants.errors import UndoubtError
 from undoubt.participants.registry import Registry
 from undoubt.recovery.deadlocks import Cancel, DeadlockDetector
 from undoubt.recovery.meter import RecoveryMeter
@@ -105,6 +106,8 @@ class RecoveryService:
             await asyncio.sleep(LEFT_TO_LIVE_S)
             again = await self._pass(tools, dry_run=False)
             passes = {name: passes.get(name, Passed(())).followed_by(now) for name, now in again.items()}
+        if not dry_run:
+            await self._tidy(tools)
         if tools.progress.doubts and not dry_run:
             await asyncio.sleep(tools.hazard_grace_s)
             again = await self._pass(tools, dry_run=False)
@@ -116,6 +119,17 @@ class RecoveryService:
             tools.progress.left(self._participants),
             {name: passed.error for name, passed in passes.items() if passed.error is not None},
         )
+
+    async def _tidy(self, tools: RecoveryContext) -> None:
+        """Copy and delete the rows of last-agent commit that were left at agents."""
+        terminator = tools.terminator
+        for participant in self._participants:
+            after = b""
+            try:
+                while after := await terminator.agents.tidy(participant, terminator.alive, after):
+                    pass
+            except UndoubtError as error:
+                log.info("rows of last-agent commit are left at %r: %s", participant.name, error)
 
     async def _pass(self, tools: RecoveryContext, *, dry_run: bool) -> dict[str, Passed]:
         everyone = list(self._participants)

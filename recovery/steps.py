@@ -19,6 +19,16 @@ class RecoveryStep(enum.StrEnum):
     AFTER_FINISH = "after_finish"
 
 
+class AgentStep(enum.StrEnum):
+    """The steps about the agent of a last-agent commit: around the tombstone, and around the copy of a row
+    that was left, which is deleted afterwards. Their subject is the transaction."""
+
+    BEFORE_CONCLUDE = "before_conclude"
+    AFTER_CONCLUDE = "after_conclude"
+    BEFORE_COPY = "before_copy"
+    AFTER_COPY = "after_copy"
+
+
 PER_BRANCH = frozenset(
     {
         RecoveryStep.BEFORE_COMMIT,

@@ -1,5 +1,6 @@
-"""The terminations of three-phase commit and of Paxos Commit, as recovery uses them: they find the outcome in
-the participants' rows, or at the acceptors, and record it in the ledger like any other decision.
+"""The terminations of three-phase, Paxos and last-agent commit, as recovery uses them: they find the outcome
+in the participants' rows, at the acceptors, or in the row of the agent, and record it in the ledger like any
+other decision.
 
 First the ledger says whether the coordinator is alive. To end a transaction beside its live coordinator would
 be safe, but would abort it without need. The result is the outcome whether or not it can be recorded.
@@ -11,7 +12,6 @@ import asyncio
 import logging
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from undoubt.coordinator.errors import LedgerUnavailable, OutcomeUnknown
 from undoubt.coordinator.ledger.contract import Ledger, SessionState, record_of
@@ -23,6 +23,8 @@ from undoubt.participants.ids import Gid, Protocol, TxId
 from undoubt.participants.registry import Registry
 from undoubt.participants.three_phase import Charter
 from undoubt.recovery.holders import finding
+from undoubt.recovery.last_agent import Agents
+from undoubt.recovery.plan import Ended
 
 log = logging.getLogger(__name__)
 
@@ -35,21 +37,12 @@ transactions may wait for it, and each of their rounds would delay all others.""
 DECISIONS = {Move.COMMIT: Decision.COMMIT, Move.ABORT: Decision.ABORT}
 
 
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """The result of a termination: ``decision`` is None if nothing is decided yet, ``why`` says why, and
-    ``hopeless`` that another round will not help."""
-
-    decision: Decision | None
-    why: str
-    hopeless: bool = False
-
-
 class Terminator:
     """Ends transactions whose coordinator is gone. In one process, at most one termination of a transaction
     runs at a time."""
 
     def __init__(self, ledger: Ledger, participants: Registry, observe: Observer | None) -> None:
+        self.agents = Agents(ledger, participants, observe)
         self._ledger = ledger
         self._participants = participants
         self._observe = observe
@@ -72,6 +65,8 @@ class Terminator:
         try:
             if gid.protocol is Protocol.PAXOS:
                 return await self._settle(gid)
+            if gid.protocol is Protocol.LAST:
+                return await self.agents.conclude(gid, gone=True)
             row = await participant.states.read(gid)
             if row is None:
                 return Ended(None, NO_ROW, hopeless=True)

@@ -29,6 +29,7 @@ from undoubt.recovery.terminate import DECISIONS, NO_ROW, in_words
 _BY_HAND = "find the other branches of the transaction, and decide by hand"
 NOT_WITHOUT_LEDGER = {
     Protocol.TWO_PHASE: f"two-phase commit keeps its decision only in the ledger: {_BY_HAND}",
+    Protocol.LAST: f"last-agent commit keeps its decision under a key that the ledger makes: {_BY_HAND}",
     Protocol.PAXOS: f"Paxos Commit keeps its votes only with the ledger's nodes: {_BY_HAND}",
 }
 

@@ -141,6 +141,8 @@ class RecoveryWorker:
         self._failures = 0
         self._hazards_s = -math.inf
         self._swept_s = asyncio.get_running_loop().time()
+        self._tidied = b""
+        """The key of the agent's row behind which the next sweep goes on."""
         self._last_error: str | None = None
         self._retry_at: float | None = None
         self._prepared = 0
@@ -191,8 +193,10 @@ class RecoveryWorker:
         if now_s - self._swept_s < SWEEP_INTERVAL_S:
             return
         self._swept_s = now_s
+        terminator = self._tools.terminator
         try:
-            await sweep(self._tools.ledger, self._tools.terminator, self.participant)
+            await sweep(self._tools.ledger, terminator, self.participant)
+            self._tidied = await terminator.agents.tidy(self.participant, terminator.alive, self._tidied)
         except UndoubtError as error:
             log.info("old rows at %r are left: %s", self.participant.name, error)
         except Exception:  # a bug of ours or of a driver's must not stop the resolving of branches

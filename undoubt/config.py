@@ -113,6 +113,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
                 f" = raft://…; with a ledger at {scheme}:// use 2pc or 3pc",
                 key="coordinator.protocol",
             )
+        agent = self.coordinator.agent
+        if agent and self.participants and agent not in self.participants:
+            raise ConfigurationError(
+                f"coordinator.agent is {agent!r}, and there is no [participants.{agent}]",
+                key="coordinator.agent",
+            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,8 @@ The modules and rooms, in the order in which a call passes them:
 :mod:`.urls`                  chooses the backend that a ledger's URL names, and opens it.
 :mod:`.contract`              declares the calls, their arguments, results and errors, and the two rules that
                               every backend keeps.
+:mod:`.agents`                declares the call about the agents of last-agent commit, and its values.
+:mod:`.agent_calls`           defines the message of that call.
 :mod:`.locks`                 declares the calls for distributed locks.
 :mod:`.lock_calls`            defines the messages of the calls for locks.
 :mod:`.calls`                 defines one message for each call of the contract, with the type of its reply,

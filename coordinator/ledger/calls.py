@@ -16,7 +16,15 @@ from typing import Annotated, Any, ClassVar
 import msgspec
 
 from undoubt.coordinator.errors import VersionHeldBack
-from undoubt.coordinator.ledger.commands import FIRST_VERSION, PAXOS_VERSION, TAGS_VERSION, check_page
+from undoubt.coordinator.ledger.agent_calls import CallingAgents
+from undoubt.coordinator.ledger.agents import AgentBinding
+from undoubt.coordinator.ledger.commands import (
+    FIRST_VERSION,
+    PAXOS_VERSION,
+    TAGS_VERSION,
+    check_page,
+    since_protocol,
+)
 from undoubt.coordinator.ledger.contract import (
     UNFINISHED_MAX,
     Acceptors,
@@ -32,7 +40,7 @@ from undoubt.coordinator.ledger.contract import (
     Verdict,
 )
 from undoubt.coordinator.ledger.key_calls import CallingKeys
-from undoubt.coordinator.ledger.ledger_call import Branches, LedgerCall, carried
+from undoubt.coordinator.ledger.ledger_call import IDS_MAX, Branches, LedgerCall, carried
 from undoubt.coordinator.ledger.lock_calls import CallingLocks
 from undoubt.coordinator.ledger.pages import behind
 from undoubt.coordinator.ledger.rules import new_request, nonce_of
@@ -43,7 +51,6 @@ from undoubt.coordinator.wire.rights import Right
 from undoubt.participants.contract import Claim, Decision
 from undoubt.participants.ids import Gid, Protocol, TxId, new_nonce
 
-IDS_MAX = 100_000
 _Ids = Annotated[tuple[TxId, ...], msgspec.Meta(max_length=IDS_MAX)]
 """The decoder refuses a longer tuple before it decodes the ids."""
 
@@ -58,6 +65,7 @@ class OpenSessionCall(LedgerCall[Session], frozen=True, tag="open"):
     request: Annotated[str, msgspec.Meta(pattern=r"^([0-9a-f]{32})?\Z")] = ""
     """The random text from which the nonce is derived. A caller that knows it is the opener, and gets the
     session's key; empty from a process of version 0.1.0, which has no keys."""
+    agent: AgentBinding | None = None
 
     def __repr__(self) -> str:
         return (
@@ -67,6 +75,8 @@ class OpenSessionCall(LedgerCall[Session], frozen=True, tag="open"):
     right: ClassVar[Right] = Right.TRANSACT
 
     def since(self) -> int:
+        if self.agent is not None:
+            return TAGS_VERSION
         return PAXOS_VERSION if self.bind else FIRST_VERSION
 
     async def serve(self, ledger: StateMachineLedger, *, remote: bool) -> Session:
@@ -77,6 +87,7 @@ class OpenSessionCall(LedgerCall[Session], frozen=True, tag="open"):
             request=self.request,
             nonce=self.nonce,
             bind=self.bind,
+            agent=self.agent,
         )
 
 
@@ -111,7 +122,7 @@ class DecideCall(LedgerCall[Decision], frozen=True, tag="decide"):
     right: ClassVar[Right] = Right.TRANSACT
 
     def since(self) -> int:
-        return PAXOS_VERSION if self.protocol == Protocol.PAXOS else FIRST_VERSION
+        return since_protocol(self.protocol)
 
     async def serve(self, ledger: StateMachineLedger, *, remote: bool) -> Decision:
         return await ledger.decide(
@@ -126,7 +137,7 @@ class PrecommitCall(LedgerCall[None], frozen=True, tag="precommit"):
     right: ClassVar[Right] = Right.TRANSACT
 
     def since(self) -> int:
-        return PAXOS_VERSION if self.protocol == Protocol.PAXOS else FIRST_VERSION
+        return since_protocol(self.protocol)
 
     async def serve(self, ledger: StateMachineLedger, *, remote: bool) -> None:
         await ledger.precommit(self.txid, self.branches, protocol=self.protocol)
@@ -139,7 +150,7 @@ class OutcomesCall(LedgerCall[Sequence[Verdict]], frozen=True, tag="outcomes"):
     protocol: Protocol
 
     def since(self) -> int:
-        return PAXOS_VERSION if self.protocol == Protocol.PAXOS else FIRST_VERSION
+        return since_protocol(self.protocol)
 
     async def serve(self, ledger: StateMachineLedger, *, remote: bool) -> Sequence[Verdict]:
         return await ledger.old_outcomes(self.txids, self.protocol)
@@ -310,7 +321,7 @@ DECODE_REPLY = reply_decoders(ALL_CALLS)
 """The decoders of replies, by the class of the call."""
 
 
-class CallingLedger(CallingKeys, CallingLocks):
+class CallingLedger(CallingKeys, CallingLocks, CallingAgents):
     """The contract in terms of one function, which carries out a call in this process or in another.
     Implements all of :class:`~undoubt.coordinator.ledger.contract.Ledger` except its properties and
     ``close``."""
@@ -329,12 +340,14 @@ class CallingLedger(CallingKeys, CallingLocks):
     def _nonce(self) -> str:
         return new_nonce()
 
-    async def open_session(self, name: str, ttl_s: float) -> Session:
-        return await self._open_session(name, ttl_s)
+    async def open_session(self, name: str, ttl_s: float, *, agent: AgentBinding | None = None) -> Session:
+        return await self._open_session(name, ttl_s, agent=agent)
 
-    async def _open_session(self, name: str, ttl_s: float, *, bind: bool = False) -> Session:
+    async def _open_session(
+        self, name: str, ttl_s: float, *, bind: bool = False, agent: AgentBinding | None = None
+    ) -> Session:
         request = self._request()
-        call = OpenSessionCall(name, ttl_s, nonce_of(request), bind, request)
+        call = OpenSessionCall(name, ttl_s, nonce_of(request), bind, request, agent)
         session: Session = await self._call(call)
         return session
 
@@ -371,13 +384,16 @@ class CallingLedger(CallingKeys, CallingLocks):
         return dict(zip(asked, verdicts, strict=True))
 
     async def _old_outcomes(self, asked: Sequence[Gid]) -> dict[Gid, Verdict]:
-        verdicts: dict[Gid, Verdict] = {}
-        for protocol in sorted({gid.protocol for gid in asked}):
-            txids = tuple(sorted({gid.txid for gid in asked if gid.protocol is protocol}))
+        # A ledger that gives no tags binds no session to an agent: it has given no name of last-agent commit.
+        strange = {gid for gid in asked if gid.tag or gid.protocol is Protocol.LAST}
+        verdicts: dict[Gid, Verdict] = dict.fromkeys(strange, Verdict.IMPOSTOR)
+        for protocol in sorted({gid.protocol for gid in asked if gid not in strange}):
+            named = [gid for gid in asked if gid.protocol is protocol and gid not in strange]
+            txids = tuple(sorted({gid.txid for gid in named}))
             found = await self._call(OutcomesCall(txids, protocol))
             by_txid: dict[TxId, Verdict] = dict(zip(txids, found, strict=True))
-            verdicts |= {gid: by_txid[gid.txid] for gid in asked if gid.protocol is protocol}
-        return {gid: Verdict.IMPOSTOR if gid.tag else verdicts[gid] for gid in asked}
+            verdicts |= {gid: by_txid[gid.txid] for gid in named}
+        return verdicts
 
     async def backends(self, claims: Iterable[Claim]) -> Sequence[TxId | None]:
         asked = tuple(claims)

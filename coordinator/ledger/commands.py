@@ -18,6 +18,7 @@ from typing import assert_never
 
 import msgspec
 
+from undoubt.coordinator.ledger.agents import AgentBinding
 from undoubt.coordinator.ledger.contract import (
     ACT_CHARACTERS_MAX,
     CAUSE_CHARACTERS_MAX,
@@ -59,6 +60,8 @@ class OpenSession(_Command, frozen=True, tag="open"):
     """The voters of the cluster's committed configuration, if the session is bound to acceptors."""
     tagged: bool = False
     """Whether the opener gets a key and all gids of the session have a tag."""
+    agent: AgentBinding | None = None
+    """The agent to which the session is bound, if it is."""
 
 
 class KeepAlive(_Command, frozen=True, tag="alive"):
@@ -239,6 +242,15 @@ RULES = 1
 :class:`Judge` in the log."""
 
 
+_PROTOCOLS_SINCE = {Protocol.PAXOS: PAXOS_VERSION, Protocol.LAST: TAGS_VERSION}
+
+
+def since_protocol(protocol: Protocol) -> int:
+    """The lowest version in which a process knows ``protocol``: others would take its letter for an error, or
+    its branches for branches of another program."""
+    return _PROTOCOLS_SINCE.get(protocol, FIRST_VERSION)
+
+
 def since(command: Command) -> int:  # noqa: PLR0911 - one line per kind of command
     """The lowest version in which a process can apply ``command`` with these fields."""
     match command:
@@ -247,13 +259,13 @@ def since(command: Command) -> int:  # noqa: PLR0911 - one line per kind of comm
         case AskLock() | EndLock() | RevokeLock():
             return TAGS_VERSION
         case OpenSession():
-            if command.tagged:
+            if command.tagged or command.agent is not None:
                 return TAGS_VERSION
             return PAXOS_VERSION if command.acceptors else FIRST_VERSION
         case Decide() | Precommit():
             if (isinstance(command, Decide) and command.cause) or any(map(is_newer, command.branches)):
                 return TAGS_VERSION
-            return PAXOS_VERSION if command.protocol == Protocol.PAXOS else FIRST_VERSION
+            return since_protocol(command.protocol)
         case RecordHeuristic():
             return TAGS_VERSION if command.final else FIRST_VERSION
         case Restore():
@@ -368,6 +380,7 @@ def _wrong(command: Command) -> str:  # noqa: PLR0911, PLR0912 - one line per ki
                 _number("ttl_ms", command.ttl_ms, most=DURATION_MS_MAX)
                 or _text("name", command.name, NAME_CHARACTERS_MAX)
                 or next(filter(None, (_number("acceptor", node) for node in command.acceptors)), "")
+                or ("" if command.agent is None else _agent(command.agent))
             )
         case CloseSession() | ExpireSession():
             return _number("session", command.session)
@@ -465,6 +478,14 @@ def _branches(branches: Iterable[BranchRecord]) -> str:
         if max(map(len, texts)) > EVIDENCE_CHARACTERS_MAX:
             return f"tag, timeline and history of a branch have {EVIDENCE_CHARACTERS_MAX} characters at most"
     return ""
+
+
+def _agent(agent: AgentBinding) -> str:
+    if agent.system is not None and not 0 <= agent.system <= UNSIGNED_MAX:
+        return f"system of an agent must be 0 to {UNSIGNED_MAX}"
+    return _text("agent", agent.participant, PARTICIPANT_NAME_BYTES_MAX) or _text(
+        "history of an agent", agent.history, EVIDENCE_CHARACTERS_MAX
+    )
 
 
 def _number(name: str, value: int, *, least: int = 1, most: int = NUMBER_MAX) -> str:

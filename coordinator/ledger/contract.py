@@ -25,6 +25,7 @@ from typing import Protocol
 
 import msgspec
 
+from undoubt.coordinator.ledger.agents import AgentBinding, AgentLedger
 from undoubt.coordinator.ledger.keys import KeyHolder
 from undoubt.coordinator.ledger.locks import LockLedger
 from undoubt.participants.contract import Claim, Decision, Evidence, Settled
@@ -63,8 +64,12 @@ ACTS_MAX = 5_000
 """Most acts of operators that a ledger keeps; the oldest are dropped first."""
 ACT_CHARACTERS_MAX = 1_000
 
-TERMINATES_BY_ITSELF = frozenset({GidProtocol.THREE_PHASE, GidProtocol.PAXOS})
+TERMINATES_BY_ITSELF = frozenset({GidProtocol.THREE_PHASE, GidProtocol.PAXOS, GidProtocol.LAST})
 """Protocols whose undecided transactions are never presumed aborted."""
+ABORTS_BY_ABSENCE = frozenset({GidProtocol.LAST})
+"""Protocols of :data:`TERMINATES_BY_ITSELF` whose ABORT follows from a row that is not there. In a session
+from before a restore of the ledger no ABORT is recorded for them: the row may have been deleted, because the
+ledger held the COMMIT before it was set back."""
 
 
 class RecordedDecision(enum.StrEnum):
@@ -180,8 +185,10 @@ class Lease:
     """One ledger session with the transactions that run under it in this process. The floor does not pass a
     transaction before the transaction has ended in this process."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, agent: AgentBinding | None = None) -> None:
         self.session = session
+        self.agent = agent
+        """The agent of last-agent commit to which the session is bound, if it is."""
         self.key = SessionKey(session.key) if session.key else SessionKey.drawn()
         self._last_seq = 0
         self._active: dict[int, None] = {}  # insertion order is ascending: the first key is the floor
@@ -361,7 +368,7 @@ class Acceptors(Protocol):
         ...
 
 
-class Ledger(LockLedger, Protocol):
+class Ledger(LockLedger, AgentLedger, Protocol):
     """The contract that all ledgers implement; the module describes its rules.
     ``coordinator.ledger.open_ledger`` opens an implementation."""
 
@@ -379,8 +386,10 @@ class Ledger(LockLedger, Protocol):
         """The acceptors of Paxos Commit. None unless the ledger is a cluster of nodes (``raft://``)."""
         ...
 
-    async def open_session(self, name: str, ttl_s: float) -> Session:
-        """Open a new session. ``name`` tells operators which process opened it."""
+    async def open_session(self, name: str, ttl_s: float, *, agent: AgentBinding | None = None) -> Session:
+        """Open a new session. ``name`` tells operators which process opened it. With ``agent`` the session is
+        bound to that agent of last-agent commit for ever; raises ``VersionHeldBack`` if a member of a cluster
+        is too old for that."""
         ...
 
     async def keep_alive(self, session: Session, floor: int) -> None:
@@ -417,7 +426,8 @@ class Ledger(LockLedger, Protocol):
         record ABORT.
 
         The outcome of a ``protocol`` in :data:`TERMINATES_BY_ITSELF` is fixed elsewhere before it is recorded
-        here: it is recorded as given, in whatever state the session is.
+        here: it is recorded as given, in whatever state the session is. An exception is ABORT for one in
+        :data:`ABORTS_BY_ABSENCE`: in a session from before a restore it raises ``OutcomeUnknown``.
         """
         ...
 

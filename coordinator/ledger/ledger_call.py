@@ -14,6 +14,9 @@ from undoubt.coordinator.ledger.state_machine_ledger import StateMachineLedger
 from undoubt.coordinator.rpc.calls import Call
 from undoubt.participants.ids import BRANCH_NUMBER_MAX
 
+IDS_MAX = 100_000
+"""The most ids in one call. The decoder refuses a longer tuple before it decodes the ids."""
+
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
 P = ParamSpec("P")

@@ -18,6 +18,7 @@ from typing import assert_never
 import msgspec
 
 from undoubt.coordinator.errors import BranchListMismatch, OutcomeUnknown, SessionLost
+from undoubt.coordinator.ledger.agents import AgentBinding
 from undoubt.coordinator.ledger.commands import (
     AdvanceTime,
     AskLock,
@@ -45,6 +46,7 @@ from undoubt.coordinator.ledger.commands import (
     refusal,
 )
 from undoubt.coordinator.ledger.contract import (
+    ABORTS_BY_ABSENCE,
     TERMINATES_BY_ITSELF,
     Act,
     BranchRecord,
@@ -153,6 +155,7 @@ class Machine:
             owner=command.owner,
             acceptors=command.acceptors,
             tagged=command.tagged and bool(self.state.secret),
+            agent=command.agent,
         )
         self.state.sessions[number] = book
         return book.session()
@@ -218,13 +221,12 @@ class Machine:
         if recorded is not None:
             return self._compare(book, command, recorded)
         decision = command.decision if may_commit else Decision.ABORT
-        if command.protocol not in TERMINATES_BY_ITSELF:
-            if book.state is SessionState.RESTORED:
-                return OutcomeUnknown(
-                    txid, "its session is from before the ledger was restored from a backup"
-                )
-            if book.state is not SessionState.OPEN or txid.seq < book.floor:
-                decision = Decision.ABORT
+        by_itself = command.protocol in TERMINATES_BY_ITSELF
+        by_absence = command.protocol in ABORTS_BY_ABSENCE and decision is Decision.ABORT
+        if book.state is SessionState.RESTORED and (by_absence or not by_itself):
+            return OutcomeUnknown(txid, "its session is from before the ledger was restored from a backup")
+        if not by_itself and (book.state is not SessionState.OPEN or txid.seq < book.floor):
+            decision = Decision.ABORT
         if self.state.keys.claimed:
             if decision is Decision.COMMIT:
                 self.state.keys.committed(txid, result, self.state.time_ms)
@@ -401,6 +403,11 @@ class Machine:
         if book is None:
             return verdict_of(None, None, 0, txid.seq, protocol)
         return verdict_of(self._recorded(book, txid), book.state, book.floor, txid.seq, protocol)
+
+    def agent(self, txid: TxId) -> AgentBinding | None:
+        """The agent to which the session of ``txid`` is bound; None if it is not."""
+        book = self._book(txid.session, txid.nonce)
+        return book.agent if book is not None and book.tagged else None
 
     def record(self, txid: TxId) -> RecordedDecision:
         """The answer for callers: only a recorded decision."""

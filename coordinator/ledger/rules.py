@@ -18,6 +18,7 @@ from functools import lru_cache
 from operator import attrgetter
 
 from undoubt.coordinator.errors import Impostor
+from undoubt.coordinator.ledger.agents import AgentBinding, AgentKey
 from undoubt.coordinator.ledger.commands import SECRET_BYTES
 from undoubt.coordinator.ledger.contract import TERMINATES_BY_ITSELF, BranchRecord, SessionState, Verdict
 from undoubt.participants.contract import Claim, Decision
@@ -138,6 +139,11 @@ class Names:
         txid = TxId(claim.session, nonce, claim.seq)
         expected = self.key(claim.session, nonce).backend(txid, claim.pid)
         return txid if expected and _equal(expected, claim.proof) else None
+
+    def agent_key(self, txid: TxId, binding: AgentBinding | None) -> AgentKey | None:
+        """The key of the row of ``txid`` at its agent; None without a ``binding``, or without a secret."""
+        proof = self.key(txid.session, txid.nonce).agent(txid)
+        return AgentKey(binding, proof) if proof and binding is not None else None
 
     def proves_key(self, txid: TxId, key: str, proof: str) -> bool:
         """Whether ``proof`` shows that the coordinator of ``txid`` wants the idempotency key ``key``."""

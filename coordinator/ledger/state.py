@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from undoubt.coordinator.ledger.agents import AgentBinding
 from undoubt.coordinator.ledger.contract import (
     Act,
     BranchRecord,
@@ -164,6 +165,7 @@ class SessionBook:
     acceptors: tuple[int, ...] = ()
     tagged: bool = False
     """Whether the gids of the session have tags."""
+    agent: AgentBinding | None = None
 
     def finish(self, seq: int, decision: Decision, fingerprint: int) -> None:
         (self.committed if decision is Decision.COMMIT else self.aborted).add(seq)
@@ -210,6 +212,7 @@ class _StoredSession(msgspec.Struct, array_like=True):
     acceptors: tuple[int, ...] = ()
     tagged: bool = False
     sparse_prints: list[tuple[int, bytes]] = []
+    agent: AgentBinding | None = None
 
 
 class _StoredState(msgspec.Struct, array_like=True):
@@ -322,6 +325,7 @@ def _stored(book: SessionBook) -> _StoredSession:
         book.acceptors,
         book.tagged,
         book.prints.sparse(),
+        book.agent,
     )
 
 
@@ -340,4 +344,5 @@ def _loaded(stored: _StoredSession) -> SessionBook:
         Fingerprints.of(stored.prints, stored.sparse_prints),
         stored.acceptors,
         stored.tagged,
+        stored.agent,
     )

@@ -20,6 +20,7 @@ from typing import Any
 import msgspec
 
 from undoubt.coordinator.errors import LedgerError
+from undoubt.coordinator.ledger.agents import AgentBinding, AgentKey
 from undoubt.coordinator.ledger.commands import (
     DURATION_MS_MAX,
     RULES,
@@ -207,6 +208,7 @@ class StateMachineLedger(KeyedLedger, MachineLocks):
         request: str = "",
         nonce: str = "",
         bind: bool = False,
+        agent: AgentBinding | None = None,
     ) -> Session:
         """Open a session. ``remote``: the opener is another process, which may outlive this one and has drawn
         the ``request``, or, if it is of version 0.1.0, which has no tags, the ``nonce``. ``bind``: whether
@@ -220,7 +222,7 @@ class StateMachineLedger(KeyedLedger, MachineLocks):
             await self.draw_secret()
         tagged = bool(request and self.machine.state.secret)
         acceptors = self._voters() if bind else ()
-        command = OpenSession(nonce, name, round(ttl_s * 1000), owner, acceptors, tagged)
+        command = OpenSession(nonce, name, round(ttl_s * 1000), owner, acceptors, tagged, agent)
         session: Session = await self._run(command)
         self._leases.renew(session.id, session.ttl_s, self._clock())
         book = self.machine.state.sessions.get(session.id)
@@ -248,6 +250,10 @@ class StateMachineLedger(KeyedLedger, MachineLocks):
             await self._run(KeepAlive(session.id, session.nonce, floor))
         if book is not None:  # by the recorded lifetime, whatever lifetime the caller sends
             self._leases.renew(session.id, book.ttl_ms / 1000, self._clock())
+
+    async def agent_keys(self, txids: Iterable[TxId]) -> Sequence[AgentKey | None]:
+        await self._up_to_date()
+        return [self.names.agent_key(txid, self.machine.agent(txid)) for txid in txids]
 
     async def close_session(self, session: Session) -> None:
         await self._run(CloseSession(session.id, session.nonce))

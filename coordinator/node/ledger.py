@@ -15,6 +15,7 @@ from functools import partial
 from random import Random
 from typing import Any
 
+from undoubt.coordinator.ledger.agents import AgentBinding
 from undoubt.coordinator.ledger.cluster.acceptors import ClusterAcceptors, SendRequest, among
 from undoubt.coordinator.ledger.commands import Command, Decide
 from undoubt.coordinator.ledger.contract import (
@@ -168,9 +169,17 @@ class NodeLedger(StateMachineLedger):
         request: str = "",
         nonce: str = "",
         bind: bool = False,
+        agent: AgentBinding | None = None,
     ) -> Session:
         open_session = partial(
-            super().open_session, name, ttl_s, remote=remote, request=request, nonce=nonce, bind=bind
+            super().open_session,
+            name,
+            ttl_s,
+            remote=remote,
+            request=request,
+            nonce=nonce,
+            bind=bind,
+            agent=agent,
         )
         if not bind:
             return await open_session()

@@ -13,6 +13,7 @@ In the order in which a commit passes them:
 :mod:`.two_phase`          implements two-phase commit with presumed abort.
 :mod:`.three_phase`        implements three-phase commit.
 :mod:`.paxos_commit`       implements Paxos Commit.
+:mod:`.last_agent`         implements last-agent commit.
 :mod:`.first_phase`        asks each branch whether it has written, sends PREPARE, collects the votes, and
                            ends the transaction if no decision is needed; all protocols begin with it.
 :mod:`.causes`             reads from the ledger why an operator or another process has aborted the

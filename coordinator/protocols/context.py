@@ -19,12 +19,14 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from undoubt.coordinator.errors import HeuristicOutcome, LedgerUnavailable, OutcomeUnknown, TransactionAborted
+from undoubt.coordinator.ledger.agents import AgentBinding
 from undoubt.coordinator.ledger.contract import BranchRecord, Heuristic, Ledger, RecordedDecision, record_of
 from undoubt.coordinator.protocols.steps import Observer, reach
 from undoubt.participants.backoff import pauses
 from undoubt.participants.contract import Branch, Decision, Evidence, Participant, Settled, Vote
 from undoubt.participants.ids import NO_KEY, Gid, Protocol, SessionKey, TxId
 from undoubt.participants.invariant import state_after
+from undoubt.participants.last_agent import AgentEntry
 from undoubt.participants.three_phase import Termination
 
 T = TypeVar("T")
@@ -59,6 +61,9 @@ class CommitState(enum.StrEnum):
     """COMMIT was sent to the branches without a vote: their answers are the decision."""
     DECIDING = "deciding"
     """The ledger, or the acceptors, have been asked to decide on COMMIT."""
+    AGENT = "agent"
+    """Last-agent commit: COMMIT was sent to the agent, and the row of the transaction there is the
+    decision."""
     PRECOMMITTED = "precommitted"
     """Three-phase commit: participants may hold PRECOMMIT, so only a termination may abort."""
     REFUSED = "refused"
@@ -84,8 +89,8 @@ class CommitState(enum.StrEnum):
     COMMITTED = "committed"
     """The only writing branch has committed, and the ledger holds nothing."""
     FIXED = "fixed"
-    """COMMIT is fixed in participants or acceptors. It is being recorded in the ledger and sent to the
-    branches."""
+    """COMMIT is fixed in participants or acceptors, or by the agent. It is being recorded in the ledger and
+    sent to the branches."""
     RECORDED = "recorded"
     """The ledger holds COMMIT, which is being sent to the branches."""
     FIXED_SENT = "fixed, sent"
@@ -110,11 +115,13 @@ class CommitEvent(enum.StrEnum):
     DECIDE_SENT = "decide sent"
     """The request that decides is about to be sent: to the ledger, the acceptors, or the participants'
     rows."""
+    AGENT_SENT = "agent sent"
+    """Last-agent commit: the row and COMMIT are about to be sent to the agent."""
     BRANCH_COMMITTED = "branch committed"
     """A branch to which COMMIT was sent without a vote has committed."""
     COMMIT_FIXED = "commit fixed"
-    """The acceptors have chosen COMMIT; or the participants' rows have fixed it: every row says PRECOMMIT, or
-    a termination has succeeded."""
+    """The acceptors have chosen COMMIT; or the agent has committed; or the participants' rows have fixed it:
+    every row says PRECOMMIT, or a termination has succeeded."""
     COMMIT_RECORDED = "commit recorded"
     """The ledger holds COMMIT."""
     ABORT_RECORDED = "abort recorded"
@@ -133,6 +140,7 @@ TRANSITIONS: Mapping[tuple[CommitState, CommitEvent], CommitState] = {
     (_S.VOTING, _E.ABORT_CERTAIN): _S.ABORTING,
     (_S.VOTING, _E.COMMIT_SENT): _S.ONE_PHASE,
     (_S.VOTING, _E.DECIDE_SENT): _S.DECIDING,
+    (_S.VOTING, _E.AGENT_SENT): _S.AGENT,
     (_S.VOTING, _E.PRECOMMIT_SENT): _S.PRECOMMITTING,
     (_S.PRECOMMITTING, _E.ABORT_CERTAIN): _S.ABORTING_DUE,
     (_S.PRECOMMITTING, _E.DECIDE_SENT): _S.PRECOMMITTED,
@@ -142,6 +150,10 @@ TRANSITIONS: Mapping[tuple[CommitState, CommitEvent], CommitState] = {
     (_S.DECIDING, _E.COMMIT_RECORDED): _S.RECORDED,
     (_S.DECIDING, _E.COMMIT_FIXED): _S.FIXED,
     (_S.DECIDING, _E.ABORT_RECORDED): _S.REFUSED,
+    (_S.AGENT, _E.COMMIT_FIXED): _S.FIXED,
+    (_S.AGENT, _E.ABORT_CERTAIN): _S.ABORTING,
+    (_S.AGENT, _E.COMMIT_RECORDED): _S.RECORDED,
+    (_S.AGENT, _E.ABORT_RECORDED): _S.REFUSED,
     (_S.PRECOMMITTED, _E.COMMIT_FIXED): _S.FIXED,
     (_S.PRECOMMITTED, _E.ABORT_CERTAIN): _S.ABORTING_DUE,
     (_S.REFUSED, _E.ABORT_CERTAIN): _S.ABORTING_RECORDED,
@@ -172,6 +184,7 @@ PHASES: Mapping[CommitState, Phase] = {
     _S.PRECOMMITTING: Phase.VOTING,
     _S.ONE_PHASE: Phase.DECIDING,
     _S.DECIDING: Phase.DECIDING,
+    _S.AGENT: Phase.DECIDING,
     _S.PRECOMMITTED: Phase.DECIDING,
     _S.REFUSED: Phase.DECIDING,
     _S.ABORTING: Phase.ABORTED,
@@ -206,6 +219,8 @@ CERTAIN_BEFORE_THE_LEDGER = frozenset({_S.FIXED, _S.FIXED_SENT, _S.FIXED_APPLIED
 FINISHED = frozenset({_S.ABORTED_RECORDED, _S.APPLIED_RECORDED})
 """The states in which every branch has ended, and the ledger keeps a record until the transaction is reported
 as finished."""
+COMMIT_IN_THE_LEDGER = frozenset({_S.RECORDED, _S.RECORDED_SENT, _S.APPLIED_RECORDED})
+"""The states in which the ledger holds COMMIT."""
 NOTHING_LEFT = FINISHED | {_S.ABORTED, _S.APPLIED}
 """The states in which every branch has ended, and no process will need the participants' rows for the
 outcome."""
@@ -258,6 +273,8 @@ class CommitContext:
     """For three-phase commit: the rule by which a termination has to end the transaction."""
     find: Callable[[str], Participant | None] = lambda _: None
     """Returns a participant by name; None if this process has no participant of that name now."""
+    agent: AgentBinding | None = None
+    """For last-agent commit: the agent of the transaction's session."""
     key: SessionKey = NO_KEY
     """The key of the transaction's session, which proves the gids and notes of this coordinator."""
     prepares_all: bool = False
@@ -277,6 +294,8 @@ class CommitContext:
     interruption: BaseException | None = None
     """Why a statement of a branch is cancelled from outside during the first phase; if the transaction aborts
     then, this is the cause."""
+    agent_row: AgentEntry | None = None
+    """For last-agent commit: the row that the agent may hold; set before COMMIT is sent to the agent."""
     pending: dict[Gid, Branch] = field(default_factory=dict)
     """Branches that have not confirmed the decision; recovery finishes them."""
     heuristics: dict[Gid, Settled] = field(default_factory=dict)

@@ -58,14 +58,10 @@ async def first_phase(
     and none has voted ABORT: a decision is needed. Returns False if the transaction has committed without a
     decision, because at most one branch has written. If the transaction aborts, raises the errors of
     :func:`roll_back`."""
-    writers, failure = await _classify(context)
-    if failure is not None:
-        await roll_back(context, context.branches, failure)
-    recorded = context.prepares_all or context.given_key is not None
-    if len(writers) <= 1 and not recorded:
-        await commit_in_one_phase(context, writers)
+    writers = await find_writers(context)
+    if writers is None:
         return False
-    await _collect_votes(context, writers, vote)
+    await collect_votes(context, writers, vote)
     if context.tally.failure is not None:
         await abort_after_votes(context, context.tally.failure, await withdraw(context))
     if not context.tally.prepared and context.given_key is None:
@@ -73,6 +69,20 @@ async def first_phase(
         await commit_readers_alone(context, context.readers)
         return False
     return True
+
+
+async def find_writers(context: CommitContext) -> Sequence[Branch] | None:
+    """Return the branches that have written, or have to be prepared in any case. None if the transaction has
+    committed without a decision, because at most one branch has written. If the transaction aborts, raises
+    the errors of :func:`roll_back`."""
+    writers, failure = await _classify(context)
+    if failure is not None:
+        await roll_back(context, context.branches, failure)
+    recorded = context.prepares_all or context.given_key is not None
+    if len(writers) <= 1 and not recorded:
+        await commit_in_one_phase(context, writers)
+        return None
+    return writers
 
 
 async def _classify(context: CommitContext) -> tuple[Sequence[Branch], BaseException | None]:
@@ -94,7 +104,7 @@ async def _classify(context: CommitContext) -> tuple[Sequence[Branch], BaseExcep
     return [branch for branch in context.branches if branch.gid not in context.tally.reading], None
 
 
-async def _collect_votes(context: CommitContext, writers: Sequence[Branch], vote: AskVote) -> None:
+async def collect_votes(context: CommitContext, writers: Sequence[Branch], vote: AskVote = prepare) -> None:
     """Ask all ``writers`` concurrently for their ``vote``, and wait for all answers, until the deadline."""
     tally = context.tally
     tally.asked = tuple(branch.gid for branch in writers)

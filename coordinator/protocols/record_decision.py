@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 
 from undoubt.coordinator.errors import LedgerError, OutcomeUnknown
+from undoubt.coordinator.ledger.contract import BranchRecord
 from undoubt.coordinator.protocols.context import (
     CommitContext,
     CommitEvent,
@@ -18,6 +19,14 @@ from undoubt.participants.contract import Decision
 from undoubt.participants.tasks import all_of
 
 log = logging.getLogger(__name__)
+
+
+def records_of(context: CommitContext) -> list[BranchRecord]:
+    """The prepared branches, as the ledger records them. If none is prepared, because the agent of last-agent
+    commit is alone: its own branch, without a transaction id, since the ledger records no decision without a
+    name."""
+    prepared = [branch_record(branch, evidence) for branch, evidence in context.tally.prepared]
+    return prepared or [branch_record(branch, None) for branch in context.branches]
 
 
 async def apply_and_record(context: CommitContext) -> None:
@@ -37,7 +46,7 @@ async def _apply(context: CommitContext) -> None:
 async def _record(context: CommitContext) -> None:
     """Record COMMIT. If that fails, recovery finds the decision in the participants or acceptors that have
     fixed it."""
-    records = [branch_record(branch, evidence) for branch, evidence in context.tally.prepared]
+    records = records_of(context)
     await context.reach(TwoPhaseStep.BEFORE_DECIDE, context.txid)
     try:
         await repeat_until_answered(

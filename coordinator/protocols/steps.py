@@ -45,6 +45,16 @@ class PaxosStep(enum.StrEnum):
     AFTER_VOTE = "after_vote"
 
 
+class LastAgentStep(enum.StrEnum):
+    """The additional steps of last-agent commit: the COMMIT of the agent is the decision, and the agent's row
+    is deleted after the ledger has recorded a copy."""
+
+    BEFORE_AGENT = "before_agent"
+    AFTER_AGENT = "after_agent"
+    BEFORE_FORGET = "before_forget"
+    AFTER_FORGET = "after_forget"
+
+
 class AbortStep(enum.StrEnum):
     """What a transaction passes, with any protocol, if a branch does not prepare or it is rolled back. The
     console draws these steps; they are not in :data:`STEPS`, which a transaction that commits passes too."""
@@ -111,6 +121,20 @@ STEPS: dict[Protocol, tuple[enum.StrEnum, ...]] = {
         TwoPhaseStep.AFTER_SECOND_PHASE,
         TwoPhaseStep.BEFORE_FINISH,
         TwoPhaseStep.AFTER_FINISH,
+    ),
+    Protocol.LAST: (
+        TwoPhaseStep.BEFORE_PREPARE,
+        TwoPhaseStep.AFTER_PREPARE,
+        LastAgentStep.BEFORE_AGENT,
+        LastAgentStep.AFTER_AGENT,
+        TwoPhaseStep.BEFORE_DECIDE,
+        TwoPhaseStep.AFTER_DECIDE,
+        TwoPhaseStep.BEFORE_SECOND_PHASE,
+        TwoPhaseStep.AFTER_SECOND_PHASE,
+        TwoPhaseStep.BEFORE_FINISH,
+        TwoPhaseStep.AFTER_FINISH,
+        LastAgentStep.BEFORE_FORGET,
+        LastAgentStep.AFTER_FORGET,
     ),
 }
 """All steps of each protocol."""

@@ -110,6 +110,10 @@ class AnnouncedBranch:
         )
 
     @property
+    def prepares(self) -> bool:
+        return True
+
+    @property
     def surely_writes(self) -> bool:
         return True
 

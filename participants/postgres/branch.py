@@ -163,6 +163,10 @@ class PostgresBranch:
         return self._handle
 
     @property
+    def prepares(self) -> bool:
+        return self.session.intro.prepares
+
+    @property
     def surely_writes(self) -> bool:
         return self._handle.undoubt_wrote
 

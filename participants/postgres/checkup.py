@@ -73,7 +73,7 @@ class Checkup:
             self._ok("reach", f"PostgreSQL {row['version']}, a primary, as role {row['me']}"),
             self._pooler(intro),
             self._connections(row, intro),
-            self._prepared_max(row),
+            self._prepared_max(row, protocol),
             *self._durability(row),
             *self._schema(faults, row),
             self._evidence(row, history),
@@ -84,6 +84,7 @@ class Checkup:
             *self._roles(row, roles, intro),
             self._cancelling(row, roles, intro),
             *([] if faults else self._tables(row, protocol)),
+            *([] if faults else [self._last_agent(row, history, protocol)]),
         ]
 
     async def _read_history(self) -> Row | None:
@@ -179,16 +180,22 @@ class Checkup:
             f"connections_max = {max(room, 1)}",
         )
 
-    def _prepared_max(self, row: Row) -> Finding:
+    def _prepared_max(self, row: Row, protocol: Protocol) -> Finding:
         most, used, wanted = row["prepared_max"], row["prepared"], self._settings.connections_max
         line = f"max_prepared_transactions = {max(row['connections_max'], 2 * used)}"
         how = "put the line into postgresql.conf and restart the server"
+        if most == 0 and protocol is Protocol.LAST:
+            return self._ok(
+                "max_prepared_transactions",
+                "max_prepared_transactions is 0: it takes part as the agent of last-agent commit only",
+            )
         if most == 0:
             return self._found(
                 "max_prepared_transactions",
                 Severity.PROBLEM,
                 "max_prepared_transactions is 0",
-                f"nothing can be prepared: every transaction over several databases aborts; {how}",
+                f"nothing can be prepared: every transaction over several databases aborts; {how}. Without"
+                " a restart: the agent of last-agent commit need not prepare (docs/last-agent.md)",
                 line,
             )
         what = f"{used} of max_prepared_transactions = {most} in use"
@@ -393,6 +400,37 @@ class Checkup:
             )
         elif protocol is Protocol.THREE_PHASE:
             yield self._states(row)
+
+    def _last_agent(self, row: Row, history: Row | None, protocol: Protocol) -> Finding:
+        """Whether it could be the agent of last-agent commit. Only a participant that cannot prepare has to
+        be."""
+        why, line = self._no_agent(row, history)
+        if not why:
+            return self._ok("last_agent", "it can be the agent of last-agent commit")
+        what = f"it cannot be the agent of last-agent commit: {why}"
+        if protocol is not Protocol.LAST:
+            return self._ok("last_agent", what)
+        return self._found(
+            "last_agent",
+            Severity.WARNING,
+            what,
+            "transactions that name it as their agent cannot begin",
+            line,
+        )
+
+    def _no_agent(self, row: Row, history: Row | None) -> tuple[str, str | None]:
+        if not row["has_agent"]:
+            line = f"undoubt participants migrate {self._management.participant}"
+            return "its database has no table for the decisions", line
+        if denied := row["agent_denied"]:
+            rights = ", ".join(denied).upper()
+            return (
+                f"{row['me']} may not {rights} there",
+                f"GRANT {rights} ON undoubt.undoubt_agent TO {identifier(row['login'])};",
+            )
+        if history is None or history["history"] is None:
+            return "its database has drawn no history id, so a failover could not be noticed", None
+        return "", None
 
     def _states(self, row: Row) -> Finding:
         name = self._management.participant

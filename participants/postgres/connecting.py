@@ -233,6 +233,7 @@ async def _ask_who(
         reports_history=believed and row["reports_history"],
         reports_position=row["reports_position"],
         schema=row["schema_oid"] if believed else None,
+        prepares=row["prepares"],
     )
 
 

@@ -9,7 +9,7 @@ confirmation."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 from undoubt.participants.contract import Decision
@@ -25,8 +25,8 @@ from undoubt.participants.last_agent import (
     AgentEntry,
     AgentPlace,
     AgentRow,
-    CommittedRow,
     Holder,
+    StoredRow,
 )
 from undoubt.participants.postgres.admin_pool import Management, refuse_standby
 from undoubt.participants.postgres.belief import NO_SCHEMA, same_schema
@@ -144,6 +144,9 @@ class PostgresAgent:
             )
         return AgentPlace((await self._management.who()).system, row["history"])
 
+    async def prepares(self) -> bool:
+        return (await self._management.who()).prepares
+
     async def conclude(self, entry: AgentEntry) -> AgentRow | None:
         while True:
             async with self._transaction() as session:
@@ -161,17 +164,29 @@ class PostgresAgent:
         rows = await self._management.read(query("agent_terminate"), holder.pid, holder.started)
         return any(row["sent"] for row in rows)
 
-    async def committed(self, ledger: str, *, after: bytes = b"", limit: int) -> Sequence[CommittedRow]:
+    async def find(self, keys: Sequence[bytes]) -> Mapping[bytes, AgentRow]:
         async with self._transaction() as session:
-            rows = await session.rows(
-                query("agent_committed"), ledger, after, limit, timeout_s=self._management.timeout_s
-            )
+            rows = await session.rows(query("agent_find"), list(keys), timeout_s=self._management.timeout_s)
             await self._confirm(session)
-        return [CommittedRow(bytes(row["key"]), row["txid"], bytes(row["branches"])) for row in rows]
+        return {
+            bytes(row["key"]): AgentRow(Decision(row["decision"]), bytes(row["branches"])) for row in rows
+        }
+
+    async def stored(self, ledger: str, *, after: bytes = b"", limit: int) -> Sequence[StoredRow]:
+        return [
+            StoredRow(bytes(row["key"]), Decision(row["decision"]), row["txid"], row["age_s"])
+            for row in await self._ask("agent_stored", ledger, after, limit)
+        ]
 
     async def forget(self, keys: Sequence[bytes]) -> None:
+        await self._ask("agent_forget", list(keys), str(Decision.COMMIT))
+
+    async def drop(self, keys: Sequence[bytes]) -> None:
+        await self._ask("agent_forget", list(keys), str(Decision.ABORT))
+
+    async def _ask(self, name: str, *args: object) -> Sequence[Row]:
         try:
-            await self._management.ask(query("agent_forget"), list(keys))
+            return await self._management.ask(query(name), *args)
         except ServerError as error:
             raise self._refused(error) from error
 

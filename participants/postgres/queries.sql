@@ -13,6 +13,7 @@ select pg_catalog.pg_is_in_recovery() as standby,
        pg_catalog.current_database()::pg_catalog.text as database,
        pg_catalog.current_setting('server_version_num')::pg_catalog.int4 as version,
        pg_catalog.current_setting('synchronous_commit') as synchronous_commit,
+       pg_catalog.current_setting('max_prepared_transactions') operator(pg_catalog.<>) '0' as prepares,
        extract(epoch from pg_catalog.current_setting('lock_timeout')::pg_catalog.interval)::pg_catalog.float8
          as lock_timeout_s,
        extract(epoch from pg_catalog.current_setting('idle_in_transaction_session_timeout')::pg_catalog.interval)
@@ -259,13 +260,17 @@ select a.decision, a.branches,
   left join undoubt.undoubt_agent as a on a.key operator(pg_catalog.=) $1::pg_catalog.bytea
 
 -- name: agent_holder
--- $1 the pid of a session that waits: who it waits for, the first of them.
-select blocker.pid, coalesce(extract(epoch from a.backend_start)::pg_catalog.text, '') as started,
+-- $1 the pid of a session that waits for a transaction that has inserted the same key: the session of that
+-- transaction. A session that waits for a lock of the table, as another one changes it, waits for no COMMIT.
+select coalesce(h.pid, 0) as pid, coalesce(extract(epoch from a.backend_start)::pg_catalog.text, '') as started,
        coalesce(a.usename::pg_catalog.text, '') as role, coalesce(a.application_name, '') as application,
        coalesce(case when a.wait_event is null then a.state
                      else a.state operator(pg_catalog.||) ', ' operator(pg_catalog.||) a.wait_event end, '') as state
-  from pg_catalog.unnest(pg_catalog.pg_blocking_pids($1)) as blocker(pid)
-  left join pg_catalog.pg_stat_activity as a on a.pid operator(pg_catalog.=) blocker.pid
+  from pg_catalog.pg_locks as w
+  join pg_catalog.pg_locks as h on h.locktype operator(pg_catalog.=) 'transactionid' and h.granted
+       and h.transactionid operator(pg_catalog.=) w.transactionid
+  left join pg_catalog.pg_stat_activity as a on a.pid operator(pg_catalog.=) h.pid
+ where w.pid operator(pg_catalog.=) $1 and not w.granted and w.locktype operator(pg_catalog.=) 'transactionid'
  limit 1
 
 -- name: agent_terminate
@@ -275,18 +280,25 @@ select pg_catalog.pg_terminate_backend(a.pid) as sent
  where a.pid operator(pg_catalog.=) $1 and a.datname operator(pg_catalog.=) pg_catalog.current_database()
    and extract(epoch from a.backend_start)::pg_catalog.text operator(pg_catalog.=) $2::pg_catalog.text
 
--- name: agent_committed
--- $1 ledger, $2 the last key of the page before, $3 the most rows.
-select a.key, a.txid, a.branches
+-- name: agent_find
+-- $1 keys.
+select a.key, a.decision, a.branches
+  from undoubt.undoubt_agent as a where a.key operator(pg_catalog.=) any ($1::pg_catalog.bytea[])
+
+-- name: agent_stored
+-- $1 ledger, $2 the last key of the page before, $3 the most rows. Every role can write a row, of any size: the list is
+-- without the branches, and no text in it is long.
+select a.key, a.decision, pg_catalog.left(a.txid, 100) as txid,
+       extract(epoch from pg_catalog.clock_timestamp() operator(pg_catalog.-) a.written_at)::pg_catalog.float8 as age_s
   from undoubt.undoubt_agent as a
- where a.decision operator(pg_catalog.=) 'commit' and a.ledger operator(pg_catalog.=) $1::pg_catalog.text
-   and a.key operator(pg_catalog.>) $2::pg_catalog.bytea
+ where a.ledger operator(pg_catalog.=) $1::pg_catalog.text and a.key operator(pg_catalog.>) $2::pg_catalog.bytea
  order by a.key limit $3::pg_catalog.int8
 
 -- name: agent_forget
--- $1 keys. Never a tombstone: its COMMIT may still be on its way.
+-- $1 keys, $2 the decision of the rows that may be deleted.
 delete from undoubt.undoubt_agent as a
- where a.key operator(pg_catalog.=) any ($1::pg_catalog.bytea[]) and a.decision operator(pg_catalog.=) 'commit'
+ where a.key operator(pg_catalog.=) any ($1::pg_catalog.bytea[])
+   and a.decision operator(pg_catalog.=) $2::pg_catalog.text
 
 -- name: guard_lock
 -- Shows the token of a lock. Fails with UL001 if this database has seen a higher one; the branch can only be rolled back
@@ -540,6 +552,10 @@ select pg_catalog.current_setting('server_version') as version,
               where not pg_catalog.has_table_privilege(
                           pg_catalog.to_regclass('undoubt.' operator(pg_catalog.||) needed.t), needed.p))
          as states_denied,
+       pg_catalog.to_regclass('undoubt.undoubt_agent') is not null as has_agent,
+       array(select needed.p from pg_catalog.unnest(array['select', 'insert', 'delete']) as needed(p)
+              where not pg_catalog.has_table_privilege(
+                          pg_catalog.to_regclass('undoubt.undoubt_agent'), needed.p)) as agent_denied,
        (select pg_catalog.age(d.datfrozenxid) from pg_catalog.pg_database as d
          where d.datname operator(pg_catalog.=) pg_catalog.current_database()) as frozen_age,
        pg_catalog.current_setting('autovacuum_freeze_max_age')::pg_catalog.int4 as freeze_max_age,
@@ -661,6 +677,19 @@ delete from undoubt.undoubt_commit as c
 delete from undoubt.undoubt_lock as l
  where l.guarded_at operator(pg_catalog.<) (pg_catalog.clock_timestamp() operator(pg_catalog.-)
                                             pg_catalog.make_interval(secs => greatest($1, 604800)))
+
+-- name: agent_ledgers
+-- Every role can write a row that names any ledger: the list is short, and no text in it is long.
+select pg_catalog.left(a.ledger, 100) as ledger, pg_catalog.count(*) as rows
+  from undoubt.undoubt_agent as a group by 1 order by 1 limit 100
+
+-- name: prune_agent
+-- $1 age in seconds, $2 a ledger that is lost. A younger tombstone may still keep a coordinator that was stopped from its
+-- COMMIT.
+delete from undoubt.undoubt_agent as a
+ where a.written_at operator(pg_catalog.<) (pg_catalog.clock_timestamp() operator(pg_catalog.-)
+                                            pg_catalog.make_interval(secs => greatest($1, 604800)))
+   and a.ledger operator(pg_catalog.=) $2
 
 -- name: outbox_topics
 -- The topics that have messages; one step in the index for each.

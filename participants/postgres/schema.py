@@ -11,7 +11,9 @@ version 0.1.0."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,12 +66,23 @@ def _taking_back() -> str:
     )
 
 
-async def prune(participant: str, settings: ParticipantSettings, *, older_than_s: float) -> int:
+async def prune(
+    participant: str, settings: ParticipantSettings, *, older_than_s: float, lost_ledger: str = ""
+) -> int:
     """Delete notes of commits that are older than ``older_than_s`` seconds, and than an hour; returns their
     number. Rows of locks that were not guarded for so long, and for a week, are deleted too. The dsn's user
     must own the table. A note is looked up within seconds after a lost answer, so that a day is long
-    enough."""
-    return await asyncio.to_thread(_prune, participant, settings, older_than_s)
+    enough.
+
+    ``lost_ledger``: the id of a ledger that no longer exists, and of which nothing is prepared. Its rows of
+    last-agent commit that are older than that, and than a week, are deleted and counted too."""
+    return await asyncio.to_thread(_prune, participant, settings, older_than_s, lost_ledger)
+
+
+async def agent_ledgers(participant: str, settings: ParticipantSettings) -> dict[str, int]:
+    """The ids of the ledgers that have rows of last-agent commit in the database, with the number of rows; no
+    more than 100 ledgers."""
+    return await asyncio.to_thread(_agent_ledgers, participant, settings)
 
 
 async def restored(participant: str, settings: ParticipantSettings) -> str:
@@ -154,18 +167,40 @@ def _config(output: io.StringIO | None = None) -> Config:
     return config
 
 
-def _prune(participant: str, settings: ParticipantSettings, older_than_s: float) -> int:
+def _prune(
+    participant: str, settings: ParticipantSettings, older_than_s: float, lost_ledger: str = ""
+) -> int:
+    with _believed(participant, settings) as connection:
+        return _delete(connection, older_than_s, lost_ledger)
+
+
+def _agent_ledgers(participant: str, settings: ParticipantSettings) -> dict[str, int]:
+    with _believed(participant, settings) as connection:
+        if not _exists(connection, "undoubt_agent"):
+            return {}
+        rows = connection.exec_driver_sql(query("agent_ledgers"))
+        return {row.ledger: int(row.rows) for row in rows}
+
+
+@contextlib.contextmanager
+def _believed(participant: str, settings: ParticipantSettings) -> Iterator[Connection]:
+    """A transaction. Raises ``ParticipantRefused`` if schema ``undoubt`` is not to be believed."""
     from sqlalchemy.exc import DBAPIError  # noqa: PLC0415
 
     engine = _engine(participant, settings)
     try:
         with engine.begin() as connection:
             _refuse_unbelieved(connection, participant, settings)
-            return _delete(connection, older_than_s)
+            yield connection
     except DBAPIError as error:
         raise _translated(participant, error) from error
     finally:
         engine.dispose()
+
+
+def _exists(connection: Connection, table: str) -> bool:
+    found = connection.exec_driver_sql(f"select pg_catalog.to_regclass('undoubt.{table}') is not null")
+    return bool(found.scalar_one())
 
 
 def _refuse_unbelieved(connection: Connection, participant: str, settings: ParticipantSettings) -> bool:
@@ -183,16 +218,19 @@ def _faults(connection: Connection, settings: ParticipantSettings) -> tuple[Faul
     return faults_of(tuple(row) for row in rows)
 
 
-def _delete(connection: Connection, older_than_s: float) -> int:
+def _delete(connection: Connection, older_than_s: float, lost_ledger: str) -> int:
     driver = connection.connection.cursor()
     try:
         deleted = 0
         for name in ("prune", "prune_old"):
             driver.execute(query(name).replace("$1", "%s"), (older_than_s,))
             deleted += int(driver.rowcount)
-        driver.execute("select pg_catalog.to_regclass('undoubt.undoubt_lock') is not null")
-        if driver.fetchall() == [(True,)]:
+        if _exists(connection, "undoubt_lock"):
             driver.execute(query("prune_locks").replace("$1", "%s"), (older_than_s,))
+        if lost_ledger and _exists(connection, "undoubt_agent"):
+            statement = query("prune_agent").replace("$1", "%s").replace("$2", "%s")
+            driver.execute(statement, (older_than_s, lost_ledger))
+            deleted += int(driver.rowcount)
         return deleted
     finally:
         driver.close()

@@ -143,6 +143,8 @@ class ServerParameters:
 
     ``schema`` is the number (oid) of schema ``undoubt`` if the schema exists and is to be believed; if it is
     None, nothing in the schema is used.
+
+    ``prepares``: ``max_prepared_transactions`` is not 0.
     """
 
     version: int
@@ -167,6 +169,7 @@ class ServerParameters:
     history: str | None = None
     reports_position: bool = False
     schema: int | None = None
+    prepares: bool = True
 
 
 class Row(Protocol):

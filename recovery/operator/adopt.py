@@ -4,6 +4,10 @@ The ledger held the decisions, so what it knew is gone. What is left is in the p
 and the rows of three-phase commit, whose termination needs no ledger. With the ledger's secret a name is
 proved to be the ledger's; without it nothing is, and a transaction is ended only if a person has named it.
 
+In last-agent commit, the row at the agent proves the COMMIT, if it is still there: the ledger's secret makes
+its key. Before such a transaction is rolled back, the tombstone is written in every database that may be the
+agent.
+
 Nothing is guessed. Where no protocol decides, a person chooses the direction of a whole transaction, and
 every branch of it goes the same way. A branch that is proved to have committed rules out the other
 direction."""
@@ -18,8 +22,9 @@ from undoubt.coordinator.ledger.rules import Names
 from undoubt.coordinator.protocols.termination import Round
 from undoubt.coordinator.protocols.termination_rules import Move
 from undoubt.participants.contract import HEURISTICS, Decision, Participant, PreparedBranch, Settled
-from undoubt.participants.errors import ParticipantError
+from undoubt.participants.errors import ParticipantError, ParticipantRefused
 from undoubt.participants.ids import Gid, Protocol, TxId
+from undoubt.participants.last_agent import AgentEntry, AgentPlace, agent_of
 from undoubt.participants.registry import Registry
 from undoubt.participants.three_phase import BranchState, Charter, StateRow
 from undoubt.recovery.errors import Conflict, NotAllSeen, NotPrepared
@@ -32,6 +37,11 @@ from undoubt.recovery.without_ledger import NOT_WITHOUT_LEDGER
 
 BUSY_S = 10.0
 BUSY_PAUSE_S = 0.1
+NO_AGENT_ROW = (
+    "no participant that answers holds the row of its COMMIT. That proves nothing: the row is deleted once"
+    " the ledger has the COMMIT. Find the other branches of the transaction, and decide by hand"
+)
+_ANYWHERE = AgentPlace(None, "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +59,8 @@ class LostBranch:
 @dataclass(frozen=True, slots=True)
 class LostTransaction:
     """``proved``: the secret shows that the ledger gave these names. ``charter``: of three-phase commit,
-    whose termination can be asked. ``why``: in words, what ends it, or why nothing does by itself."""
+    whose termination can be asked. ``why``: in words, what ends it, or why nothing does by itself.
+    ``agent``: the participant that holds the row of the COMMIT of a last-agent commit."""
 
     txid: TxId
     protocol: Protocol
@@ -57,6 +68,7 @@ class LostTransaction:
     proved: bool
     charter: Charter | None
     why: str
+    agent: str = ""
 
     @property
     def prepared(self) -> list[LostBranch]:
@@ -113,7 +125,11 @@ class Adoption:
                     continue
                 found = LostBranch(gid, "prepared", participant.name, branch)
                 prepared.setdefault(gid.txid, {})[gid] = found
-        transactions = [await self._whole(txid, prepared[txid], unreachable) for txid in sorted(prepared)]
+        rows = await self._agent_rows(prepared, unreachable)
+        transactions = [
+            await self._whole(txid, prepared[txid], unreachable, rows.get(txid, ""))
+            for txid in sorted(prepared)
+        ]
         return LostBranches(tuple(transactions), tuple(impostors), unreachable)
 
     def _why_not(self, participant: Participant, branch: PreparedBranch) -> str | None:
@@ -123,11 +139,51 @@ class Adoption:
             return "that ledger never gave that name: its tag is wrong, or is missing"
         return None
 
+    async def _agent_rows(
+        self, prepared: Mapping[TxId, Collection[Gid]], unreachable: dict[str, ParticipantError]
+    ) -> dict[TxId, str]:
+        """For each last-agent commit whose COMMIT has left its row: the participant that holds it."""
+        keys = {
+            self._proof_key(txid): txid
+            for txid, gids in prepared.items()
+            if self._names.secret and min(gids).protocol is Protocol.LAST
+        }
+        found: dict[TxId, str] = {}
+        for participant in self._participants if keys else ():
+            agent = agent_of(participant)
+            if agent is None or participant.name in unreachable:
+                continue
+            try:
+                rows = await agent.find(list(keys))
+            except ParticipantRefused:
+                continue  # it has no such table, and is no agent
+            except ParticipantError as error:
+                unreachable[participant.name] = error
+                continue
+            committed = [key for key, row in rows.items() if row.decision is Decision.COMMIT]
+            found |= {keys[key]: participant.name for key in committed}
+        return found
+
+    def _entry(self, txid: TxId, place: AgentPlace = _ANYWHERE) -> AgentEntry:
+        proof = self._names.key(txid.session, txid.nonce).agent(txid)
+        return AgentEntry(self._ledger_id, txid, proof, place)
+
+    def _proof_key(self, txid: TxId) -> bytes:
+        return self._entry(txid).key
+
     async def _whole(
-        self, txid: TxId, prepared: Mapping[Gid, LostBranch], unreachable: Collection[str]
+        self,
+        txid: TxId,
+        prepared: Mapping[Gid, LostBranch],
+        unreachable: Collection[str],
+        agent: str,
     ) -> LostTransaction:
         protocol = Protocol(min(prepared).protocol)
         charter, why = None, NOT_WITHOUT_LEDGER.get(protocol, NO_ROW)
+        if agent:
+            why = f"it has committed: its agent {agent!r} holds the row of its COMMIT"
+        elif protocol is Protocol.LAST and self._names.secret:
+            why = NO_AGENT_ROW
         branches = dict(prepared)
         if protocol is Protocol.THREE_PHASE and (row := await self._row(prepared)) is not None:
             charter, why = row.charter, "the termination of three-phase commit decides, from its rows"
@@ -141,6 +197,7 @@ class Adoption:
             bool(self._names.secret),
             charter,
             why,
+            agent,
         )
 
     async def _row(self, prepared: Mapping[Gid, LostBranch]) -> StateRow | None:
@@ -168,8 +225,9 @@ class Adoption:
         return LostBranch(gid, "rolled_back" if buried else "not_prepared")
 
     async def terminate(self, found: LostTransaction) -> list[ReportedBranch]:
-        """End a three-phase commit by its own termination; lines of its branches."""
-        if found.charter is None:
+        """End a three-phase commit by its own termination, a last-agent commit as its row says; lines of its
+        branches."""
+        if found.charter is None and not found.agent:
             return [_line(one, "report", "nothing", found.why) for one in found.prepared]
         decision, why = await self._decided(found)
         if decision is None:
@@ -177,6 +235,8 @@ class Adoption:
         return [await self._settle(one, decision) for one in found.prepared]
 
     async def _decided(self, found: LostTransaction) -> tuple[Decision | None, str]:
+        if found.agent:
+            return Decision.COMMIT, found.why
         if found.charter is None:
             return None, found.why
         holders = {one.gid.participant: self._participants.get(one.holder) for one in found.prepared}
@@ -204,7 +264,28 @@ class Adoption:
                 f"transaction {found.txid} may have branches in participants that do not answer: {names}."
                 " Nothing was done"
             )
+        if direction is Decision.ABORT and found.protocol is Protocol.LAST and self._names.secret:
+            await self._bury(found)
         return [await self._settle(one, direction) for one in found.prepared]
+
+    async def _bury(self, found: LostTransaction) -> None:
+        """Write the tombstone in every database that may be the agent, so that a COMMIT that is on its way
+        cannot commit there alone. Raises ``Conflict`` if there is the row of a COMMIT."""
+        for participant in self._participants:
+            agent = agent_of(participant)
+            if agent is None:
+                continue
+            try:
+                row = await agent.conclude(self._entry(found.txid, await agent.place()))
+            except ParticipantRefused:
+                continue
+            except ParticipantError as error:
+                raise Conflict(f"transaction {found.txid}: {error}; nothing was done. Look again") from error
+            if row is not None and row.decision is Decision.COMMIT:
+                raise Conflict(
+                    f"transaction {found.txid} has committed: participant {participant.name!r} holds the row"
+                    " of its COMMIT; nothing was done"
+                )
 
     async def _settle(self, one: LostBranch, decision: Decision) -> ReportedBranch:
         action = "commit" if decision is Decision.COMMIT else "rollback"

@@ -19,6 +19,7 @@ from undoubt.coordinator.ledger.contract import (
 from undoubt.participants.contract import Decision
 from undoubt.participants.ids import Gid
 from undoubt.participants.registry import Registry
+from undoubt.recovery.last_agent import Agents
 from undoubt.recovery.operator.burden import Burden, burden, waits_of
 from undoubt.recovery.operator.survey import ROLE_GONE, Survey, SurveyedBranch
 from undoubt.recovery.plan import BranchStanding
@@ -62,6 +63,9 @@ async def explain(ledger: Ledger, participants: Registry, found: SurveyedBranch,
     weighs = burden(found, await waits_of(participants.get(found.participant)))
     votes = _votes(found, info, seen)
     proof = list(_proof(found, info, session))
+    if found.asks_agent and isinstance(gid, Gid):
+        shown = await Agents(ledger, participants).describe(gid)
+        proof.append(f"{shown[0].upper()}{shown[1:]}.")
     if found.branch.owner_gone and found.standing.ours:
         proof.append(mending(found))
     proof += [sibling_line(one) for one in seen.siblings(found)]

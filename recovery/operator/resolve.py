@@ -1,9 +1,10 @@
 """What an operator may do to one prepared branch, and what is recorded about it.
 
-``roll_back`` first records ABORT, so that the transaction cannot commit after that; ``commit`` needs a
-recorded COMMIT. Anything else is a heuristic decision (X/Open XA): it is recorded as a hazard before it is
-carried out, so that a crash in between leaves a trace, and afterwards with its result. An impostor is not a
-branch: ``end_impostor`` rolls it back and records nothing about a transaction.
+``roll_back`` first records ABORT, so that the transaction cannot commit after that; in last-agent commit it
+first writes the tombstone at the agent, and then records ABORT. ``commit`` needs a recorded COMMIT. Anything
+else is a heuristic decision (X/Open XA): it is recorded as a hazard before it is carried out, so that a crash
+in between leaves a trace, and afterwards with its result. An impostor is not a branch: ``end_impostor`` rolls
+it back and records nothing about a transaction.
 
 Each call is first recorded as an act of this process's system user
 (:mod:`undoubt.coordinator.ledger.acting`). An order that no decision covers, and that splits the transaction
@@ -28,8 +29,9 @@ from undoubt.participants.registry import Registry
 from undoubt.recovery.errors import Conflict, NotAllSeen, NotOurs, StillBusy
 from undoubt.recovery.operator.survey import SurveyedBranch, survey
 from undoubt.recovery.operator.whole import look
-from undoubt.recovery.plan import BranchDone, BranchStanding, RecordHeuristicOutcome, for_settled
+from undoubt.recovery.plan import BranchDone, BranchStanding, Ended, RecordHeuristicOutcome, for_settled
 from undoubt.recovery.scan import evidence_of, later
+from undoubt.recovery.terminate import Terminator
 
 log = logging.getLogger(__name__)
 
@@ -63,8 +65,20 @@ class Operator:
         async with acting(self.ledger, new_act(_verb("indoubt rollback", heuristic, contradict), gid, note)):
             await self._roll_back(gid, heuristic, note, contradict)
 
+    async def ask_agent(self, gid: Gid, order: Decision) -> Ended:
+        """Find out how the undecided last-agent commit of ``gid`` ends, before it is ended by ``order``. For
+        ABORT the tombstone is written first, also while the coordinator lives: a COMMIT that is on its way to
+        the agent would otherwise commit there alone."""
+        terminator = Terminator(self.ledger, self.participants, None)
+        gone = not (await terminator.alive())(gid.txid)
+        if order is Decision.ABORT or gone:
+            return await terminator.agents.conclude(gid, gone=gone, cause="" if gone else ROLLED_BACK_BY_HAND)
+        return await terminator.agents.look(gid)
+
     async def _commit(self, gid: Gid | Foreign, heuristic: bool, note: str, contradict: bool) -> None:
         found, own = await self._locate(gid)
+        if found.asks_agent and (await self.ask_agent(own, Decision.COMMIT)).decision is not None:
+            found, own = await self._locate(gid)
         if found.standing is BranchStanding.COMMITTED:
             await self._carry_out(found, own, Decision.COMMIT)
         elif heuristic:
@@ -80,16 +94,15 @@ class Operator:
         found, own = await self._locate(gid)
         if found.standing not in {BranchStanding.ABORTED, BranchStanding.COMMITTED}:
             await self._check_siblings(own, Decision.ABORT, contradict)
-        if found.standing in {BranchStanding.FORGOTTEN, BranchStanding.ASK_PROTOCOL}:
+        recorded, why = await self._aborted(found, own)
+        if recorded is None:
             if not heuristic:
                 raise Conflict(
-                    f"ABORT cannot be recorded for {gid} ({found.why}); nothing was done."
+                    f"ABORT cannot be recorded for {gid} ({why}); nothing was done."
                     " To roll it back nevertheless, add --heuristic"
                 )
             await self._against(found, own, Decision.ABORT, note)
-            return
-        recorded = await self._record_abort(found, own)
-        if recorded is Decision.ABORT:
+        elif recorded is Decision.ABORT:
             await self._carry_out(found, own, Decision.ABORT)
         elif heuristic:
             await self._check_siblings(own, Decision.ABORT, contradict)
@@ -171,6 +184,15 @@ class Operator:
                 " use the configuration of the system that began it"
             )
         return found, own
+
+    async def _aborted(self, found: SurveyedBranch, gid: Gid) -> tuple[Decision | None, str]:
+        """Record ABORT, and return the decision that is recorded; None, and why, if ABORT cannot be."""
+        if found.asks_agent:
+            ended = await self.ask_agent(gid, Decision.ABORT)
+            return ended.decision, ended.why
+        if found.standing in {BranchStanding.FORGOTTEN, BranchStanding.ASK_PROTOCOL}:
+            return None, found.why
+        return await self._record_abort(found, gid), ""
 
     async def _record_abort(self, found: SurveyedBranch, gid: Gid) -> Decision:
         """Record ABORT; returns the decision that is recorded."""

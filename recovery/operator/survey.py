@@ -15,7 +15,7 @@ import msgspec
 from undoubt.coordinator.ledger.contract import Heuristic, Ledger, RecordedDecision, Verdict
 from undoubt.participants.contract import Decision, Evidence, Participant, PreparedBranch
 from undoubt.participants.errors import ParticipantError
-from undoubt.participants.ids import Foreign, Gid, TxId
+from undoubt.participants.ids import Foreign, Gid, Protocol, TxId
 from undoubt.participants.registry import Registry
 from undoubt.recovery.errors import Conflict, NotAllSeen, NotPrepared
 from undoubt.recovery.plan import BranchStanding
@@ -38,6 +38,13 @@ class SurveyedBranch:
     """For an impostor whose name and database are right and only whose owner is not a role of the
     participant: the GRANT, or the line of configuration, that makes it a branch of this ledger. For a decided
     branch of ours whose role was dropped: the statement for a superuser."""
+
+    @property
+    def asks_agent(self) -> bool:
+        """Whether it is undecided, and the row at the agent of last-agent commit decides."""
+        return self.standing is BranchStanding.ASK_PROTOCOL and (
+            isinstance(self.branch.gid, Gid) and self.branch.gid.protocol is Protocol.LAST
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ each of its branches, and the ledger may finish the transaction once the others 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from undoubt.coordinator.errors import LedgerError
 from undoubt.coordinator.ledger.acting import acting, new_act
@@ -65,8 +65,12 @@ class Resolver:
         self, txid: TxId, direction: Decision, *, heuristic: bool, contradict: bool, note: str
     ) -> list[tuple[BranchNow, str]]:
         whole = await look(self.ledger, self.participants, txid)
-        check(whole, direction, heuristic=heuristic, contradict=contradict)
         operator = Operator(self.ledger, self.participants)
+        if whole.asks_agent:
+            if direction is Decision.ABORT:  # what would be refused in any case writes no tombstone
+                check(whole, direction, heuristic=heuristic, contradict=contradict)
+            whole = await self._ask_agent(operator, whole, direction)
+        check(whole, direction, heuristic=heuristic, contradict=contradict)
         results = []
         for one in whole.prepared:
             if one.gid is None:
@@ -81,6 +85,12 @@ class Resolver:
             else:
                 results.append((one, "done"))
         return results
+
+    async def _ask_agent(self, operator: Operator, whole: Whole, direction: Decision) -> Whole:
+        ended = await operator.ask_agent(next(filter(None, (one.gid for one in whole.prepared))), direction)
+        if ended.decision is None:
+            return replace(whole, why=ended.why, unfenced=True)
+        return await look(self.ledger, self.participants, whole.txid)
 
     async def terminate(self, txid: TxId, *, note: str = "") -> Whole:
         """Let recovery find and apply the decision of the transaction's commit protocol; returns what is

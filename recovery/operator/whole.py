@@ -20,7 +20,7 @@ from undoubt.coordinator.ledger.contract import (
 )
 from undoubt.participants.contract import Decision, Settled, XactStatus
 from undoubt.participants.errors import ParticipantError
-from undoubt.participants.ids import Gid, TxId
+from undoubt.participants.ids import Gid, Protocol, TxId
 from undoubt.participants.registry import Registry
 from undoubt.recovery.errors import Conflict, NotAllSeen, NotPrepared
 from undoubt.recovery.operator.survey import Survey, SurveyedBranch, survey
@@ -64,6 +64,8 @@ class Whole:
     gaps: tuple[tuple[int, int], ...] = ()
     unlisted: bool = False
     """No list of branches is recorded, nothing proves a direction, and the coordinator is not alive."""
+    unfenced: bool = False
+    """The agent of last-agent commit was asked, and that has decided nothing; ``why`` says why."""
 
     @property
     def prepared(self) -> list[BranchNow]:
@@ -77,8 +79,17 @@ class Whole:
     @property
     def may_be_fenced(self) -> bool:
         """Whether ABORT can be recorded without splitting the transaction: its coordinator is alive and has
-        not decided."""
-        return self.direction is None and all(one.standing is BranchStanding.ACTIVE for one in self.prepared)
+        not decided, or the agent of last-agent commit has not been asked yet."""
+        if self.direction is not None or self.unfenced:
+            return False
+        return self.asks_agent or all(one.standing is BranchStanding.ACTIVE for one in self.prepared)
+
+    @property
+    def asks_agent(self) -> bool:
+        """Whether the row at the agent of last-agent commit decides it."""
+        return self.asks_protocol and all(
+            one.gid is not None and one.gid.protocol is Protocol.LAST for one in self.prepared
+        )
 
     @property
     def asks_protocol(self) -> bool:

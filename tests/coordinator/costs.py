@@ -4,7 +4,7 @@ A message is one request or one answer between the coordinator and a participant
 write is one that is waited for: of a participant (a vote, a row, the end of a prepared branch) or of the
 ledger (one command, however many disks that is), or of the acceptors (one vote, however many store it at
 once). What nobody waits for is not counted: ``finish`` and its rows, and the copy of an outcome that the
-acceptors have chosen.
+acceptors have chosen or the last agent has committed.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ from undoubt.coordinator.settings import CoordinatorSettings
 from undoubt.participants.registry import Registry
 from undoubt.participants.scripted import Script, ScriptedParticipant
 
-DURABLE = frozenset({"enlist", "prepare", "attempt", "commit", "one_phase", "bury"})
+DURABLE = frozenset({"enlist", "prepare", "attempt", "commit", "commit_as_agent", "one_phase", "bury"})
 """Calls of a participant that wait for its disk."""
+LOCAL = frozenset({"check_as_agent"})
+"""Calls without a message, except behind a pooler."""
 
 
 class Cost(NamedTuple):
@@ -37,15 +39,18 @@ async def cost(protocol: str, participants: int, *, acceptors: int = 3) -> Cost:
     ]
     for participant in everyone:
         registry.add(participant)
-    coordinator = Coordinator(ledger, registry, CoordinatorSettings(protocol=protocol))
+    agent = everyone[-1].name if protocol == "last" else ""
+    coordinator = Coordinator(ledger, registry, CoordinatorSettings(protocol=protocol, agent=agent))
     async with coordinator, coordinator.transaction() as tx:
         for participant in everyone:
             await tx.branch(participant.name)
             participant.calls.clear()  # what the application does is not the protocol's
         ledger.commands.clear()
         await tx.commit()
-        calls = [call for participant in everyone for call in participant.trace()]
+        calls = [call for participant in everyone for call in participant.trace() if call not in LOCAL]
         commands = [command for command in ledger.commands if isinstance(command, Decide | Precommit)]
+    if agent:
+        commands.clear()  # copies
     if isinstance(ledger, VotingLedger):
         votes = ledger.writes // acceptors
         messages, writes = 2 * len(calls) + ledger.messages, sum(call in DURABLE for call in calls) + votes

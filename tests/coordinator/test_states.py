@@ -98,7 +98,7 @@ def test_what_was_told_stays_true() -> None:
 
 def test_nothing_is_applied_that_was_not_decided() -> None:
     decided = {CommitEvent.BRANCH_COMMITTED, CommitEvent.COMMIT_FIXED, CommitEvent.COMMIT_RECORDED}
-    asked = {CommitEvent.COMMIT_SENT, CommitEvent.DECIDE_SENT}
+    asked = {CommitEvent.COMMIT_SENT, CommitEvent.DECIDE_SENT, CommitEvent.AGENT_SENT}
     for events, states in COMMITS:
         if PHASES[states[-1]] >= Phase.COMMITTED:
             assert decided & set(events)

@@ -10,7 +10,7 @@ import pytest
 
 from tests.coordinator.node.cluster import running
 from undoubt.coordinator import supervision
-from undoubt.coordinator.coordinator import Finisher
+from undoubt.coordinator.finisher import Finisher
 from undoubt.coordinator.ledger.memory import MemoryLedger
 from undoubt.coordinator.ledger.sqlite.ledger import SqliteLedger
 from undoubt.coordinator.settings import LedgerSettings

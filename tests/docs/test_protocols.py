@@ -71,7 +71,7 @@ def column(name: str) -> dict[str, str]:
     return {row[0]: row[at] for row in rows}
 
 
-@pytest.mark.parametrize("protocol", ["2pc", "3pc", "paxos"])
+@pytest.mark.parametrize("protocol", ["2pc", "3pc", "paxos", "last"])
 @pytest.mark.parametrize(("word", "participants"), [("two", 2), ("three", 3)])
 async def test_costs_are_counted(protocol: str, word: str, participants: int) -> None:
     """Broken if a protocol costs more, or less, than people are told."""

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from tests.linearizability.history import Call, History
+from undoubt.coordinator.ledger.agents import AgentBinding
 from undoubt.coordinator.ledger.contract import BranchRecord, Ledger, RecordedDecision, Session, Verdict
 from undoubt.participants.contract import Decision
 from undoubt.participants.ids import Gid, Protocol, TxId
@@ -23,9 +24,9 @@ class Recorder:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.ledger, name)
 
-    async def open_session(self, name: str, ttl_s: float) -> Session:
+    async def open_session(self, name: str, ttl_s: float, *, agent: AgentBinding | None = None) -> Session:
         with self.history.call(self.who, "open") as call:
-            session = await self.ledger.open_session(name, ttl_s)
+            session = await self.ledger.open_session(name, ttl_s, agent=agent)
             call.session, call.result = session.id, session.nonce
         return session
 

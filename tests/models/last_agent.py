@@ -56,17 +56,21 @@ class World(NamedTuple):
     recoveries: tuple[Decider, ...]
     ledger: str = NOTHING
     told: str = NOTHING
+    restored: bool = False
+    """The ledger was set back to before this transaction."""
 
 
 @dataclass(frozen=True, slots=True)
 class LastAgent:
-    """``synchronous``: commits wait for the standby. At most so many failovers and restarts happen."""
+    """``synchronous``: commits wait for the standby. At most so many failovers and restarts happen, and the
+    ledger is restored from a backup once if ``restores``."""
 
     others: int = 1
     recoveries: int = 1
     synchronous: bool = True
     failovers: int = 1
     restarts: int = 1
+    restores: bool = False
 
     def initial(self) -> World:
         idle = (Decider("idle"),) * self.recoveries
@@ -139,6 +143,8 @@ class LastAgent:
         ended = "dead" if world.agent in AT_WORK | {"written"} else world.agent
         if at.restarts < self.restarts:
             yield world._replace(agent=ended, database=at._replace(seen=True, restarts=at.restarts + 1))
+        if self.restores and not world.restored:
+            yield world._replace(ledger=NOTHING, restored=True)
         if at.history < self.failovers:
             promoted = at._replace(
                 row=at.standby_row,
@@ -201,6 +207,8 @@ class LastAgent:
             case "look":
                 yield from self.look(world)
             case "decide":
+                if world.ledger == NOTHING and not self.records(world, me.verdict):
+                    return  # reported, and in doubt
                 found = world.ledger if world.ledger != NOTHING else me.verdict
                 yield world._replace(ledger=found), Decider("ending", self.obeys(found, me.verdict))
             case "ending":
@@ -237,6 +245,11 @@ class LastAgent:
     def trusts_absence(self) -> bool:
         """Whether a tombstone may be written where the history is another one."""
         return False
+
+    def records(self, world: World, verdict: str) -> bool:
+        """Whether the ledger takes the decision: after a restore a tombstone proves nothing, since the row
+        may have been deleted for the COMMIT that the ledger had."""
+        return verdict == COMMIT or not world.restored
 
     def obeys(self, answered: str, own: str) -> str:
         """Of the ledger's answer and what was seen, what counts."""

@@ -37,6 +37,11 @@ def test_a_failover_without_a_standby_that_is_waited_for_loses_the_agents_part_a
     assert any(world.database.lost and world.others == ("committed",) for world in states)
 
 
+def test_a_restored_ledger_does_not_split_it() -> None:
+    """Broken if a row that was deleted before the ledger was set back is taken for one that never was."""
+    explore(LastAgent(2, 1, restarts=0, restores=True), states_max=200_000)
+
+
 class ReadsAlone(LastAgent):
     """Takes a row that it does not see for an abort: a COMMIT in flight reads as absent."""
 
@@ -77,7 +82,23 @@ class TakesSilenceForAbort(LastAgent):
         return Decider("ending", "abort")
 
 
+class RecordsAfterARestore(LastAgent):
+    def records(self, world: World, verdict: str) -> bool:
+        return True
+
+
+class OperatorRecordsAtOnce(LastAgent):
+    """An operator records ABORT without a tombstone."""
+
+    def keep(self, world: World) -> Iterator[World]:
+        yield from super().keep(world)
+        if world.ledger == "-":
+            yield world._replace(ledger="abort", recoveries=(Decider("ending", "abort"),))
+
+
 BROKEN = [
+    pytest.param(RecordsAfterARestore(2, 1, restarts=0, restores=True), id="a ledger that was set back"),
+    pytest.param(OperatorRecordsAtOnce(1, 1), id="an ABORT that an operator records before the tombstone"),
     pytest.param(ReadsAlone(1, 1), id="a look without a tombstone"),
     pytest.param(TrustsAbsence(2, 1, synchronous=False), id="absence after a failover"),
     pytest.param(DeletesBeforeItIsCopied(1, 1), id="a row that is deleted before the ledger has it"),

@@ -62,8 +62,34 @@ async def test_a_server_that_is_well_has_nothing_but_good_findings() -> None:
         "pooler",
         "schema",
         "set_role",
+        "last_agent",
     }
     assert {finding.severity for finding in found.values()} == {Severity.OK}
+    assert "may not SELECT" in found["last_agent"].what
+
+
+async def test_who_could_be_the_agent_of_last_agent_commit(database: Database) -> None:
+    """Broken if an operator learns only from a transaction that its agent cannot be one, or that a database
+    which cannot prepare can take part nevertheless."""
+
+    async def look_at(dsn: str) -> dict[str, Finding]:
+        participant = participant_at(dsn)
+        try:
+            return {one.check: one for one in await participant.check(protocol=Protocol.LAST)}
+        finally:
+            await participant.close()
+
+    found = (await look_at(database.dsn))["last_agent"]
+    assert (found.severity, found.fix) == (Severity.WARNING, "undoubt participants migrate p")
+    await migrate("p", ParticipantSettings(dsn=database.dsn))
+    assert (await look_at(database.dsn))["last_agent"].severity is Severity.OK
+    async with EmbeddedServer({"max_prepared_transactions": "0"}, durable=False) as server:
+        await migrate("p", ParticipantSettings(dsn=server.dsn()))
+        last = await look_at(server.dsn())
+        assert {last[name].severity for name in ("last_agent", "max_prepared_transactions")} == {Severity.OK}
+        await run_on(server.dsn(), "create role app login")
+        denied = (await look_at(server.dsn(user="app")))["last_agent"]
+        assert denied.fix == 'GRANT SELECT, INSERT, DELETE ON undoubt.undoubt_agent TO "app";'
 
 
 async def test_no_prepared_transactions() -> None:

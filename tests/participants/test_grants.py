@@ -93,7 +93,9 @@ async def last_agent(participant: PostgresParticipant) -> None:
     gid = new_gid()
     entry = AgentEntry("testledger", gid.txid, KEY.agent(gid.txid), await participant.agent.place())
     assert await participant.agent.conclude(entry) == AgentRow(Decision.ABORT, b"")
-    await participant.agent.forget([row.key for row in await participant.agent.committed("x", limit=9)])
+    await participant.agent.forget([row.key for row in await participant.agent.stored("x", limit=9)])
+    await participant.agent.find([entry.key])
+    await participant.agent.drop([entry.key])
 
 
 async def recovery(participant: PostgresParticipant) -> None:

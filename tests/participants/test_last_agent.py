@@ -24,9 +24,8 @@ from tests.participants.support import (
     waits_for_standby,
 )
 from tests.pgbouncer import PgBouncer
-from undoubt.embedded import EmbeddedServer
 from undoubt.participants.contract import Branch, Decision
-from undoubt.participants.errors import BranchFailed, ParticipantRefused, ParticipantUnavailable
+from undoubt.participants.errors import BranchFailed, ParticipantUnavailable
 from undoubt.participants.ids import Gid, SessionKey
 from undoubt.participants.last_agent import (
     AgentBusy,
@@ -266,7 +265,7 @@ async def test_an_unconfirmed_commit_is_no_answer(participant: PostgresParticipa
         await noted.admin.execute("select pg_cancel_backend($1)", pid)
         with pytest.raises(ParticipantUnavailable, match="a failover could take back"):
             await concluding
-        listing = asyncio.create_task(participant.agent.committed(LEDGER, limit=9))
+        listing = asyncio.create_task(participant.agent.find([entry.key]))
         await noted.admin.execute("select pg_cancel_backend($1)", await waiting_pid(noted))
         with pytest.raises(ParticipantUnavailable, match="a failover could take back"):
             await listing
@@ -412,100 +411,24 @@ async def test_rows_are_listed_and_forgotten(participant: PostgresParticipant, n
         await branch.release()
     grave = await entry_of(new_gid(), participant.agent)
     assert await participant.agent.conclude(grave) == BURIED
-    first = await participant.agent.committed(LEDGER, limit=2)
-    rest = await participant.agent.committed(LEDGER, after=first[-1].key, limit=9)
-    listed = {row.key: (row.txid, row.branches) for row in [*first, *rest]}
-    assert listed == {one.key: (str(one.txid), BRANCHES) for one in entries}
-    assert await participant.agent.committed("otherledge", limit=9) == []
+    first = await participant.agent.stored(LEDGER, limit=2)
+    rest = await participant.agent.stored(LEDGER, after=first[-1].key, limit=9)
+    assert all(0 <= row.age_s < 300 for row in first)
+    listed = {row.key: (row.txid, row.decision) for row in [*first, *rest]}
+    assert listed == {one.key: (str(one.txid), Decision.COMMIT) for one in entries} | {
+        grave.key: (str(grave.txid), Decision.ABORT)
+    }
+    assert await participant.agent.stored("otherledge", limit=9) == []
+    found = await participant.agent.find([grave.key, entries[1].key, b"none"])
+    assert found == {grave.key: BURIED, entries[1].key: COMMITTED}
+    await participant.agent.drop([one.key for one in entries])
     await participant.agent.forget([entries[0].key, grave.key])
     await participant.agent.forget([entries[0].key, grave.key])
     assert await rows_in(noted) == ["commit", "commit", "abort"]
     assert await participant.agent.conclude(grave) == BURIED
     assert await participant.agent.conclude(entries[0]) == BURIED, "the ledger is asked, and has COMMIT"
-
-
-# Rights.
-
-
-async def test_a_database_without_the_table_says_what_to_do(
-    participant: PostgresParticipant, noted: Database
-) -> None:
-    gid = new_gid()
-    entry = await entry_of(gid, participant.agent)
-    await noted.admin.execute(
-        "drop function undoubt.note_agent(bytea, text, text, bytea); drop table undoubt.undoubt_agent"
-    )
-    for call in (
-        participant.agent.place(),
-        participant.agent.conclude(entry),
-        participant.agent.committed(LEDGER, limit=9),
-        participant.agent.forget([entry.key]),
-    ):
-        with pytest.raises(ParticipantRefused, match="undoubt participants migrate p"):
-            await call
-    branch = await begun(participant, gid, WRITE)
-    with pytest.raises(BranchFailed):
-        await commit(branch, entry)
-    await undone(branch)
-    assert await noted.balance() == 100
-
-
-async def test_a_database_without_undoubts_tables_cannot_be_an_agent(
-    participant: PostgresParticipant, database: Database
-) -> None:
-    with pytest.raises(ParticipantRefused, match="undoubt participants migrate p"):
-        await participant.agent.place()
-
-
-async def test_a_role_without_the_rights_cannot_be_an_agent(noted: Database, server: EmbeddedServer) -> None:
-    """Recovery would not be able to write the tombstone: in doubt for ever."""
-    await noted.admin.execute("create role app login; grant execute on function undoubt.history() to app")
-    participant = participant_at(server.dsn(noted.name, user="app"))
-    try:
-        with pytest.raises(ParticipantRefused, match="run GRANT SELECT, INSERT, DELETE"):
-            await participant.agent.place()
-        await noted.admin.execute("grant select, insert, delete on undoubt.undoubt_agent to app")
-        assert (await participant.agent.place()).history
-        await noted.admin.execute("revoke execute on function undoubt.history() from app")
-        await noted.admin.execute("update undoubt.undoubt_history set timeline = '0000000A'")
-        with pytest.raises(ParticipantRefused, match="no history id"):
-            await participant.agent.place()
-    finally:
-        await participant.close()
-        await noted.admin.execute("drop owned by app; drop role app")
-
-
-async def test_only_roles_of_undoubt_write_tombstones(noted: Database, server: EmbeddedServer) -> None:
-    """Any role could abort transactions of others, or delete the row that says that one has committed."""
-    await noted.admin.execute("create role stranger login")
-    connection = await asyncpg.connect(server.dsn(noted.name, user="stranger"))
-    try:
-        for statement in (
-            "insert into undoubt.undoubt_agent values ('', 'abort', '', '', '')",
-            "select from undoubt.undoubt_agent",
-            "delete from undoubt.undoubt_agent",
-            "update undoubt.undoubt_agent set decision = 'abort'",
-        ):
-            with pytest.raises(asyncpg.InsufficientPrivilegeError):
-                await connection.execute(statement)
-        await connection.execute("select undoubt.note_agent('any', 'a', 'b', '')")
-    finally:
-        await connection.close()
-        await noted.admin.execute("drop role stranger")
-
-
-async def test_a_branch_that_has_changed_its_role_commits(
-    participant: PostgresParticipant, noted: Database
-) -> None:
-    """A branch may end in any role."""
-    await noted.admin.execute("create role clerk; grant all on account to clerk")
-    gid = new_gid()
-    entry = await entry_of(gid, participant.agent)
-    branch = await begun(participant, gid, "set role clerk", WRITE)
-    await commit(branch, entry)
-    await branch.release()
-    assert await participant.agent.conclude(entry) == COMMITTED
-    await noted.admin.execute("drop owned by clerk; drop role clerk")
+    await participant.agent.drop([grave.key])
+    assert await participant.agent.find([grave.key]) == {}
 
 
 async def test_through_a_pooler(noted: Database, pooler: PgBouncer) -> None:

@@ -10,6 +10,7 @@ The proofs, and under each what only it uses; then what several use:
 :mod:`.cases`                generates the cases of the crash matrix.
 :mod:`.run`                  runs one case of it, from empty databases to the audit.
 :mod:`.node_run`             runs one case in which nodes die.
+:mod:`.agent_run`            runs one case in which the coordinator of a last-agent commit dies in its COMMIT.
 :mod:`.coordinator_process`  is the coordinator's process.
 :mod:`.recovery_process`     is the recovery's process.
 :mod:`.node_process`         is a node's process, which can die at steps of its own.
@@ -23,6 +24,7 @@ The proofs, and under each what only it uses; then what several use:
 :mod:`.relay`                kills those who publish, deliver and receive messages of an outbox.
 :mod:`.relay_producer`       publishes in transactions.
 :mod:`.relay_receiver`       notes what is delivered, and fails at random.
+:mod:`.last_failover`        fails the agent of last-agent commit over, with and without a confirmation.
 :mod:`.live_recovery`        runs two recoveries beside live transactions.
 :mod:`.scanner_process`      is the process of such a recovery.
 :mod:`.without_ledger`       destroys the ledger of three-phase commits, and ends them from the participants.

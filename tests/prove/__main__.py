@@ -30,6 +30,7 @@ PROOFS = {
     "house": "tests.prove.house",
     "impostor": "tests.prove.impostor",
     "keys": "tests.prove.keys",
+    "last-failover": "tests.prove.last_failover",
     "live-recovery": "tests.prove.live_recovery",
     "operators": "tests.prove.operators",
     "partition": "tests.prove.partition",

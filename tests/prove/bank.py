@@ -105,6 +105,16 @@ async def audit(dsns: Mapping[str, str], acknowledged: Iterable[str], aborted: I
     return found
 
 
+async def rows_left(dsn: str) -> list[str]:
+    """The keys of the rows of COMMITs at the agent of last-agent commit."""
+    connection = await asyncpg.connect(dsn)
+    try:
+        rows = await connection.fetch("select key from undoubt.undoubt_agent where decision = 'commit'")
+    finally:
+        await connection.close()
+    return [row["key"].hex() for row in rows]
+
+
 async def transfers(dsns: Mapping[str, str]) -> set[str]:
     """Those that some database has applied."""
     found: set[str] = set()

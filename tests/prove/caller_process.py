@@ -3,8 +3,9 @@
 It runs each branch with its own driver, or sends its SQL through the sidecar. A transfer whose commit was
 asked for, and not answered, is asked about at the sidecar that serves then: by GET, or by a repeated commit.
 
-Arguments: socket of the sidecar, dsns as JSON, way to run a branch, trap, tag of its transfer ids, number of
-workers, transfers per worker. When all are done it waits for a line on stdin.
+Arguments: socket of the sidecar, dsns as JSON, way to run a branch, the participant whose branch the sidecar
+runs in any case (or nothing), trap, tag of its transfer ids, number of workers, transfers per worker. When
+all are done it waits for a line on stdin.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ class Bank:
     socket: str
     dsns: dict[str, str]
     way: Way
+    agent: str
     observe: Trapped
 
     async def connect(self) -> SidecarConnection:
@@ -76,7 +78,7 @@ class Transfer:
         self.path = f"/v1/transactions/{begun['id']}"
         await self._reach(CallerStep.AFTER_BEGIN, begun["id"])
         for name, amount in zip(NAMES, (-10, 10), strict=True):
-            if self._bank.way is Way.OWN_DRIVER:
+            if self._bank.way is Way.OWN_DRIVER and name != self._bank.agent:
                 await self._branch(name, amount)
             else:
                 await self._statements(name, amount)
@@ -180,8 +182,10 @@ def judge(name: str, answer: HttpAnswer) -> None:
             tell(unknown=name, why=str(answer))
 
 
-async def main(socket: str, dsns: str, way: str, trap: str, tag: str, workers: int, count: int) -> None:
-    bank = Bank(socket, json.loads(dsns), Way(way), Trapped(Trap.decode(trap)))
+async def main(
+    socket: str, dsns: str, way: str, agent: str, trap: str, tag: str, workers: int, count: int
+) -> None:
+    bank = Bank(socket, json.loads(dsns), Way(way), agent, Trapped(Trap.decode(trap)))
     await asyncio.gather(*(work(bank, tag, worker, workers, count) for worker in range(workers)))
     tell(ended=True)
     await asyncio.get_running_loop().run_in_executor(None, sys.stdin.readline)
@@ -189,5 +193,5 @@ async def main(socket: str, dsns: str, way: str, trap: str, tag: str, workers: i
 
 if __name__ == "__main__":
     die_with_parent()
-    socket, dsns, way, trap, tag, workers, count = sys.argv[1:]
-    asyncio.run(main(socket, dsns, way, trap, tag, int(workers), int(count)))
+    socket, dsns, way, agent, trap, tag, workers, count = sys.argv[1:]
+    asyncio.run(main(socket, dsns, way, agent, trap, tag, int(workers), int(count)))

@@ -6,10 +6,11 @@ import enum
 from dataclasses import dataclass, replace
 
 from tests.prove.node_process import NodeStep
-from tests.prove.trap import KILL, PAUSE, Trap
+from tests.prove.trap import KILL, NO_TRAP, PAUSE, Trap
 from undoubt.coordinator.protocols import steps as protocols
 from undoubt.coordinator.protocols.steps import (
     STEPS,
+    LastAgentStep,
     PaxosStep,
     TerminationStep,
     ThreePhaseStep,
@@ -17,7 +18,7 @@ from undoubt.coordinator.protocols.steps import (
 )
 from undoubt.participants.ids import Protocol
 from undoubt.recovery import steps as recovery
-from undoubt.recovery.steps import RecoveryStep
+from undoubt.recovery.steps import AgentStep, RecoveryStep
 
 UNDER_LOAD = 5
 """A coordinator's trap springs the fifth time, when other transactions are at other steps."""
@@ -58,7 +59,16 @@ class Victim(enum.StrEnum):
     """The same, but that acceptor is one of the two that the recovery can ask."""
     UNCOPIED = "uncopied"
     """The coordinator, once every branch has committed and before it has told the ledger: nothing is prepared
-    any more, and only the acceptors know."""
+    any more, and only the acceptors, or the agent's row, know."""
+    AGENT = "agent"
+    """The database that is the agent of last-agent commit; started again at once."""
+    AGENT_DOWN = "agent_down"
+    """Started again only after the process that needed it has ended."""
+    IN_FLIGHT = "in_flight"
+    """The coordinator, while the agent executes its COMMIT, with the row written. That session stays, and
+    holds the row, until recovery terminates it."""
+    ARRIVED = "arrived"
+    """The same; but that session commits while recovery waits for it with the tombstone."""
     POWER = "power"
     """All at once: the coordinator, the databases, every node; then everything but the coordinator starts."""
 
@@ -90,6 +100,8 @@ LEDGER_STEPS: frozenset[enum.StrEnum] = frozenset(
         PaxosStep.AFTER_VOTE,
         RecoveryStep.AFTER_SCAN,
         RecoveryStep.BEFORE_FINISH,
+        AgentStep.AFTER_CONCLUDE,
+        AgentStep.AFTER_COPY,
     }
 )
 """Before and after which the ledger is asked."""
@@ -124,20 +136,26 @@ def cases(
 ) -> list[Case]:
     """All of them, in a stable order; with ``pooler``, the one before a database dies as well, with
     ``ledger`` the ledger's server, and with ``nodes`` those of the ledger's cluster."""
-    more = (Victim.POOLER,) if pooler else ()
+    more: tuple[Victim, ...] = (Victim.POOLER,) if pooler else ()
     found: list[Case] = []
     recovers: list[enum.StrEnum] = list(RecoveryStep)
     if protocol is Protocol.THREE_PHASE:
         recovers += TerminationStep
+    both: tuple[int, ...] = (1, 2)
+    if protocol is Protocol.LAST:
+        recovers += AgentStep
+        more += (Victim.AGENT, Victim.AGENT_DOWN)
+        both = (1,)  # the other one is the agent's, which passes no step of a branch
+        found += [Case(victim, False, NO_TRAP) for victim in (Victim.IN_FLIGHT, Victim.ARRIVED)]
     for victim in (Victim.COORDINATOR, Victim.DATABASE, Victim.DATABASE_DOWN, *more):
         how = KILL if victim is Victim.COORDINATOR else PAUSE
         for step in STEPS[protocol]:
-            branches = (1, 2) if step in protocols.PER_BRANCH else (0,)
+            branches = both if step in protocols.PER_BRANCH else (0,)
             found += [Case(victim, False, Trap(how, step, branch, UNDER_LOAD)) for branch in branches]
     for victim in (Victim.RECOVERY, Victim.DATABASE, Victim.DATABASE_DOWN, *more):
         how = KILL if victim is Victim.RECOVERY else PAUSE
         for step in recovers:
-            branches = (1, 2) if step in recovery.PER_BRANCH | protocols.PER_BRANCH else (0,)
+            branches = both if step in recovery.PER_BRANCH | protocols.PER_BRANCH else (0,)
             before = _before(step, protocol)
             found += [Case(victim, True, Trap(how, step, branch, 1), before) for branch in branches]
     for victim in (Victim.LEDGER, Victim.LEDGER_DOWN) if ledger else ():
@@ -181,6 +199,7 @@ def _of_nodes(protocol: Protocol, recovers: list[enum.StrEnum]) -> list[Case]:
     if protocol is Protocol.PAXOS:
         vote = Trap(PAUSE, PaxosStep.BEFORE_VOTE, 0, UNDER_LOAD)
         found += [Case(victim, False, vote) for victim in (Victim.OUTVOTED, Victim.HEARD)]
+    if protocol in {Protocol.PAXOS, Protocol.LAST}:
         copy = Trap(PAUSE, TwoPhaseStep.BEFORE_DECIDE, 0, UNDER_LOAD)
         found.insert(0, Case(Victim.UNCOPIED, False, copy))
     return found
@@ -201,6 +220,7 @@ BEFORE_SECOND_PHASE: dict[Protocol, tuple[NodeStep, ...]] = {
     Protocol.TWO_PHASE: _DECISION,
     Protocol.THREE_PHASE: (NodeStep.BEFORE_STORE_PRECOMMIT, NodeStep.AFTER_STORE_PRECOMMIT),
     Protocol.PAXOS: (NodeStep.BEFORE_STORE_VOTE, NodeStep.AFTER_STORE_VOTE),
+    Protocol.LAST: (),
 }
 """What nodes pass before any branch is told to commit."""
 OWN_STEPS: dict[Protocol, tuple[NodeStep, ...]] = {
@@ -227,6 +247,10 @@ ROLLS_BACK: frozenset[enum.StrEnum] = frozenset(
 """Steps of recovery that only a transaction which it aborts passes."""
 
 
+COPIES: frozenset[enum.StrEnum] = frozenset({AgentStep.BEFORE_COPY, AgentStep.AFTER_COPY})
+"""Steps that recovery passes for every row that was left."""
+
+
 def _before(step: enum.StrEnum, protocol: Protocol) -> Trap:
     """Where the coordinator dies so that recovery passes ``step``: it must abort with everything prepared, or
     commit with nothing told."""
@@ -237,5 +261,9 @@ def _before(step: enum.StrEnum, protocol: Protocol) -> Trap:
         (Protocol.THREE_PHASE, False): TwoPhaseStep.BEFORE_DECIDE,
         (Protocol.PAXOS, True): PaxosStep.BEFORE_VOTE,
         (Protocol.PAXOS, False): TwoPhaseStep.BEFORE_DECIDE,
+        (Protocol.LAST, True): LastAgentStep.BEFORE_AGENT,
+        (Protocol.LAST, False): LastAgentStep.AFTER_AGENT,
     }
+    if step in COPIES:
+        return Trap(KILL, LastAgentStep.BEFORE_FORGET, 0, UNDER_LOAD)
     return Trap(KILL, dies_at[protocol, step in ROLLS_BACK], 0, UNDER_LOAD)

@@ -27,8 +27,8 @@ from tests.prove.cases import NODES, UNDER_LOAD, Victim
 from tests.prove.node_process import NodeStep
 from tests.prove.nodes import Nodes
 from tests.prove.processes import Child, Heard, within
-from tests.prove.run import NO_TRAP, Run
-from tests.prove.trap import PAUSE, TELL, Trap
+from tests.prove.run import Run
+from tests.prove.trap import NO_TRAP, PAUSE, TELL, Trap
 from undoubt.coordinator.ledger.cluster.ledger import ClusterLedger
 from undoubt.coordinator.ledger.contract import RecordedDecision
 from undoubt.coordinator.protocols.steps import TwoPhaseStep

@@ -8,20 +8,22 @@ from typing import Any
 
 from tests.etcd import Majority
 from tests.pgbouncer import PgBouncer
-from tests.prove.bank import NAMES, audit, set_up
+from tests.prove.bank import NAMES, audit, rows_left, set_up
 from tests.prove.cases import Case, Victim
 from tests.prove.processes import Child, Heard
 from tests.prove.stage import Stage
-from tests.prove.trap import NEVER, Trap
+from tests.prove.trap import NO_TRAP, Trap
 from undoubt.embedded import EmbeddedServer
 from undoubt.participants.postgres.schema import migrate
 from undoubt.participants.settings import ParticipantSettings
 
 WORKERS, TRANSFERS = 4, 6
+AGENT = NAMES[1]
+"""In last-agent commit."""
+STAYS_DOWN = frozenset({Victim.DATABASE_DOWN, Victim.AGENT_DOWN})
 PASSES_MAX = 600
 PASSES_DOWN_MAX = 3
 """How often a recovery looks at a database that will be down for as long as it looks."""
-NO_TRAP = Trap(NEVER, "-", 0, 0)
 
 
 class Run:
@@ -34,8 +36,9 @@ class Run:
         """``totals`` are counted up."""
         self.case = case
         self.stage = stage
+        self.dsns: dict[str, str] = {}
         self.problems: list[str] = []
-        self._protocol = protocol
+        self.protocol = protocol
         self._number = number
         self._totals = totals
         self._settings = ""
@@ -54,15 +57,17 @@ class Run:
 
     async def _run(self, database: str) -> None:
         dsns = {name: await server.create_database(database) for name, server in self.stage.servers.items()}
+        self.dsns = dsns
         await set_up(dsns)
-        if self._protocol != "2pc":
+        if self.protocol != "2pc":
             for name, dsn in dsns.items():
                 await migrate(name, ParticipantSettings(dsn=dsn))
         settings: dict[str, Any] = {
             "coordinator": {
-                "protocol": self._protocol,
+                "protocol": self.protocol,
                 "session_ttl_s": self.session_ttl_s,
                 "timeout_s": self.timeout_s,
+                **({"agent": AGENT} if self.protocol == "last" else {}),
             },
             "ledger": await self.stage.ledgers.fresh(database),
             "participants": self.stage.participants(database, declared=self._number % 2 == 0),
@@ -91,7 +96,7 @@ class Run:
         return await self._start("coordinator_process", trap, "t", WORKERS, TRANSFERS)
 
     async def start_recovery(self, trap: Trap, passes: int) -> Child:
-        after = PASSES_DOWN_MAX if self.case.victim is Victim.DATABASE_DOWN else passes
+        after = PASSES_DOWN_MAX if self.case.victim in STAYS_DOWN else passes
         return await self._start("recovery_process", trap, passes, after)
 
     async def _start(self, module: str, trap: Trap, *more: object) -> Child:
@@ -126,7 +131,7 @@ class Run:
     def passes(self) -> int:
         """Of a recovery with a victim. Of those that find a three-phase commit at once, one ends it, and the
         others come again."""
-        return max(1 if self._protocol == "2pc" else 20, self.stage.ledgers.passes)
+        return max(1 if self.protocol == "2pc" else 20, self.stage.ledgers.passes)
 
     async def _strike(self, child: Child, trap: Trap) -> None:
         if await child.until_at_trap():
@@ -140,13 +145,13 @@ class Run:
         died_of = await victim.kill()
         if died_of != signal.SIGKILL:
             self.count("not_killed", f"the server died of signal {died_of}")
-        if self.case.victim not in {Victim.DATABASE_DOWN, Victim.LEDGER_DOWN}:
+        if self.case.victim not in STAYS_DOWN | {Victim.LEDGER_DOWN}:
             await victim.start()
         await child.go_on()
         if self.case.victim is Victim.LEDGER_DOWN:
             await victim.start()
         await self.expect_ended(child)
-        if self.case.victim is Victim.DATABASE_DOWN:
+        if self.case.victim in STAYS_DOWN:
             await victim.start()
 
     def _server_of(self, subject: str) -> EmbeddedServer | Majority | PgBouncer:
@@ -158,6 +163,8 @@ class Run:
             if self.stage.ledgers.server is None:
                 raise RuntimeError(f"{self.case}: this ledger has no server")
             return self.stage.ledgers.server
+        if self.case.victim in {Victim.AGENT, Victim.AGENT_DOWN}:
+            return self.stage.servers[AGENT]
         return self.stage.servers[subject if subject in NAMES else NAMES[max(self.case.trap.branch, 1) - 1]]
 
     async def expect_ended(self, child: Child) -> None:
@@ -189,6 +196,8 @@ class Run:
                 self.count(what, f"{what}: {name}")
         if found.money:
             self.count("half_applied", f"{found.money} of money appeared")
+        for key in await rows_left(dsns[AGENT]) if self.protocol == "last" else ():
+            self.problems.append(f"the row {key} was left at the agent, and no recovery has deleted it")
         if not heard.begun:
             self.problems.append("no transfer was begun")
 

@@ -69,8 +69,13 @@ class SidecarCase:
 
 
 def sidecar_cases(protocol: Protocol = Protocol.TWO_PHASE) -> list[SidecarCase]:
-    """All of them, in a stable order. Three-phase commit takes no branches of callers' own drivers."""
+    """All of them, in a stable order. Three-phase commit takes no branches of callers' own drivers. The
+    second branch of last-agent commit is the agent's: the sidecar runs it, and it passes no step of a
+    protocol."""
     found = []
+    of_both: frozenset[enum.StrEnum] = PER_BRANCH
+    if protocol is Protocol.LAST:
+        of_both = frozenset({CallerStep.AFTER_SQL})
     for way in Way:
         if way is Way.OWN_DRIVER and protocol is Protocol.THREE_PHASE:
             continue
@@ -81,7 +86,7 @@ def sidecar_cases(protocol: Protocol = Protocol.TWO_PHASE) -> list[SidecarCase]:
             for victim in SidecarVictim:
                 alone = SidecarVictim.CALLER if step in set(CallerStep) else SidecarVictim.SIDECAR
                 how = KILL if victim is alone else PAUSE
-                branches = (1, 2) if step in PER_BRANCH else (0,)
+                branches = ((1, 2) if step in of_both else (1,)) if step in PER_BRANCH else (0,)
                 found += [
                     SidecarCase(victim, way, Trap(how, step, branch, UNDER_LOAD)) for branch in branches
                 ]

@@ -11,10 +11,10 @@ import asyncpg
 
 from tests.prove.cases import Case, Victim
 from tests.prove.processes import Child, Heard, within
-from tests.prove.run import NO_TRAP, TRANSFERS, WORKERS, Run
+from tests.prove.run import AGENT, TRANSFERS, WORKERS, Run
 from tests.prove.sidecar_cases import SidecarCase, SidecarVictim
 from tests.prove.stage import Stage
-from tests.prove.trap import KILL, Trap
+from tests.prove.trap import KILL, NO_TRAP, Trap
 from undoubt.bench.http_client import SidecarConnection
 
 LOOK_S = 0.05
@@ -126,7 +126,8 @@ class SidecarRun(Run):
         raise RuntimeError("the sidecar ended before it served")
 
     async def _start_caller(self, trap: Trap) -> Child:
+        agent = AGENT if self.protocol == "last" else ""
         return await self.start_child(
-            "caller_process", self._socket, json.dumps(self._dsns), self.door.way, trap.encode(), "t",
+            "caller_process", self._socket, json.dumps(self._dsns), self.door.way, agent, trap.encode(), "t",
             WORKERS, TRANSFERS,
         )  # fmt: skip

@@ -36,6 +36,9 @@ class Trap:
         return cls(how, step, int(branch), int(nth), txid)
 
 
+NO_TRAP = Trap(NEVER, "-", 0, 0)
+
+
 def tell(**message: object) -> None:
     """One line of JSON on stdout, at once: what was told before a SIGKILL stays told."""
     os.write(1, json.dumps(message).encode() + b"\n")

@@ -45,7 +45,8 @@ if TYPE_CHECKING:
 def registry(world: World, ledger_id: str) -> Registry:
     found = Registry()
     for name, address in world.databases.items():
-        found.add(SimulatedParticipant(name, address, ledger_id, notes=world.notes))
+        rows = bool(world.agent)
+        found.add(SimulatedParticipant(name, address, ledger_id, notes=world.notes, rows=rows))
     return found
 
 
@@ -63,6 +64,7 @@ def coordinator_settings(world: World, name: str) -> CoordinatorSettings:
     return CoordinatorSettings(
         name=name,
         protocol=random.choice(world.protocols),
+        agent=world.agent,
         termination=world.termination,
         timeout_s=random.choice([2.0, 5.0, 15.0]),
         session_ttl_s=random.choice([1.0, 3.0, 10.0]),

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
+from tests.simulation.agent_table import LOOK_S, SLOWEST_COMMIT_S, TOMBSTONE_WAITS_S, AgentTable
 from undoubt.participants.scripted_three_phase import MemoryStates
 
 SLOWEST_PREPARE_S = 10.0
@@ -26,6 +27,10 @@ LOST = 0.003
 """How probable it is that an answer never arrives."""
 LOST_COMMIT = 0.03
 """That of a COMMIT, which is rare in itself, and leaves the most open if no other branch can tell."""
+OUTLIVE_THEIR_CLIENT = frozenset(
+    {"prepare", "commit", "commit_as_agent", "commit_prepared", "rollback_prepared"}
+)
+"""Requests that are executed although nobody will hear the answer."""
 
 
 class State(enum.StrEnum):
@@ -65,6 +70,8 @@ class Work:
     pid: int = 0
     waits_for: tuple[Work, float] | None = None
     cancelled: bool = False
+    terminated: bool = False
+    """Its session is to end."""
     ended: asyncio.Future[None] | None = None
     """Of the server's loop of now: done when its locks are free."""
 
@@ -87,8 +94,10 @@ class Disk:
         """By gid: that of the note which its row of three-phase commit waits for."""
         self.states = MemoryStates(lambda gid: self.hashes.get(gid) in self.notes, _at_once)
         """Three-phase commit's rows; each change is a transaction of its own."""
+        self.agent = AgentTable()
         self.recovering = False
         self.promotions: list[float] = []
+        self.starts = 0
 
     def commit(self, work: Work) -> None:
         for account, delta in work.deltas.items():
@@ -127,9 +136,11 @@ class Server:
         self.judge = judge
         """Told what is prepared, committed and rolled back: see :mod:`tests.simulation.judge`."""
         self.faulty = faulty
-        self.locks: dict[int, Work] = {}
+        self.locks: dict[int | bytes, Work] = {}
+        """By account, or by the key of an agent's row."""
         self.sessions: dict[int, Session] = {}
         self._pid = 100
+        disk.starts += 1
         for work in disk.prepared.values():
             work.busy, work.pid, work.waits_for, work.ended = False, 0, None, None
             for account in work.deltas:
@@ -188,7 +199,7 @@ class Session(asyncio.Protocol):
 
     async def _answer(self, number: int, verb: str, arguments: tuple[Any, ...]) -> None:
         async with self._turn:
-            if self._lost and verb not in {"prepare", "commit", "commit_prepared", "rollback_prepared"}:
+            if self._lost and verb not in OUTLIVE_THEIR_CLIENT:
                 return
             try:
                 await asyncio.sleep(self.server.random.uniform(0.000_05, 0.000_4))
@@ -198,7 +209,10 @@ class Session(asyncio.Protocol):
                 if self.work is not None:
                     self.work.failed = True
             self.server.told(self.pid, verb, arguments, answer)
-            if self.server.faulty("lost answer", LOST_COMMIT if verb == "commit" else LOST):
+            if self.server.faulty(
+                "lost answer",
+                LOST_COMMIT if verb.startswith("commit") and verb != "commit_prepared" else LOST,
+            ):
                 self.transport.abort()
                 return
             self.transport.write((number, answer))
@@ -249,7 +263,7 @@ class Session(asyncio.Protocol):
         self._end(work, State.COMMITTED if commit else State.ABORTED)
         self.work = Work(work.name, marker=None, pid=self.pid)
 
-    async def _lock(self, work: Work, account: int, timeout_s: float) -> None:
+    async def _lock(self, work: Work, account: int | bytes, timeout_s: float) -> None:
         loop = asyncio.get_running_loop()
         ends = loop.time() + timeout_s
         while (holder := self.server.locks.get(account)) is not None and holder is not work:
@@ -261,6 +275,7 @@ class Session(asyncio.Protocol):
                 work.waits_for = None
                 raise SqlError("40P01", "deadlock detected")
             await asyncio.wait([holder.ended], timeout=0.05)
+            self._check_terminated(work)
             if work.cancelled:
                 work.waits_for, work.cancelled = None, False
                 raise SqlError("57014", "canceling statement due to user request")
@@ -335,6 +350,46 @@ class Session(asyncio.Protocol):
         work.proof = proof if work.xid is not None else b""
         self._end(work, State.COMMITTED)
         return "COMMIT"
+
+    async def do_commit_as_agent(
+        self, name: str, key: bytes, ledger: str, txid: str, branches: bytes
+    ) -> tuple[str, bool]:
+        """Tag, and whether a synchronous standby has confirmed it."""
+        work, server = self.work, self.server
+        if work is None or work.failed:
+            if work is not None:
+                self._end(work, State.ABORTED)
+            return "ROLLBACK", True
+        try:
+            if work.marker != name:
+                raise SqlError("22P02", "undoubt marker is gone")
+            self._write(work)
+            await self._lock(work, key, 20.0)
+            if key in self.disk.agent.rows:
+                raise SqlError("23505", "a tombstone is there")
+            if server.faulty("deferred constraint", 0.02):
+                raise SqlError("23503", "a deferred constraint is violated")
+            if server.faulty("slow commit of an agent", 0.1):
+                await self._linger(work, server.random.uniform(0.2, SLOWEST_COMMIT_S))
+        except SqlError:
+            self._end(work, State.ABORTED)
+            raise
+        self.disk.agent.write(server.judge, key, "commit", ledger, txid, branches)
+        self._end(work, State.COMMITTED)
+        return "COMMIT", not server.faulty("unconfirmed commit", 0.01)
+
+    async def _linger(self, work: Work, seconds: float) -> None:
+        """The row is written, and the COMMIT is under way."""
+        loop = asyncio.get_running_loop()
+        ends = loop.time() + seconds
+        while loop.time() < ends:
+            await asyncio.sleep(LOOK_S)
+            self._check_terminated(work)
+
+    def _check_terminated(self, work: Work) -> None:
+        if work.terminated:
+            work.waits_for = None
+            raise SqlError("57P01", "terminating connection due to administrator command", fatal=True)
 
     async def do_rollback(self) -> None:
         if self.work is not None:
@@ -433,6 +488,58 @@ class Session(asyncio.Protocol):
             gid, _, self.disk.hashes[gid] = arguments
         self.server.judge.row_changed(verb, arguments, result)
         return result
+
+    async def do_whereabouts(self) -> tuple[int, str, str, int]:
+        return self.whereabouts()
+
+    # The rows of last-agent commit.
+
+    async def do_bury(
+        self, key: bytes, ledger: str, txid: str, history: str
+    ) -> tuple[bool, tuple[Any, ...] | None, bool]:
+        """Write a tombstone unless there is a row. Whether the key is held, and by which session; else the
+        row that is there then. Whether a synchronous standby has confirmed it."""
+        self._primary()
+        table = self.disk.agent
+        if history == self.disk.history:
+            tombstone = Work("a tombstone", pid=self.pid)
+            try:
+                await self._lock(tombstone, key, TOMBSTONE_WAITS_S)
+            except SqlError as error:
+                if error.sqlstate != "55P03":
+                    raise
+                holder = self.server.locks.get(key)
+                return True, None if holder is None else (holder.pid, self._started(holder.pid)), True
+            await asyncio.sleep(self.server.random.uniform(0, 0.002))
+            if key not in table.rows:
+                table.write(self.server.judge, key, "abort", ledger, txid, b"")
+            self.server.free(tombstone)
+        found = [(decision, branches) for _, decision, branches in table.find([key])]
+        return False, found[0] if found else None, not self.server.faulty("unconfirmed commit", 0.01)
+
+    def _started(self, pid: int) -> str:
+        return f"{self.disk.starts}.{pid}"
+
+    async def do_terminate(self, pid: int, started: str) -> bool:
+        session = self.server.sessions.get(pid)
+        if session is None or session.work is None or started != self._started(pid):
+            return False
+        session.work.terminated = True
+        return True
+
+    async def do_agent_find(self, keys: list[bytes]) -> tuple[list[tuple[bytes, str, bytes]], bool]:
+        self._primary()
+        return self.disk.agent.find(keys), not self.server.faulty("unconfirmed commit", 0.01)
+
+    async def do_agent_stored(
+        self, ledger: str, after: bytes, limit: int
+    ) -> list[tuple[bytes, str, str, float]]:
+        self._primary()
+        return self.disk.agent.page(ledger, after, limit)
+
+    async def do_agent_forget(self, keys: list[bytes], decision: str) -> None:
+        self._primary()
+        self.disk.agent.delete(self.server.judge, keys, decision)
 
     async def do_whoami(self) -> tuple[int, str]:
         return self.pid, self.server.timeline

@@ -212,7 +212,8 @@ class Nemesis:
         """A synchronous standby takes over: nothing is lost, and the timeline is another."""
         if self.random.random() < 0.5:
             name = self.random.choice(sorted(self.world.databases))
-            self.world.crash_database(name, self.random.uniform(*OUTAGE_S), promote=True)
+            promote = name != self.world.agent
+            self.world.crash_database(name, self.random.uniform(*OUTAGE_S), promote=promote)
 
     def disk(self) -> None:
         self.world.trouble_disk()

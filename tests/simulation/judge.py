@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 from tests.simulation.database import State
 
 if TYPE_CHECKING:
+    from tests.simulation.agents import AgentRows
     from tests.simulation.database import Disk, Work
     from tests.simulation.promises import Promises
     from tests.simulation.rows import Rows
 
-_NAME = re.compile(r"undoubt:([^:]+):([23p]):([0-9]+-[0-9a-f]+\.[0-9]+):([0-9]+):([^:]+):([0-9a-f]+)")
+_NAME = re.compile(r"undoubt:([^:]+):([23pl]):([0-9]+-[0-9a-f]+\.[0-9]+):([0-9]+):([^:]+):([0-9a-f]+)")
 
 
 class Violation(BaseException):
@@ -44,16 +45,16 @@ class Story:
     tampered: str = ""
     heuristic: set[str] = field(default_factory=set)
     protocol: str = ""
-    """As its gids say: 2, 3 or p."""
+    """As its gids say: 2, 3, p or l."""
     prepared: bool = False
     """A branch of it was prepared at some time."""
 
 
 class Judge:
-    """``rows`` and ``promises`` know what is fixed before the ledger does."""
+    """``rows``, ``promises`` and ``agents`` know what is fixed before the ledger does."""
 
-    def __init__(self, rows: Rows, promises: Promises) -> None:
-        self.rows, self.promises = rows, promises
+    def __init__(self, rows: Rows, promises: Promises, agents: AgentRows) -> None:
+        self.rows, self.promises, self.agents = rows, promises, agents
         self.stories: dict[str, Story] = {}
         self.given: dict[str, str] = {}
         """The database of each name that a coordinator has prepared a branch under."""
@@ -114,6 +115,14 @@ class Judge:
             if not late and any(work.state is State.PREPARED for work in story.branches):
                 raise Violation(f"{gid} is forgotten, and a branch of its transaction is still prepared")
 
+    def agent_wrote(self, txid: str, decision: str) -> None:
+        """A row of last-agent commit, or a tombstone."""
+        self.counts["agents' rows" if decision == "commit" else "tombstones"] += 1
+        self.agents.written(txid, decision, self.story(txid).decision)
+
+    def agent_deleted(self, txid: str) -> None:
+        self.agents.deleted(txid, self.story(txid).decision)
+
     def ended(self, database: str, work: Work, *, prepared: bool, by_hand: bool = False) -> None:
         match = _NAME.fullmatch(work.name)
         if work.impostor:
@@ -137,8 +146,8 @@ class Judge:
         self.check(txid, story, committing=work if work.state is State.COMMITTED else None)
 
     def _fixed(self, txid: str, story: Story, what: str, outcome: str) -> None:
-        """Three-phase commit fixes its outcome in the participants, Paxos Commit at the acceptors; the
-        ledger's record is a copy."""
+        """Three-phase commit fixes its outcome in the participants, Paxos Commit at the acceptors, last-agent
+        commit in the row of the agent; the ledger's record is a copy."""
         decision = {"committed": "commit", "aborted": "abort"}.get(outcome, outcome)
         if not story.prepared or story.tampered or decision not in {"commit", "abort"}:
             return
@@ -146,6 +155,8 @@ class Judge:
             self.rows.acts(txid, what, decision)
         elif story.protocol == "p":
             self.promises.acts(txid, what, decision)
+        elif story.protocol == "l":
+            self.agents.acts(txid, what, decision)
 
     def check(self, txid: str, story: Story, committing: Work | None = None) -> None:
         """All or nothing, and as it was told."""

@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from tests.simulation import agent
 from tests.simulation.database import APPLICATION, SqlError
 from undoubt.participants.contract import (
     Claim,
@@ -37,6 +38,7 @@ from undoubt.participants.errors import (
 )
 from undoubt.participants.findings import Finding
 from undoubt.participants.ids import NO_KEY, Gid, Protocol, SessionKey
+from undoubt.participants.last_agent import AgentEntry, AgentUnanswered
 from undoubt.participants.three_phase import Charter, Event, StateRow
 
 STATEMENT_TIMEOUT_S = 4.0
@@ -123,9 +125,12 @@ class Link(asyncio.Protocol):
 
 
 class SimulatedParticipant:
-    """For one process. ``notes``: the database has the table that proves one-phase commits."""
+    """For one process. ``notes``: the database has the table that proves one-phase commits; ``rows``: that of
+    the rows of last-agent commit."""
 
-    def __init__(self, name: str, address: tuple[str, int], ledger_id: str, *, notes: bool) -> None:
+    def __init__(
+        self, name: str, address: tuple[str, int], ledger_id: str, *, notes: bool, rows: bool = False
+    ) -> None:
         self.name = name
         self.names = frozenset({name})
         self.other_ledgers: frozenset[str] = frozenset()
@@ -133,6 +138,7 @@ class SimulatedParticipant:
         self.ledger_id = ledger_id
         self.notes = notes
         self.states = SimulatedStates(self)
+        self.agent = agent.SimulatedAgent(self) if rows else None
         self._management: Link | None = None
         self._managing = asyncio.Lock()
         self._closed = False
@@ -344,6 +350,10 @@ class SimulatedBranch:
         return Account(self)
 
     @property
+    def prepares(self) -> bool:
+        return True
+
+    @property
     def surely_writes(self) -> bool:
         return self.wrote
 
@@ -386,6 +396,24 @@ class SimulatedBranch:
             raise PrepareUnanswered(ParticipantUnavailable(self.participant.name, "no standby confirmed it"))
         self._evidence = Evidence(*evidence)
         return PrepareResult(Vote.PREPARED, self._evidence)
+
+    async def check_as_agent(self, entry: AgentEntry) -> None:
+        await self.poll()
+        try:
+            await agent.check(self.link, entry, self._failed)
+        except (SqlError, NoAnswer) as error:
+            raise self._failed(error) from error
+
+    async def commit_as_agent(self, entry: AgentEntry, branches: bytes) -> None:
+        self.over = True
+        try:
+            await agent.commit(self.link, str(self.gid), entry, branches, self._failed)
+        except SqlError as error:
+            raise self._failed(error, error.sqlstate) from error
+        except NotSent as error:
+            raise self._failed(error) from error
+        except NoAnswer as error:
+            raise AgentUnanswered(ParticipantUnavailable(self.participant.name, str(error))) from error
 
     async def commit_one_phase(self) -> Settled:
         self.over = True

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.simulation.agents import AgentRows
 from tests.simulation.holders import Holders
 from tests.simulation.judge import Violation
 from tests.simulation.promises import Promises
@@ -271,3 +272,65 @@ def test_rows_that_go_right_are_not_accused() -> None:
         judge.changed("bury", (gid, CHARTER), True)
         judge.acts(str(TXID), f"{gid} ends", "abort")
     assert judge.fixed == {str(TXID): "abort"}
+
+
+AGENTS = str(TXID)
+
+
+def a_row_behind_a_tombstone(judge: AgentRows) -> None:
+    judge.written(AGENTS, "abort", None)
+    judge.written(AGENTS, "commit", None)
+
+
+def a_row_of_what_was_given_up(judge: AgentRows) -> None:
+    judge.acts(AGENTS, "a branch ends", "abort")
+    judge.written(AGENTS, "commit", None)
+
+
+def a_tombstone_in_place_of_a_row(judge: AgentRows) -> None:
+    judge.written(AGENTS, "commit", None)
+    judge.written(AGENTS, "abort", None)
+
+
+def a_row_that_no_ledger_has(judge: AgentRows) -> None:
+    judge.written(AGENTS, "commit", None)
+    judge.deleted(AGENTS, None)
+
+
+def committed_without_a_row(judge: AgentRows) -> None:
+    judge.acts(AGENTS, "a branch ends", "commit")
+
+
+def aborted_although_there_is_a_row(judge: AgentRows) -> None:
+    judge.written(AGENTS, "commit", None)
+    judge.acts(AGENTS, "a branch ends", "abort")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        a_row_behind_a_tombstone,
+        a_row_of_what_was_given_up,
+        a_tombstone_in_place_of_a_row,
+        a_row_that_no_ledger_has,
+        committed_without_a_row,
+        aborted_although_there_is_a_row,
+    ],
+    ids=lambda wrong: wrong.__name__,
+)
+def test_agents_that_go_wrong_are_seen(wrong: object) -> None:
+    """Broken if a coordinator, a recovery or an operator may do so unseen."""
+    assert callable(wrong)
+    with pytest.raises(Violation):
+        wrong(AgentRows())
+
+
+def test_a_tombstone_behind_a_row_that_was_copied_is_not_accused() -> None:
+    """Broken if whatever is told counts as wrong: a recovery may come late."""
+    judge = AgentRows()
+    judge.written(AGENTS, "commit", None)
+    judge.acts(AGENTS, "a branch ends", "commit")
+    judge.deleted(AGENTS, "commit")
+    judge.written(AGENTS, "abort", "commit")
+    judge.acts(AGENTS, "another ends", "commit")
+    assert judge.fixed == {AGENTS: "commit"}

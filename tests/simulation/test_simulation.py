@@ -58,6 +58,20 @@ def test_a_key_commits_once_under_any_fault() -> None:
 
 
 @pytest.mark.timeout(1200)
+def test_a_last_agent_decides_for_all_under_any_fault() -> None:
+    """Broken if a transaction is half applied, told wrongly or left in doubt: by a COMMIT that arrives late,
+    a coordinator that lives on after it was given up, a tombstone, or a row that is deleted too early."""
+    ended = simulate("--protocol", "last", "--seeds", "12", "--first", "1", "--jobs", "2")
+    *_, totals, last = ended.stdout.splitlines()
+    assert last == "12 passed, 0 failed", ended.stdout + ended.stderr
+    counts = json.loads(totals)
+    for what in ("agents' rows", "committed prepared", "aborted prepared", "after_copy"):
+        assert counts[what] > 10, (what, counts)
+    for what in ("tombstones", "after_conclude", "slow commit of an agent"):
+        assert counts[what] > 3, (what, counts)
+
+
+@pytest.mark.timeout(1200)
 def test_a_lock_has_one_holder_under_any_fault() -> None:
     """Broken if two applications are certain of one lock, or a later holder has a lower token: after a change
     of leaders, the death of a ledger's owner, or the end of a session."""

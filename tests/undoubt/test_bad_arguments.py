@@ -40,6 +40,7 @@ NAMES: tuple[Any, ...] = (None, 5, b"a", ["a"], {}, "a\0", NAN, NOTHING)
 BAD: dict[str, tuple[Any, ...]] = {
     "timeout": (0, -1, NAN, float("inf"), 1e300, "5", b"5", True, False, [5], [], NOTHING),
     "protocol": PROTOCOLS,
+    "agent": ("", 5, b"a", ["a"], "a\0", "nobody", False, NAN, NOTHING),
     "key": ("", 5, b"k", ["k"], "a\0", "x" * 201, False, NAN, NOTHING),
     "prepares_all": (None, 0, 1, 5, "no", []),
     "records_all": (None, 0, 1, 5, "no", []),

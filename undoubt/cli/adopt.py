@@ -189,7 +189,7 @@ def _to_do(wishes: Wishes, seen: LostBranches) -> list[tuple[LostTransaction, st
     return [
         (one, wishes.chosen.get(one.txid, TERMINATE))
         for one in seen.transactions
-        if one.txid in wishes.chosen or (one.proved and one.charter is not None)
+        if one.txid in wishes.chosen or (one.proved and (one.charter is not None or one.agent))
     ]
 
 

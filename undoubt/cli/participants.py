@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import click
 
-from undoubt.cli.context import Context, common, note_option, pass_context, recorded
+from undoubt.cli.context import Context, common, note_option, opened, pass_context, recorded
 from undoubt.cli.doctor import older_than_option, report
 from undoubt.cli.durations import Duration
+from undoubt.cli.exits import CommandError, Exit
 from undoubt.config import redact
+from undoubt.coordinator.errors import LedgerMissing
 from undoubt.coordinator.ledger.acting import new_act
 from undoubt.coordinator.settings import PROTOCOLS
 from undoubt.doctor import examine
 from undoubt.participants.errors import UnknownParticipant
+from undoubt.participants.ids import Gid
+from undoubt.participants.plural import plural
 
 
 @click.group()
@@ -136,21 +142,30 @@ def migrate(context: Context, names: tuple[str, ...], sql: bool, note: str) -> N
     metavar="DURATION",
     help="Keep what is younger.",
 )
+@click.option(
+    "--lost-ledger",
+    default="",
+    metavar="ID",
+    help="Also delete what last-agent commits of this ledger, which no longer exists, have left.",
+)
 @note_option
 @common
 @pass_context
-def prune(context: Context, older_than: float, note: str) -> None:
+def prune(context: Context, older_than: float, lost_ledger: str, note: str) -> None:
     """Delete old notes of one-phase commits from the tables that `migrate` made, and rows of locks that no
     branch has guarded for a week.
 
     A caller asks within seconds after its answer was lost, so one day is enough. What is younger than an
     hour is kept in any case.
 
+    Rows of last-agent commit are deleted by the recovery of their ledger. Those of other ledgers are listed;
+    with --lost-ledger they are deleted after a week, if nothing of that ledger is prepared any more.
+
     \b
     Example:
       undoubt participants prune --older-than 2h
     """
-    deleted = context.run(_prune(context, older_than, note))
+    deleted = context.run(_prune(context, older_than, lost_ledger, note))
     if context.output.json:
         context.output.document(deleted)
     else:
@@ -244,13 +259,55 @@ async def _restored(context: Context, name: str, note: str) -> str:
         return await schema.restored(name, context.settings().participants[name])
 
 
-async def _prune(context: Context, older_than_s: float, note: str) -> dict[str, int]:
+async def _prune(context: Context, older_than_s: float, lost_ledger: str, note: str) -> dict[str, int]:
     from undoubt.participants.postgres import schema  # noqa: PLC0415 - SQLAlchemy is slow to import
 
     chosen = sorted(context.settings().participants.items())
-    act = new_act("participants prune", " ".join(name for name, _ in chosen), note)
+    if lost_ledger:
+        await _refuse_needed(context, lost_ledger)
+    act = new_act("participants prune", " ".join((*(name for name, _ in chosen), lost_ledger)).strip(), note)
     async with recorded(context, act, needed=True) as came_of:
-        deleted = {name: await schema.prune(name, one, older_than_s=older_than_s) for name, one in chosen}
+        deleted = {
+            name: await schema.prune(name, one, older_than_s=older_than_s, lost_ledger=lost_ledger)
+            for name, one in chosen
+        }
         if not any(deleted.values()):
             came_of.result = "nothing: no note is that old"
-        return deleted
+    await _list_others(context)
+    return deleted
+
+
+async def _refuse_needed(context: Context, ledger_id: str) -> None:
+    """Raises ``CommandError`` if rows of last-agent commit of that ledger may still be needed."""
+    async with opened(context) as tools:
+        if tools.ledger.ledger_id == ledger_id:
+            why = f"{ledger_id} is the ledger of this installation, whose recovery deletes its rows"
+            raise CommandError(Exit.CONFLICT, why)
+        for participant in tools.participants:
+            if ledger_id in participant.other_ledgers:
+                why = f"{ledger_id} is named in participants.{participant.name}.other_ledgers: it is in use"
+                raise CommandError(Exit.CONFLICT, why)
+            gids = [row.gid for row in await participant.in_doubt()]
+            if any(isinstance(gid, Gid) and gid.ledger == ledger_id for gid in gids):
+                raise CommandError(
+                    Exit.CONFLICT,
+                    f"branches of ledger {ledger_id} are still prepared in {participant.name!r}, and rows may"
+                    f" prove their outcome: end them first, by undoubt recover --adopt {ledger_id}",
+                )
+
+
+async def _list_others(context: Context) -> None:
+    """Tell which ledgers other than this one have left rows of last-agent commit."""
+    from undoubt.participants.postgres import schema  # noqa: PLC0415 - SQLAlchemy is slow to import
+
+    with contextlib.suppress(LedgerMissing):
+        async with opened(context) as tools:
+            own = tools.ledger.ledger_id
+            for name, one in sorted(context.settings().participants.items()):
+                found = await schema.agent_ledgers(name, one)
+                for ledger_id, count in found.items():
+                    if ledger_id != own and ledger_id not in one.other_ledgers:
+                        context.output.note(
+                            f"{name}: {plural(count, 'row')} of last-agent commit of another ledger,"
+                            f" {ledger_id}"
+                        )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import click
 
 from undoubt.cli import shapes
@@ -11,9 +13,10 @@ from undoubt.cli.exits import CommandError, Exit
 from undoubt.cli.names import TxIdParam
 from undoubt.cli.output import Output
 from undoubt.cli.whole import resolve
+from undoubt.coordinator.errors import LedgerError
 from undoubt.coordinator.ledger.contract import Ledger, RecordedDecision, TransactionInfo, Verdict
 from undoubt.coordinator.ledger.session_mark import transactions_without_marks
-from undoubt.participants.ids import TxId
+from undoubt.participants.ids import Protocol, TxId
 
 
 @click.group()
@@ -86,7 +89,7 @@ def show(context: Context, txid: TxId) -> None:
     Example:
       undoubt tx show 3-4f1d0c9a77b2e815.42
     """
-    info, ledger_id = context.run(_show(context, txid))
+    info, ledger_id, agent = context.run(_show(context, txid))
     if info is None:
         raise CommandError(
             Exit.NOT_FOUND,
@@ -94,9 +97,9 @@ def show(context: Context, txid: TxId) -> None:
             " record (read-only, one database only, rolled back), or is older than the history kept",
         )
     if context.output.json:
-        context.output.document(shapes.transaction(info, ledger_id))
+        context.output.document(shapes.transaction(info, ledger_id) | {"agent": agent or None})
     else:
-        _page(context.output, info, ledger_id)
+        _page(context.output, info, ledger_id, agent)
 
 
 def state(info: TransactionInfo) -> str:
@@ -119,9 +122,22 @@ async def _list(context: Context, limit: int, before: TxId | None) -> tuple[list
         return found, tools.ledger.ledger_id
 
 
-async def _show(context: Context, txid: TxId) -> tuple[TransactionInfo | None, str]:
+async def _show(context: Context, txid: TxId) -> tuple[TransactionInfo | None, str, str]:
     async with opened(context) as tools:
-        return await known(tools.ledger, txid), tools.ledger.ledger_id
+        info = await known(tools.ledger, txid)
+        return info, tools.ledger.ledger_id, await _agent(tools.ledger, info)
+
+
+async def _agent(ledger: Ledger, info: TransactionInfo | None) -> str:
+    """The participant that was the agent of a last-agent commit. Its branch is not recorded: it has committed
+    with the decision. Empty if there is none, if the ledger has dropped the session, or if the ledger does
+    not tell this client."""
+    if info is None or info.protocol is not Protocol.LAST:
+        return ""
+    with contextlib.suppress(LedgerError):
+        [key] = await ledger.agent_keys([info.txid])
+        return "" if key is None else key.binding.participant
+    return ""
 
 
 async def known(ledger: Ledger, txid: TxId) -> TransactionInfo | None:
@@ -149,7 +165,7 @@ async def _ended_by_hand(ledger: Ledger, txid: TxId) -> TransactionInfo | None:
     )
 
 
-def _page(out: Output, info: TransactionInfo, ledger_id: str) -> None:
+def _page(out: Output, info: TransactionInfo, ledger_id: str, agent: str) -> None:
     document = shapes.transaction(info, ledger_id)
     out.heading(f"transaction {info.txid}")
     facts = [
@@ -157,6 +173,7 @@ def _page(out: Output, info: TransactionInfo, ledger_id: str) -> None:
         ("decision", str(info.record).replace("_", " ")),
         ("decided", f"{document['decided_at']} ({_ago(info.decided_at)})" if info.decided_at else "-"),
         ("protocol", document["protocol"] or "-"),
+        *([("agent", f"{agent}, whose branch commits with the decision")] if agent else []),
         ("coordinator", info.coordinator or "-"),
         *([("key", info.key)] if info.key else []),
     ]

@@ -58,10 +58,10 @@ def resolve(
 
     Shows all branches, what is recorded, and what the databases prove; asks once; then commits or rolls back
     all prepared branches in the safe direction. An undecided three-phase commit or Paxos Commit is decided by
-    the termination of its protocol. If no direction is proved to be safe, choose --commit or --rollback with
+    the termination of its protocol; an undecided last-agent commit by the row at its agent, where --rollback
+    first writes the tombstone. If no direction is proved to be safe, choose --commit or --rollback with
     --heuristic. TXID is a transaction's id, or the gid of one of its branches. Exit status 5 if a needed flag
-    is missing, or a branch had ended the other way; 4 if a participant did not answer, or no list of the
-    branches is recorded and a branch is not known.
+    is missing, or a branch had ended the other way; 4 if not all of its branches could be seen.
 
     \b
     Example:
@@ -78,7 +78,7 @@ def resolve(
     if gone is not None:
         _gone(context, found, gone, note, yes=yes)
         return
-    if found.asks_protocol and not heuristic:
+    if found.asks_protocol and not heuristic and not (chosen is Decision.ABORT and found.may_be_fenced):
         found, yes = _let_it_terminate(context, txid, note, yes=yes), True
     chosen = chosen or found.direction
     if chosen is None or not found.prepared:

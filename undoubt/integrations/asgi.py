@@ -58,8 +58,8 @@ class CommitBeforeResponse:
     application's lifespan. ``threads``: it is that of ``undoubt.sync``, for handlers that are plain
     functions. ``coordinator``: one that the application opens itself. ``sessions`` makes SQLAlchemy's
     sessions (``sessionmaker``, ``async_sessionmaker``) for :func:`session`. ``commits``: the statuses that
-    commit. ``answer`` makes the response for what a commit has raised. ``timeout`` and ``protocol`` are those
-    of ``coordinator.transaction``. Raises ``UsageError`` for wrong values."""
+    commit. ``answer`` makes the response for what a commit has raised. ``timeout``, ``protocol`` and
+    ``agent`` are those of ``coordinator.transaction``. Raises ``UsageError`` for wrong values."""
 
     def __init__(
         self,
@@ -73,6 +73,7 @@ class CommitBeforeResponse:
         answer: WebAnswering = answers.answer,
         timeout: float | None = None,
         protocol: str | None = None,
+        agent: str | None = None,
     ) -> None:
         judging.source(source)
         if coordinator is not None:
@@ -89,7 +90,7 @@ class CommitBeforeResponse:
         self._sessions = sessions
         self._commits = commits
         self._answer = answer
-        self._options = judging.options(timeout, protocol)
+        self._options = judging.options(timeout, protocol, agent)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan" and self._opens:

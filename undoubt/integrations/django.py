@@ -142,14 +142,20 @@ def _unit_with(using: str) -> _Unit | None:
 class atomic:  # noqa: N801 - the name of what it stands for
     """A block, or a decorator: commits in all databases of ``using`` at its end, or in none. ``using`` are
     aliases of ``DATABASES``; ``settings.UNDOUBT["participants"]`` maps an alias to the name of a participant
-    if the names differ. ``timeout`` and ``protocol`` are those of ``coordinator.transaction``.
+    if the names differ. ``timeout``, ``protocol`` and ``agent``, a participant, are those of
+    ``coordinator.transaction``.
 
     Inside another block of this kind it is a savepoint in each database; its databases have to be among those
     of the outer block. Raises ``TransactionAborted``, ``OutcomeUnknown``, ``HeuristicOutcome``;
     ``UsageError`` inside a block of Django's own, and with ``ATOMIC_REQUESTS``."""
 
     def __init__(
-        self, using: Iterable[str], *, timeout: float | None = None, protocol: str | None = None
+        self,
+        using: Iterable[str],
+        *,
+        timeout: float | None = None,
+        protocol: str | None = None,
+        agent: str | None = None,
     ) -> None:
         if isinstance(using, str | bytes) or callable(using) or not isinstance(using, Iterable):
             raise UsageError("atomic(using=[…]) takes a list of the aliases of databases")
@@ -158,7 +164,7 @@ class atomic:  # noqa: N801 - the name of what it stands for
         )
         if not self._using:
             raise UsageError("atomic(using=[…]) needs at least one alias")
-        self._options = judging.options(timeout, protocol)
+        self._options = judging.options(timeout, protocol, agent)
         self._entered: list[tuple[_Unit | ExitStack, bool]] = []
 
     def __call__(self, function: Callable[P, T]) -> Callable[P, T]:

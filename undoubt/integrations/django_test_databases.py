@@ -17,7 +17,7 @@ import re
 import shutil
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from multiprocessing import util
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 import undoubt.sync
 from undoubt.config import Settings, load
-from undoubt.coordinator.settings import LedgerSettings
+from undoubt.coordinator.settings import CoordinatorSettings, LedgerSettings
 from undoubt.integrations.extras import needs
 from undoubt.integrations.per_process import PerProcess, Source
 from undoubt.participants.errors import ParticipantRefused
@@ -75,6 +75,15 @@ def _made_by_the_runner(entry: Mapping[str, Any], known: ParticipantSettings) ->
     return re.fullmatch(re.escape(made) + r"(_\w+)?", str(entry["NAME"])) is not None
 
 
+def _in_tests(own: CoordinatorSettings, participants: Container[str]) -> CoordinatorSettings:
+    """The settings of a coordinator whose ledger has no acceptors, and which may lack the agent's database:
+    the runner makes only the databases that the chosen tests use. Then the default is two-phase commit."""
+    lacks_agent = bool(own.agent) and own.agent not in participants
+    if own.protocol == "paxos" or (own.protocol == "last" and lacks_agent):
+        own = replace(own, protocol="2pc")
+    return replace(own, agent="") if lacks_agent else own
+
+
 class _OfTests(PerProcess):
     """Opens its coordinator over ``participants``, after it has made undoubt's tables in them."""
 
@@ -87,12 +96,11 @@ class _OfTests(PerProcess):
         folder = tempfile.mkdtemp(prefix="undoubt-test-")
         # In a process of --parallel too, which ends without the functions of atexit.
         util.Finalize(None, self._end, args=(folder,), exitpriority=0)
-        own = self._settings.coordinator
         made = undoubt.sync.connect(
             replace(
                 self._settings,
                 ledger=LedgerSettings(url=f"sqlite:///{Path(folder) / 'undoubt.db'}"),
-                coordinator=replace(own, protocol="2pc") if own.protocol == "paxos" else own,
+                coordinator=_in_tests(self._settings.coordinator, self._participants),
                 participants=self._participants,
             )
         )

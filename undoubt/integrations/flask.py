@@ -47,7 +47,7 @@ Wsgi = Callable[[Environ, Start], Iterable[bytes]]
 class Undoubt:
     """The extension. ``source`` is that of ``undoubt.sync.connect``: each process opens a coordinator at its
     first transaction. ``coordinator``: one that the application opens itself. ``sessions``, ``commits``,
-    ``answer``, ``timeout`` and ``protocol`` are those of
+    ``answer``, ``timeout``, ``protocol`` and ``agent`` are those of
     :class:`~undoubt.integrations.asgi.CommitBeforeResponse`. Raises ``UsageError`` for wrong values."""
 
     def __init__(
@@ -61,13 +61,14 @@ class Undoubt:
         answer: WebAnswering = answers.answer,
         timeout: float | None = None,
         protocol: str | None = None,
+        agent: str | None = None,
     ) -> None:
         self._process = PerProcess(source, coordinator)
         judging.of_requests(sessions, commits, answer)
         self._sessions = sessions
         self._commits = commits
         self._answer = answer
-        self._options = judging.options(timeout, protocol)
+        self._options = judging.options(timeout, protocol, agent)
         if app is not None:
             self.init_app(app)
 

@@ -15,13 +15,17 @@ from undoubt.participants.bounds import OutOfBounds
 from undoubt.sync import Coordinator
 
 
-def options(timeout: object, protocol: object) -> dict[str, Any]:
+def options(timeout: object, protocol: object, agent: object = None) -> dict[str, Any]:
     """The options of ``coordinator.transaction``. Raises ``UsageError``, as all functions of this module."""
     if timeout is not None:
         bounds.seconds("timeout", timeout, zero=False)
     if protocol is not None:
         bounds.choice("protocol", protocol, PROTOCOLS)
-    return {"timeout": timeout, "protocol": protocol}
+    if agent is not None:
+        bounds.text("agent", agent, empty=False)
+        if protocol not in {None, "last"}:
+            raise OutOfBounds("agent", f"is for protocol='last'; the protocol here is {protocol!r}")
+    return {"timeout": timeout, "protocol": protocol, "agent": agent}
 
 
 def source(value: object) -> None:

@@ -55,12 +55,14 @@ def join(
     *,
     timeout: float | None = None,
     protocol: str | None = None,
+    agent: str | None = None,
 ) -> DataManager:
     """The data manager of ``coordinator`` in the current transaction of ``manager`` (by default
-    ``transaction.manager``); made and joined at the first call. ``timeout`` and ``protocol`` are those of
-    ``coordinator.transaction``. Raises ``UsageError`` for a second coordinator, ``LedgerUnavailable``."""
+    ``transaction.manager``); made and joined at the first call. ``timeout``, ``protocol`` and ``agent``
+    are those of ``coordinator.transaction``. Raises ``UsageError`` for a second coordinator,
+    ``LedgerUnavailable``."""
     judging.synchronous(coordinator)
-    options = judging.options(timeout, protocol)
+    options = judging.options(timeout, protocol, agent)
     if manager is not None:
         having("manager", manager, "a manager of zope's transactions", "get")
     current = (manager or zope_transaction.manager).get()

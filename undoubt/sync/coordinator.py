@@ -64,13 +64,19 @@ class Coordinator:
         return self._portal
 
     def transaction(
-        self, *, timeout: float | None = None, protocol: str | None = None, key: str | None = None
+        self,
+        *,
+        timeout: float | None = None,
+        protocol: str | None = None,
+        key: str | None = None,
+        agent: str | None = None,
     ) -> Transaction:
         """A new transaction, for ``with``. It is aborted if it is not decided after ``timeout`` seconds.
-        ``protocol``: ``2pc``, ``3pc`` or ``paxos``, by default the configuration's protocol. ``key``: of all
-        transactions with one key only one commits; for the others ``tx.repeated`` is true."""
+        ``protocol``: ``2pc``, ``3pc``, ``paxos`` or ``last``, by default the configuration's protocol.
+        ``key``: of all transactions with one key only one commits; for the others ``tx.repeated`` is true.
+        ``agent``: with ``last``, the participant that commits last; by default the configuration's."""
         self._portal.check()
-        engine = self._engine.transaction(timeout=timeout, protocol=protocol, key=key)
+        engine = self._engine.transaction(timeout=timeout, protocol=protocol, key=key, agent=agent)
         return Transaction(self._portal, engine)
 
     def lock(
@@ -98,12 +104,13 @@ class Coordinator:
         timeout: float | None = None,
         protocol: str | None = None,
         key: str | None = None,
+        agent: str | None = None,
     ) -> T:
         """Call ``function(tx, *args)`` in a new transaction; returns the function's result after the commit.
 
-        ``timeout``, ``protocol`` and ``key`` are those of :meth:`transaction`, for each attempt. With a key,
-        the function's result is stored, and has to be one that can be stored; if a transaction with this key
-        has committed before, the function is not called, and that result is returned. The transaction is
+        ``timeout``, ``protocol``, ``key`` and ``agent`` are those of :meth:`transaction`, for each attempt.
+        With a key, the function's result is stored, and has to be one that can be stored; if a transaction
+        with this key has committed before, the function is not called, and that result is returned. It is
         repeated up to ``retries`` times, after growing random pauses, if it failed by a deadlock or a
         serialization failure. All other errors are raised immediately, also ``OutcomeUnknown``, and all
         errors after ``function`` itself has called ``commit``. Raises ``UsageError``, and commits nothing, if
@@ -112,7 +119,7 @@ class Coordinator:
         bounds.count("retries", retries)
         check_synchronous(function)
         for attempt in count():
-            tx = self.transaction(timeout=timeout, protocol=protocol, key=key)
+            tx = self.transaction(timeout=timeout, protocol=protocol, key=key, agent=agent)
             try:
                 with tx:
                     if tx.repeated:

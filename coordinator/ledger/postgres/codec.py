@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+
+from undoubt.coordinator.ledger.agents import AgentBinding
 from undoubt.coordinator.ledger.contract import (
     DecisionRecord,
     Heuristic,
@@ -91,6 +94,14 @@ def undecided_info(  # noqa: PLR0917 - columns, in order
         heuristics=(),
         precommitted=True,
     )
+
+
+def encode_agent(agent: AgentBinding | None) -> str | None:
+    return None if agent is None else msgspec.json.encode(agent).decode()
+
+
+def decode_agent(text: str) -> AgentBinding:
+    return msgspec.json.decode(text, type=AgentBinding)
 
 
 def _state(text: str | None) -> SessionState | None:

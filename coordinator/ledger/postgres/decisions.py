@@ -20,7 +20,12 @@ from undoubt.coordinator.errors import (
     OutcomeUnknown,
 )
 from undoubt.coordinator.ledger.commands import Decide
-from undoubt.coordinator.ledger.contract import TERMINATES_BY_ITSELF, BranchRecord, SessionState
+from undoubt.coordinator.ledger.contract import (
+    ABORTS_BY_ABSENCE,
+    TERMINATES_BY_ITSELF,
+    BranchRecord,
+    SessionState,
+)
 from undoubt.coordinator.ledger.postgres.connections import Connections
 from undoubt.coordinator.ledger.rules import agrees, labels, sorted_branches
 from undoubt.participants.contract import Decision
@@ -126,6 +131,7 @@ class Decisions:
             decided_at=[command.at for command in commands],
             cause=[command.cause if command.decision is Decision.ABORT else "" for command in commands],
             by_itself=sorted(TERMINATES_BY_ITSELF),
+            by_absence=sorted(ABORTS_BY_ABSENCE),
         )
         found = {
             TxId(session, nonce, seq): (state, decision) for session, nonce, seq, state, decision in rows

@@ -12,6 +12,7 @@ import msgspec
 
 from undoubt.coordinator.errors import LedgerUnavailable, SessionLost, WrongProcess
 from undoubt.coordinator.ledger import schema
+from undoubt.coordinator.ledger.agents import AgentBinding, AgentKey
 from undoubt.coordinator.ledger.commands import (
     Command,
     Decide,
@@ -141,10 +142,11 @@ class PostgresLedger(KeyTable, PostgresLocks):
 
     # Sessions.
 
-    async def open_session(self, name: str, ttl_s: float) -> Session:
+    async def open_session(self, name: str, ttl_s: float, *, agent: AgentBinding | None = None) -> Session:
         nonce, ttl_ms = new_nonce(), round(seconds("ttl_s", ttl_s, least=0.001) * 1000)
-        _check_command(OpenSession(nonce, name, ttl_ms))
-        ((number,),) = await self._ask("open_session", nonce=nonce, name=name, ttl_ms=ttl_ms)
+        _check_command(OpenSession(nonce, name, ttl_ms, agent=agent))
+        bound = codec.encode_agent(agent)
+        ((number,),) = await self._ask("open_session", nonce=nonce, name=name, ttl_ms=ttl_ms, agent=bound)
         self._note_tagged(number, nonce, tagged=True)
         return Session(number, nonce, name, ttl_ms / 1000, key=self._names.key_bytes(number, nonce))
 
@@ -260,6 +262,13 @@ class PostgresLedger(KeyTable, PostgresLocks):
             self._names.proved(claim, nonces[claim.session]) if claim.session in nonces else None
             for claim in asked
         ]
+
+    async def agent_keys(self, txids: Iterable[TxId]) -> Sequence[AgentKey | None]:
+        asked = list(txids)
+        _check_command(Finish(tuple(asked)))
+        found = await self._ask("agents", session=sorted({txid.session for txid in asked}))
+        bound = {(row[0], row[1]): codec.decode_agent(row[2]) for row in found if row[0] is not None}
+        return [self._names.agent_key(txid, bound.get((txid.session, txid.nonce))) for txid in asked]
 
     async def doom(self, txid: TxId, cause: str) -> None:
         cause = _text(cause)[:CAUSE_CHARACTERS_MAX]
@@ -385,7 +394,7 @@ def _check_command(command: Command) -> None:
     check_given(command)
     match command:
         case OpenSession():
-            texts = [command.name]
+            texts = [command.name, codec.encode_agent(command.agent) or ""]
         case Decide() | Precommit():
             texts = [command.txid.nonce, command.protocol, encode_branches(command.branches)]
         case Finish():

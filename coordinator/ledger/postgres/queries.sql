@@ -163,7 +163,9 @@ written as (
       join lease s on s.id operator(pg_catalog.=) g.session and s.nonce operator(pg_catalog.=) g.nonce
      where s.state operator(pg_catalog.<>) 'dropped'
        and (s.state operator(pg_catalog.<>) 'restored'
-            or g.protocol operator(pg_catalog.=) any(%(by_itself)s::pg_catalog.text[]))
+            or (g.protocol operator(pg_catalog.=) any(%(by_itself)s::pg_catalog.text[])
+                and not (g.protocol operator(pg_catalog.=) any(%(by_absence)s::pg_catalog.text[])
+                         and g.decision operator(pg_catalog.=) 'abort')))
      order by g.session, g.seq
         on conflict (session, seq) do nothing
     returning d.session, d.seq, d.decision
@@ -285,6 +287,14 @@ with here as materialized ({here})
 select h.same, s.id, s.nonce
   from here h
   left join undoubt_ledger.session s on s.id operator(pg_catalog.=) any(%(session)s::pg_catalog.int8[]) and s.tagged and s.state operator(pg_catalog.<>) 'dropped'
+
+-- name: agents
+-- The agents of sessions whose gids have tags.
+with here as materialized ({here})
+select h.same, s.id, s.nonce, s.agent
+  from here h
+  left join undoubt_ledger.session s on s.id operator(pg_catalog.=) any(%(session)s::pg_catalog.int8[])
+       and s.tagged and s.agent is not null and s.state operator(pg_catalog.<>) 'dropped'
 
 -- name: doom
 -- Has no effect on a transaction that is decided.
@@ -571,9 +581,9 @@ numbered as (
     returning next_session operator(pg_catalog.-) 1 as id
 ),
 opened as (
-    insert into undoubt_ledger.session (id, nonce, name, ttl_ms, state, renewed_ms, tagged)
+    insert into undoubt_ledger.session (id, nonce, name, ttl_ms, state, renewed_ms, tagged, agent)
     select n.id, %(nonce)s::pg_catalog.text, %(name)s::pg_catalog.text, %(ttl_ms)s::pg_catalog.int8, 'open',
-           k.time_ms, true
+           k.time_ms, true, %(agent)s::pg_catalog.text
       from numbered n, undoubt_ledger.clock k
     returning id
 )

@@ -292,7 +292,7 @@ async def test_default_privileges_give_nothing_away(ground: Ground) -> None:
         await maintenance.init(ground.settings)
         assert await rights(ground.settings) == []
         await ground.admin.execute(_AS_BEFORE)
-        assert await maintenance.migrate(ground.settings) == ["g002", "g003", "g004", "g005"]
+        assert await maintenance.migrate(ground.settings) == ["g002", "g003", "g004", "g005", "g006"]
     finally:
         await ground.admin.execute(
             f"alter default privileges revoke all on schemas from {OWNER};"

@@ -16,6 +16,7 @@ from undoubt.coordinator.ledger import calls
 from undoubt.coordinator.ledger.cluster import messages
 from undoubt.coordinator.ledger.cluster.messages import AcceptorCall, MemberChange
 from undoubt.coordinator.ledger.contract import BranchRecord, LedgerInfo
+from undoubt.coordinator.ledger.ledger_call import IDS_MAX
 from undoubt.coordinator.node.admin import IMAGES_MAX, NUMBER_GAP_MAX
 from undoubt.coordinator.node.clients import REQUESTS_PER_CONNECTION_MAX, FromClient
 from undoubt.coordinator.paxos import FIRST, Ask, BranchInstance, Phase2a, Value
@@ -60,9 +61,9 @@ def test_a_frame_of_too_many_requests_is_not_decoded(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(
     "call",
     [
-        calls.RecordsCall((TxId(1, NONCE, 1),) * (calls.IDS_MAX + 1)),
-        calls.FinishCall((TxId(1, NONCE, 1),) * (calls.IDS_MAX + 1)),
-        calls.OutcomesCall((TxId(1, NONCE, 1),) * (calls.IDS_MAX + 1), Protocol.TWO_PHASE),
+        calls.RecordsCall((TxId(1, NONCE, 1),) * (IDS_MAX + 1)),
+        calls.FinishCall((TxId(1, NONCE, 1),) * (IDS_MAX + 1)),
+        calls.OutcomesCall((TxId(1, NONCE, 1),) * (IDS_MAX + 1), Protocol.TWO_PHASE),
         calls.DecideCall(
             TxId(1, NONCE, 1), Decision.ABORT, (BranchRecord(1, "a"),) * 10_000, Protocol.TWO_PHASE
         ),

@@ -106,6 +106,7 @@ async def test_who_observes_decides_nothing(cluster: Cluster, folder: Folder) ->
             sees.decide(session.txid(2), Decision.ABORT, BRANCHES),
             sees.finish([txid]),
             sees.doom(session.txid(3), "cause"),
+            sees.agent_keys([session.txid(3)]),
             sees.record_act(Act("f" * 16, "verb", "subject", 0.0, "me")),
         ]
         for asked in refused:

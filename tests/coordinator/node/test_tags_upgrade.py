@@ -24,6 +24,7 @@ from tests.coordinator.node.test_versions import agreed, restart
 from undoubt.coordinator.coordinator import Coordinator
 from undoubt.coordinator.errors import Impostor
 from undoubt.coordinator.ledger import calls
+from undoubt.coordinator.ledger.agents import AgentBinding
 from undoubt.coordinator.ledger.cluster import ledger as cluster_ledger
 from undoubt.coordinator.ledger.cluster.ledger import ClusterLedger
 from undoubt.coordinator.ledger.contract import (
@@ -76,7 +77,10 @@ class WithHistory(ScriptedParticipant):
 class OfVersion2(ClusterLedger):
     """Opens sessions as a process of the former release does: it draws a nonce, and knows of no key."""
 
-    async def _open_session(self, name: str, ttl_s: float, *, bind: bool = False) -> Session:
+    async def _open_session(
+        self, name: str, ttl_s: float, *, bind: bool = False, agent: AgentBinding | None = None
+    ) -> Session:
+        assert agent is None
         session: Session = await self._call(calls.OpenSessionCall(name, ttl_s, self._nonce(), bind))
         return session
 

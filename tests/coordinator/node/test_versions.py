@@ -23,6 +23,7 @@ from tests.ports import free_ports
 from undoubt.coordinator.coordinator import Coordinator
 from undoubt.coordinator.errors import ClusterRefused, LedgerUnavailable, LedgerUnusable, VersionHeldBack
 from undoubt.coordinator.ledger import calls
+from undoubt.coordinator.ledger.agents import AgentBinding
 from undoubt.coordinator.ledger.cluster import admin
 from undoubt.coordinator.ledger.cluster.messages import MemberChange
 from undoubt.coordinator.ledger.cluster.status import survey
@@ -332,9 +333,11 @@ SEEN = Heuristic(
 NEW: list[tuple[int, LogCommand]] = [
     (2, OpenSession("0" * 16, "shop", 1000, "", (1, 2, 3))),
     (2, Decide(SOME, Protocol.PAXOS, Decision.COMMIT, BRANCHES, 0.0)),
+    (3, Decide(SOME, Protocol.LAST, Decision.COMMIT, BRANCHES, 0.0)),
     (2, Agree(2)),
     (3, DrawSecret(b"secret")),
     (3, OpenSession("0" * 16, "shop", 1000, tagged=True)),
+    (3, OpenSession("0" * 16, "shop", 1000, agent=AgentBinding("orders", 1, "history"))),
     (3, Decide(SOME, Protocol.TWO_PHASE, Decision.COMMIT, TAGGED, 0.0)),
     (3, Decide(SOME, Protocol.TWO_PHASE, Decision.COMMIT, WITH_A_HISTORY, 0.0)),
     (3, Decide(SOME, Protocol.TWO_PHASE, Decision.ABORT, BRANCHES, 0.0, "because")),

@@ -94,7 +94,7 @@ async def ledger_schema_first(scene: Scene) -> None:
 _SCHEMA = """
     grant all on schema undoubt_ledger to public;
     create table undoubt_ledger.migration (version_num text);
-    insert into undoubt_ledger.migration values ('g005');
+    insert into undoubt_ledger.migration values ('g006');
     create function undoubt_ledger.read(text) returns text language sql as
         $$ select undoubt_ledger.payload(); select $1 $$;
     create view undoubt_ledger.ledger as select undoubt_ledger.read('madeup') as ledger_id;

@@ -8,12 +8,14 @@ from collections.abc import Iterator
 import msgspec
 
 from tests.coordinator.ledger.signing import Signing
-from undoubt.coordinator.ledger import calls, key_calls, lock_calls
+from undoubt.coordinator.ledger import agent_calls, calls, key_calls, lock_calls
+from undoubt.coordinator.ledger.agents import AgentBinding
 from undoubt.coordinator.ledger.cluster import messages
 from undoubt.coordinator.ledger.cluster.acceptors import record_of
 from undoubt.coordinator.ledger.cluster.ledger import ClusterLedger
 from undoubt.coordinator.ledger.cluster.messages import AcceptorCall
 from undoubt.coordinator.ledger.contract import Act, BranchRecord, Heuristic, Session
+from undoubt.coordinator.ledger.ledger_call import IDS_MAX
 from undoubt.coordinator.ledger.locks import LockRequest
 from undoubt.coordinator.paxos import FIRST, Ask, Ballot, BranchInstance, Phase1a, Phase2a, Value
 from undoubt.coordinator.quorum import Joint
@@ -24,7 +26,7 @@ BRANCHES = (
     BranchRecord(1, "orders", 2**40, 2**62, "00000001"),
     BranchRecord(2, "payments", 2**40, 2**62, "00000001"),
 )
-LONG = calls.IDS_MAX + 1
+LONG = IDS_MAX + 1
 LONG_IN_TURN = 1_001
 """How long a list is made where the longest one would only be slow."""
 
@@ -85,6 +87,9 @@ class Targets:
     def _on_sessions(self) -> Iterator[msgspec.Struct]:
         yield calls.OpenSessionCall("name", 10.0, new_nonce(), False, "")
         yield calls.OpenSessionCall("name", 10.0, "", True, 2 * new_nonce())
+        agent = AgentBinding("orders", 1, "history")
+        yield calls.OpenSessionCall("name", 10.0, "", False, 2 * new_nonce(), agent)
+        yield agent_calls.AgentKeysCall((self._txid("old"),))
         yield calls.KeepAliveCall(self._sessions["kept"].public, 1)
         yield calls.CloseSessionCall(self._sessions["closed"].public)
         yield calls.SessionsCall()

@@ -8,6 +8,9 @@ from pathlib import Path
 import asyncpg
 
 from tests.undoubt.cli.harness import Ran, undoubt
+from undoubt.participants.ids import Gid, Protocol, SessionKey, TxId
+
+LOST = "abcdefghij"
 
 
 async def run(folder: Path, dsn: str, *arguments: str) -> Ran:
@@ -32,6 +35,41 @@ async def test_migrate_makes_the_tables_and_may_be_repeated(tmp_path: Path, data
     await connection.close()
     ran = await run(tmp_path, database, "prune", "-o", "json")
     assert (ran.status, ran.json) == (0, {"orders": 2}), ran.err
+
+
+async def test_rows_of_a_lost_ledger(tmp_path: Path, databases: dict[str, str]) -> None:
+    """Broken if rows of last-agent commit that no recovery will ever delete cannot be found or deleted, or
+    some are deleted that recovery, an adoption, another installation or a coordinator that was stopped still
+    needs."""
+    database = databases["orders"]
+    assert (await run(tmp_path, database, "migrate")).status == 0
+    own = await asyncio.to_thread(undoubt, "ledger", "init", "-o", "json", cwd=tmp_path)
+    own_id = own.json["ledger_id"]
+    connection = await asyncpg.connect(database)
+    old = "insert into undoubt.undoubt_agent values ($1, 'abort', $2, '', '', now() - $3 * interval '1 day')"
+    for key, (ledger, days) in enumerate([(LOST, 8), (LOST, 6), (own_id, 8), ("klmnopqrst", 8)]):
+        await connection.execute(old, bytes([key]), ledger, days)
+
+    async def keys() -> list[int]:
+        rows = await connection.fetch("select key from undoubt.undoubt_agent order by key")
+        return [row["key"][0] for row in rows]
+
+    ran = await run(tmp_path, database, "prune", "-o", "json")
+    assert (ran.status, ran.json) == (0, {"orders": 0}), ran.err
+    assert f"orders: 2 rows of last-agent commit of another ledger, {LOST}" in ran.err
+    assert own_id not in ran.err
+    gid = Gid(LOST, Protocol.LAST, TxId(1, "0123456789abcdef", 1), 1, "orders").tagged(SessionKey.drawn())
+    await connection.execute(f"begin; create table note (id int); prepare transaction '{gid}'")
+    ran = await run(tmp_path, database, "prune", "--lost-ledger", LOST)
+    assert (ran.status, "--adopt" in ran.err) == (5, True), ran.err
+    await connection.execute(f"rollback prepared '{gid}'")
+    ran = await run(tmp_path, database, "prune", "--lost-ledger", own_id)
+    assert (ran.status, "of this installation" in ran.err) == (5, True), ran.err
+    assert await keys() == [0, 1, 2, 3]
+    ran = await run(tmp_path, database, "prune", "--lost-ledger", LOST, "--older-than", "1s", "-o", "json")
+    assert (ran.status, ran.json) == (0, {"orders": 1}), ran.err
+    assert await keys() == [1, 2, 3]
+    await connection.close()
 
 
 async def test_restored_draws_another_history(tmp_path: Path, database: str) -> None:

@@ -43,6 +43,7 @@ LAZY = (5, "x", NOTHING, awaited, generated)
 COORDINATORS: tuple[Any, ...] = (5, "x", NOTHING, False, [])
 TEXTS = (None, 5, b"a", ["a"], "", "a\0", NOTHING)
 WRONG: dict[str, tuple[Any, ...]] = BAD | {
+    "agent": ("", 5, b"a", ["a"], "a\0", False, NOTHING),  # a coordinator says whether there is one
     "app": (5, "x", NOTHING),
     "coordinator": COORDINATORS,
     "threads": (None, 0, 1, "no", []),
@@ -129,6 +130,14 @@ def test_zope(threads: Stage, parameter: str, value: Any) -> None:
     with refused(parameter):
         undoubt.integrations.zope.join(**({"coordinator": threads.coordinator} | {parameter: value}))
     assert threads.xact_statuses() == set()
+
+
+@pytest.mark.parametrize(
+    ("call", "needed"), [(Undoubt, {}), (CommitBeforeResponse, {"app": awaited}), (atomic, {"using": ["a"]})]
+)
+def test_an_agent_of_another_protocol(call: Any, needed: dict[str, Any]) -> None:
+    with refused("agent"):
+        call(**needed, protocol="2pc", agent="a")
 
 
 @pytest.mark.parametrize(("parameter", "value"), cases(undoubt.integrations.rq.transactional))

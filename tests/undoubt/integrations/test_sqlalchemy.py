@@ -274,3 +274,22 @@ async def test_a_repeated_key_is_told_at_the_first_statement(app: App, world: Wo
     await app.run(lambda session: session.add_all(both(3)) or session.commit(), key="order-43")
     assert await world.ids() == ({1, 3}, {1, 3})
     assert await world.prepared() == []
+
+
+async def test_last_agent_commit_of_a_session(app: App, world: World) -> None:
+    """Broken if the connection of a session cannot be the agent's, or its row is committed without the
+    other's."""
+    for name, dsn in world.dsns.items():
+        await migrate(name, ParticipantSettings(dsn=dsn))
+
+    def program(session: Session, number: int) -> None:
+        session.add_all(both(number))
+        session.commit()
+
+    await app.run(program, 1, protocol="last", agent="payments")
+    assert await world.ids() == ({1}, {1})
+    assert "after_agent" in world.seen
+    with pytest.raises(sa.exc.IntegrityError):
+        await app.run(program, 1, protocol="last", agent="orders")
+    assert await world.ids() == ({1}, {1})
+    assert await world.prepared() == []

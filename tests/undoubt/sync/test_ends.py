@@ -190,9 +190,9 @@ def test_ctrl_c_while_it_begins(stage: Stage, monkeypatch: pytest.MonkeyPatch) -
     assert stage.engine is not None
     gate, new_txid = Gate(), stage.engine.new_txid
 
-    async def held(protocol: Protocol, timeout_s: float) -> Any:
+    async def held(protocol: Protocol, timeout_s: float, agent: str) -> Any:
         await gate.stop()
-        return await new_txid(protocol, timeout_s)
+        return await new_txid(protocol, timeout_s, agent)
 
     def interrupt() -> None:
         gate.wait()

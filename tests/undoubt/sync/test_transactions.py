@@ -13,6 +13,7 @@ import pytest
 
 from tests.undoubt.sync.support import Background, Stage, until
 from undoubt.coordinator.errors import AlreadyCommitted, OutcomeUnknown, TransactionAborted, TransactionEnded
+from undoubt.coordinator.ledger.commands import DrawSecret
 from undoubt.coordinator.ledger.contract import RecordedDecision
 from undoubt.participants.contract import Vote, XactStatus
 from undoubt.participants.errors import BranchFailed, ParticipantUnavailable, UnknownParticipant, UsageError
@@ -364,3 +365,17 @@ def test_a_repeated_key_returns_the_first_result(stage: Stage) -> None:
     found: Any = stage.coordinator.run(order, key="another")
     assert found == b"bytes"
     assert len(calls) == 1
+
+
+def test_last_agent_commit_in_threads(stages: Callable[..., Stage]) -> None:
+    """Broken if a thread cannot name the agent, or the agent does not commit last."""
+    stage = stages()
+    stage.ledger.machine.apply(DrawSecret(b"s" * 32))
+    with stage.coordinator.transaction(protocol="last", agent="alpha") as tx:
+        transfer(tx)
+    stage.coordinator.run(transfer, protocol="last", agent="beta")
+    calls = {name: [call for call, _ in one.calls] for name, one in stage.participants.items()}
+    assert calls["alpha"].count("commit_as_agent") == calls["beta"].count("commit_as_agent") == 1
+    assert stage.xact_statuses() == {XactStatus.COMMITTED}
+    with pytest.raises(UsageError, match="agent="):
+        stage.coordinator.transaction(agent="alpha")

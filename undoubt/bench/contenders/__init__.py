@@ -80,6 +80,13 @@ CONTENDERS: dict[str, ContenderEntry] = {
         "Paxos Commit, the ledger on three nodes",
         cluster=True,
     ),
+    "undoubt-last": ContenderEntry(
+        "undoubt.bench.contenders.clustered",
+        "last_agent",
+        Style.TASKS,
+        "last-agent commit, the ledger on three nodes",
+        cluster=True,
+    ),
     "undoubt-sidecar": ContenderEntry(
         "undoubt.bench.contenders.sidecar",
         "own_driver",

@@ -21,8 +21,7 @@ async def two_phase(places: Places) -> AsyncIterator[AsyncContender]:
 
 @contextlib.asynccontextmanager
 async def three_phase(places: Places) -> AsyncIterator[AsyncContender]:
-    for name, dsn in zip(DATABASES, places.dsns, strict=True):
-        await schema.migrate(name, ParticipantSettings(dsn=dsn))
+    await _migrate(places)
     async with _connected(places, "3pc") as contender:
         yield contender
 
@@ -31,6 +30,19 @@ async def three_phase(places: Places) -> AsyncIterator[AsyncContender]:
 async def paxos(places: Places) -> AsyncIterator[AsyncContender]:
     async with _connected(places, "paxos") as contender:
         yield contender
+
+
+@contextlib.asynccontextmanager
+async def last_agent(places: Places) -> AsyncIterator[AsyncContender]:
+    """The agent is the second database."""
+    await _migrate(places)
+    async with _connected(places, "last") as contender:
+        yield contender
+
+
+async def _migrate(places: Places) -> None:
+    for name, dsn in zip(DATABASES, places.dsns, strict=True):
+        await schema.migrate(name, ParticipantSettings(dsn=dsn))
 
 
 @contextlib.asynccontextmanager

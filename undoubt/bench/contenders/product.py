@@ -37,7 +37,8 @@ def configuration(places: Places, ledger: Mapping[str, Any], protocol: str = "2p
         name: {"dsn": dsn, "connections_max": places.workers}
         for name, dsn in zip(DATABASES, places.dsns, strict=True)
     }
-    return {"ledger": dict(ledger), "participants": participants, "coordinator": {"protocol": protocol}}
+    chosen = {"protocol": protocol} | ({"agent": DATABASES[-1]} if protocol == "last" else {})
+    return {"ledger": dict(ledger), "participants": participants, "coordinator": chosen}
 
 
 class ProductInThreads:

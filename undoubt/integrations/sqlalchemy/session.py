@@ -41,9 +41,9 @@ class Session(orm.Session):
     """``sqlalchemy.orm.Session`` with additional arguments.
 
     ``coordinator`` commits; ``participants`` names the participant of each engine; ``timeout`` (seconds,
-    from the first statement), ``protocol`` and ``key`` are those of ``coordinator.transaction``. If another
-    transaction has committed with the key, the first statement raises ``AlreadyCommitted``, which has the
-    result. ``undoubt_key`` may be set before the first statement of a transaction. ``commit`` raises
+    from the first statement), ``protocol``, ``key`` and ``agent`` are those of ``coordinator.transaction``.
+    If another transaction has committed with the key, the first statement raises ``AlreadyCommitted``, which
+    has the result. ``undoubt_key`` may be set before the first statement of a transaction. ``commit`` raises
     the errors of a transaction's commit. After ``TransactionAborted`` the session is rolled back as after
     any error. After ``OutcomeUnknown`` and ``HeuristicOutcome`` its transaction is closed without a
     commit or rollback event, and its objects are read again when they are next used.
@@ -57,6 +57,7 @@ class Session(orm.Session):
         timeout: float | None = None,
         protocol: str | None = None,
         key: str | None = None,
+        agent: str | None = None,
         twophase: bool = False,
         **options: Any,
     ) -> None:
@@ -69,12 +70,15 @@ class Session(orm.Session):
         if key is not None:
             check_key(key)
         bridge = Bridge(coordinator)
+        if agent is not None and bounds.text("agent", agent) not in bridge.engine.participants:
+            raise bounds.OutOfBounds("agent", "is not a participant of the coordinator")
         engines = _judged(participants)
         watch(engines)
         super().__init__(*arguments, **options)
         self.undoubt_timeout = timeout
         self.undoubt_protocol = protocol
         self.undoubt_key = key
+        self.undoubt_agent = agent
         self._undoubt_bridge = bridge
         self._undoubt_participants = engines
         self._undoubt_unit: Unit | None = None

@@ -195,6 +195,7 @@ class Unit:
                 timeout=self._session.undoubt_timeout,
                 protocol=self._session.undoubt_protocol,
                 key=self._session.undoubt_key,
+                agent=self._session.undoubt_agent,
             )
             self._transaction = await transaction.start()
         await self._transaction.adopt(member)

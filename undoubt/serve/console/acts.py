@@ -60,7 +60,8 @@ def choices(whole: Whole) -> list[dict[str, Any]]:
     """The ways to end it that are open to an operator, the safe one first. ``warnings`` are those that
     ``tx resolve`` shows before its question; ``refused`` says why a way without flags is none."""
     if whole.asks_protocol:
-        return [_choice(whole, "terminate")]
+        rollback = [_choice(whole, Decision.ABORT)] if whole.may_be_fenced else []
+        return [_choice(whole, "terminate"), *rollback]
     if not whole.prepared:
         return []
     ways = [_choice(whole, decision) for decision in (Decision.COMMIT, Decision.ABORT)]

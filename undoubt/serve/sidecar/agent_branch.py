@@ -78,6 +78,10 @@ class AgentBranch:
         return self._announced.connection
 
     @property
+    def prepares(self) -> bool:
+        return True
+
+    @property
     def surely_writes(self) -> bool:
         return True
 

@@ -250,9 +250,11 @@ class Book:
         *,
         key: str | None = None,
         key_wait_s: float = 0.0,
+        agent: str | None = None,
     ) -> OpenTransaction | Transaction:
         """Begin a transaction; or return one that is ``repeated``, if another one has committed with ``key``
-        before. ``key_wait_s``: how long to wait while another one is undecided.
+        before. ``key_wait_s``: how long to wait while another one is undecided. ``agent``: of last-agent
+        commit.
 
         Raises :class:`RequestRefused` if too many are open or the sidecar is about to end, and the errors of
         ``Transaction.start``."""
@@ -268,7 +270,9 @@ class Book:
         self._beginning += 1
         self._held[owner] += 1
         try:
-            transaction = self.coordinator.transaction(timeout=chosen, protocol=protocol, key=key)
+            transaction = self.coordinator.transaction(
+                timeout=chosen, protocol=protocol, key=key, agent=agent
+            )
             await transaction.start(key_wait_s=key_wait_s)
         except BaseException:
             self._held[owner] -= 1
@@ -287,6 +291,7 @@ class Book:
     async def announce(self, entry: OpenTransaction, participant: PostgresParticipant) -> AnnouncedBranch:
         """Announce a branch that the caller runs. Raises the errors of ``Transaction.announce``."""
         self._check_branches(entry)
+        _check_no_agent(entry, participant.name)
         opener: Opener = Announcer(participant)
         branch = await entry.transaction.announce(opener)
         if not isinstance(branch, AnnouncedBranch):
@@ -298,6 +303,7 @@ class Book:
     async def add_agent(self, entry: OpenTransaction, opener: Opener) -> Gid:
         """A branch that another sidecar runs. Raises what ``Transaction.announce`` raises."""
         self._check_branches(entry)
+        _check_no_agent(entry, opener.name)
         branch = await entry.transaction.announce(opener)
         self._note(entry, branch.gid, "agent")
         return branch.gid
@@ -429,6 +435,17 @@ class Book:
             if self._watcher is not None:
                 took_s = None if entry.commit_s is None else entry.ended_s - entry.commit_s
                 self._watcher.ended(entry, took_s)
+
+
+def _check_no_agent(entry: OpenTransaction, participant: str) -> None:
+    agent = entry.transaction.lease.agent
+    if agent is not None and agent.participant == participant:
+        raise RequestRefused(
+            409,
+            "LastAgent",
+            f"{participant!r} is the agent of this last-agent commit, and this sidecar commits it in one"
+            " phase: send its statements to /v1/transactions/{id}/statements",
+        )
 
 
 async def _release(entry: OpenTransaction) -> None:

@@ -182,6 +182,10 @@ def check_participant(client: Client, capability: Capability | None, name: str) 
         raise RequestRefused(403, "NotAllowed", f"that Undoubt-Transaction is not for participant {name!r}")
 
 
+RUN_HERE = frozenset({"3pc", "last"})
+"""Protocols for which no other sidecar runs a branch."""
+
+
 def answer(body: msgspec.Struct, status: int = 200, **headers: str) -> Answer:
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     return Answer(status, msgspec.json.encode(body), {"content-type": JSON, **named})
@@ -197,12 +201,18 @@ async def begin(sidecar: Sidecar, request: JudgedRequest) -> Answer:
     timeout_s = None if wanted.timeout_ms is None else wanted.timeout_ms / 1000
     name = request.client.name
     if wanted.key is None:
-        entry = await sidecar.book.begin(name, timeout_s, wanted.protocol, request.trace)
+        entry = await sidecar.book.begin(name, timeout_s, wanted.protocol, request.trace, agent=wanted.agent)
     else:
         with sidecar.waits(request) as wait_s:
             key = f"{name}:{wanted.key}"  # another client must not read the result
             entry = await sidecar.book.begin(
-                name, timeout_s, wanted.protocol, request.trace, key=key, key_wait_s=wait_s
+                name,
+                timeout_s,
+                wanted.protocol,
+                request.trace,
+                key=key,
+                key_wait_s=wait_s,
+                agent=wanted.agent,
             )
     if not isinstance(entry, OpenTransaction):
         return _repeated(entry)
@@ -341,7 +351,8 @@ async def run_as_agent(sidecar: Sidecar, request: JudgedRequest) -> Answer:
     wanted = request.given(AgentRequest)
     participant = sidecar.participant(request, wanted.participant)
     address = ""
-    if request.capability is not None and participant.name not in entry.run_here and entry.protocol != "3pc":
+    elsewhere = participant.name not in entry.run_here and entry.protocol not in RUN_HERE
+    if request.capability is not None and elsewhere:
         address = await sidecar.agents_address(wanted.session)
     if not address or sidecar.peers is None:
         raise RequestRefused(409, NO_AGENT, "its statements run at the sidecar that began the transaction")

@@ -28,6 +28,9 @@ class BeginRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     key: Annotated[str, Meta(min_length=1, max_length=100)] | None = None
     """Of all transactions of this client with one key, at all sidecars of the ledger, one commits; a
     repetition gets its result. Only with 2pc."""
+    agent: Name | None = None
+    """With last: the participant that commits last, whose statements the sidecar runs; the default is
+    coordinator.agent."""
 
 
 class CommitRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

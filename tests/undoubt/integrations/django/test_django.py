@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import unittest
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any, ClassVar
 
 import pytest
@@ -50,6 +51,20 @@ def test_a_block_commits_in_both_databases(shop: Shop) -> None:
         assert shop.ids() == ([], [])
     assert shop.ids() == ([1], [1])
     assert "before_decide" in shop.seen
+    assert usable()
+
+
+@pytest.mark.parametrize("agent", BOTH)
+def test_a_block_commits_by_its_last_agent(shop: Shop, agent: str) -> None:
+    """Broken if Django's own connection cannot be the agent, or is not usable afterwards. The error of the
+    deferred constraint comes from PREPARE, or from the agent's COMMIT."""
+    shop.make_last_agent(agent)
+    for account in (NOBODY, 1):
+        expected = nullcontext() if account == 1 else pytest.raises(undoubt.TransactionAborted)
+        with expected, atomic(using=BOTH, protocol="last", agent=agent):
+            write(account, account)
+    assert (shop.ids(), shop.prepared()) == (([1], [1]), [])
+    assert "after_agent" in shop.seen
     assert usable()
 
 

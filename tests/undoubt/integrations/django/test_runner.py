@@ -75,7 +75,7 @@ def test_blocks_commit_in_the_databases_of_the_runner(
     """Broken if each ordinary project is told that its connections lead elsewhere, if its databases or its
     ledger are used, or if undoubt's connections keep the runner from dropping what it has made."""
     said = run()
-    assert "Ran 4 tests" in said, said
+    assert "Ran 5 tests" in said, said
     assert said.rstrip().splitlines()[-1].startswith("Destroying"), said
     assert "\nOK\n" in said, said
     assert left(databases) == [[], []]
@@ -83,6 +83,17 @@ def test_blocks_commit_in_the_databases_of_the_runner(
     for dsn in databases.values():
         with psycopg.connect(dsn) as connection:
             assert connection.execute("select to_regclass('shop_thing')").fetchall() == [(None,)]
+
+
+@pytest.mark.parametrize("options", [(), ("--tag", "one")])
+def test_the_last_agent_of_the_settings(run: Run, tmp_path: Path, options: tuple[str, ...]) -> None:
+    """Broken if a project that commits by its last agent cannot be tested, or only by all of its tests: the
+    runner makes the agent's database only for tests that use it."""
+    with (tmp_path / "undoubt.toml").open("a") as source:
+        source.write('\n[coordinator]\nprotocol = "last"\nagent = "payments"\n')
+    said = run(*options)
+    assert "\nOK\n" in said, said
+    assert f"Ran {1 if options else 5} test" in said, said
 
 
 def test_databases_that_are_kept(run: Run, databases: dict[str, str]) -> None:

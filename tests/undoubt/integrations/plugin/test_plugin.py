@@ -114,6 +114,19 @@ def test_messages_and_locks(each, undoubt_coordinator, undoubt_databases):
     assert "2 passed" in said, said
 
 
+def test_a_last_agent_crashes(run: Callable[..., str]) -> None:
+    """Broken if the steps of last-agent commit have no crash, or recovery leaves what it has to end."""
+    said = run("""
+@pytest.mark.parametrize("step", ["before_agent", "after_agent"])
+def test_a_crash(step, crash_at, undoubt_settings, undoubt_databases, undoubt_recover):
+    undoubt_settings["coordinator"] |= {"protocol": "last", "agent": "payments"}
+    crash_at(step, write, undoubt_settings)
+    undoubt_recover()
+    assert ids(undoubt_databases) == ([[], []] if step == "before_agent" else [[1], [1]])
+""")
+    assert "2 passed" in said, said
+
+
 def test_tables_that_the_schema_brings_along_are_kept(run: Callable[..., str]) -> None:
     """Broken if a dump of production, with the tables of another owner, stops the tests."""
     said = run("""

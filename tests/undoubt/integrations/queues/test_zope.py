@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import psycopg
@@ -63,6 +64,18 @@ class Other:
                 raise Failed
 
         return called
+
+
+def test_a_transaction_commits_by_its_last_agent(shop: Shop) -> None:
+    """Broken if the COMMIT of the agent comes before the vote of another data manager."""
+    shop.make_last_agent("payments")
+    with undoubt.sync.connect(shop.settings, observe=shop.observe, recover=False) as coordinator:
+        for number, fails in enumerate(("tpc_vote", "")):
+            with nullcontext() if not fails else pytest.raises(Failed), transaction.manager as current:
+                current.join(Other("a", fails=fails))
+                write(join(coordinator, protocol="last", agent="orders"), number)
+    assert (shop.ids(), shop.prepared()) == (([1], [1]), [])
+    assert shop.seen.count("after_agent") == 1
 
 
 @pytest.mark.parametrize("key", ["~\x7f", "\u00e9", "\U0010ffff"])

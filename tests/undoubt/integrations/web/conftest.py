@@ -48,6 +48,14 @@ def client(request: pytest.FixtureRequest, shop: Shop) -> Iterator[Client]:
         yield client
 
 
+@pytest.fixture(params=APPLICATIONS)
+def last_client(request: pytest.FixtureRequest, shop: Shop) -> Iterator[Client]:
+    """Its transactions commit by their last agent."""
+    shop.make_last_agent("payments")
+    with APPLICATIONS[request.param](shop) as client:
+        yield client
+
+
 @pytest.fixture
 def hasty(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> Shop:
     """Its transactions have a short timeout, and commits wait no longer than that for an outcome."""

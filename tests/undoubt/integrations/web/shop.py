@@ -11,6 +11,9 @@ from typing import Any
 
 import psycopg
 
+from undoubt.participants.postgres import schema
+from undoubt.participants.settings import ParticipantSettings
+
 TABLES = {
     "orders": "create table orders (id int primary key, item text not null default 'a lamp')",
     "payments": """
@@ -50,6 +53,12 @@ class Shop:
         for name, dsn in self.dsns.items():
             with psycopg.connect(dsn, autocommit=True) as connection:
                 connection.execute(TABLES[name])
+
+    def make_last_agent(self, name: str) -> None:
+        """Coordinators that are opened from here on use last-agent commit."""
+        for each, dsn in self.dsns.items():
+            asyncio.run(schema.migrate(each, ParticipantSettings(dsn=dsn)))
+        self.settings["coordinator"] = {"protocol": "last", "agent": name}
 
     async def observe(self, step: Any, subject: str) -> None:
         self.seen.append(str(step))

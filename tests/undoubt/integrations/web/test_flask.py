@@ -44,6 +44,23 @@ def test_a_failure_of_a_function_after_the_view_rolls_back(shop: Shop) -> None:
     assert (answered.status, answered.outcome, shop.ids()) == (500, None, ([], []))
 
 
+def test_the_extension_names_the_last_agent(shop: Shop) -> None:
+    """Broken if one application of a process cannot choose its agent."""
+    shop.make_last_agent("payments")
+    with undoubt.sync.connect(shop.settings) as coordinator:
+        app = flask.Flask(__name__)
+        extension = Undoubt(app, coordinator=coordinator, agent="orders")
+
+        @app.post("/")
+        def view() -> str:
+            write(extension)
+            lease = extension.transaction().engine.lease
+            return "" if lease.agent is None else lease.agent.participant
+
+        answered = post(app, "/")
+    assert (answered.status, answered.body, shop.ids()) == (200, b"orders", ([1], [1]))
+
+
 def test_a_failure_after_the_commit_is_told_as_one(shop: Shop) -> None:
     """Functions of ``teardown_request`` run after it: a bare 500 would have the order placed again."""
     with undoubt.sync.connect(shop.settings) as coordinator:

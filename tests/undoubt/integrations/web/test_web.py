@@ -29,6 +29,16 @@ def test_what_aborts_at_its_commit_is_not_answered_200(client: Client, shop: Sho
     assert shop.ids() == ([], [])
 
 
+def test_an_order_commits_by_its_last_agent(last_client: Client, shop: Shop) -> None:
+    """Broken if the settings of an application do not reach the transactions of its requests, or a refusal of
+    the agent's COMMIT is answered 200. The agent's part of ``late`` is refused at its COMMIT."""
+    assert last_client("/late/1").outcome == "aborted"
+    assert (shop.ids(), shop.prepared()) == (([], []), [])
+    assert last_client("/order/2").status == 200
+    assert shop.ids() == ([2], [2])
+    assert "after_agent" in shop.seen
+
+
 @pytest.mark.parametrize(("what", "status"), [("raises", 500), ("refuses", 422), ("unserializable", 500)])
 def test_a_failed_request_changes_nothing(client: Client, shop: Shop, what: str, status: int) -> None:
     """``unserializable``: the handler has succeeded, and its response cannot be made."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 from django.db import connections, transaction
-from django.test import TestCase, TransactionTestCase
+from django.test import TestCase, TransactionTestCase, tag
 
 from tests.undoubt.integrations.django.project.shop.models import Thing
 from undoubt.integrations.django import atomic, coordinator, guard, publish
@@ -44,6 +44,16 @@ class Commits(TransactionTestCase):  # type: ignore[misc]
             place("a lamp")
             raise ZeroDivisionError
         assert items() == [[], []]
+
+
+@tag("one")
+class CommitsInOne(TransactionTestCase):  # type: ignore[misc]
+    databases = BOTH[:1]
+
+    def test_it_commits(self) -> None:
+        with atomic(using=BOTH[:1]):
+            Thing.objects.using(BOTH[0]).create(item="a lamp")
+        assert Thing.objects.using(BOTH[0]).count() == 1
 
 
 class Uses(TransactionTestCase):  # type: ignore[misc]
