@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from undoubt.coordinator.errors import LedgerUnavailable, OutcomeUnknown
 from undoubt.coordinator.ledger.commands import Decide
-from undoubt.coordinator.ledger.contract import TERMINATES_BY_ITSELF, SessionState
+from undoubt.coordinator.ledger.contract import ABORTS_BY_ABSENCE, TERMINATES_BY_ITSELF, SessionState
 from undoubt.coordinator.ledger.etcd import messages
 from undoubt.coordinator.ledger.etcd.client import EtcdRefused
 from undoubt.coordinator.ledger.etcd.keyspace import DecisionValue, encode, number
@@ -182,11 +182,13 @@ class EtcdDecisions:
             if found is not None:
                 return [], answer_to(command, found)
             decision = command.decision
-            if command.protocol not in TERMINATES_BY_ITSELF:
-                if standing.state is SessionState.RESTORED:
-                    return [], OutcomeUnknown(txid, "its session is from before the ledger was set back")
-                if standing.presumed(txid.seq):
-                    decision = Decision.ABORT
+            by_itself = command.protocol in TERMINATES_BY_ITSELF
+            by_absence = command.protocol in ABORTS_BY_ABSENCE and decision is Decision.ABORT
+            if standing.state is SessionState.RESTORED and (by_absence or not by_itself):
+                why = "its session is from before the ledger was restored, or set back"
+                return [], OutcomeUnknown(txid, why)
+            if not by_itself and standing.presumed(txid.seq):
+                decision = Decision.ABORT
             return self._writes(command, encode(value_of(command, decision))), decision
 
         try:

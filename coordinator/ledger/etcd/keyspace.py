@@ -43,6 +43,7 @@ from typing import TypeVar
 
 import msgspec
 
+from undoubt.coordinator.ledger.agents import AgentBinding
 from undoubt.coordinator.ledger.contract import BranchRecord, SessionState
 from undoubt.coordinator.ledger.locks import LockEntry
 from undoubt.participants.contract import Decision
@@ -79,7 +80,8 @@ class LedgerClock(msgspec.Struct, frozen=True):
 
 
 class SessionRecord(msgspec.Struct, frozen=True):
-    """``closed_ms`` is the ledger time at which the end was noted; None while none was."""
+    """``closed_ms`` is the ledger time at which the end was noted; None while none was. ``agent``: the one to
+    which the session is bound, if it is."""
 
     name: str
     ttl_ms: int
@@ -87,6 +89,7 @@ class SessionRecord(msgspec.Struct, frozen=True):
     incarnation: int
     state: SessionState = SessionState.OPEN
     closed_ms: int | None = None
+    agent: AgentBinding | None = None
 
 
 class DecisionValue(msgspec.Struct, frozen=True, array_like=True):

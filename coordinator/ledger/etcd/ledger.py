@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from undoubt.coordinator.errors import SessionLost
+from undoubt.coordinator.ledger.agents import AgentBinding, AgentKey
 from undoubt.coordinator.ledger.commands import (
     Decide,
     Doom,
@@ -123,10 +124,10 @@ class EtcdLedger(EtcdKeys, EtcdLocks, Operators, Transactions):
 
     # Sessions.
 
-    async def open_session(self, name: str, ttl_s: float) -> Session:
+    async def open_session(self, name: str, ttl_s: float, *, agent: AgentBinding | None = None) -> Session:
         nonce, ttl_ms = new_nonce(), round(seconds("ttl_s", ttl_s, least=0.001) * 1000)
-        check_given(OpenSession(nonce, name, ttl_ms))
-        number = await self._sessions.open(name, nonce, ttl_ms)
+        check_given(OpenSession(nonce, name, ttl_ms, agent=agent))
+        number = await self._sessions.open(name, nonce, ttl_ms, agent)
         return Session(number, nonce, name, ttl_ms / 1000, key=self._names.key_bytes(number, nonce))
 
     async def keep_alive(self, session: Session, floor: int) -> None:
@@ -139,6 +140,12 @@ class EtcdLedger(EtcdKeys, EtcdLocks, Operators, Transactions):
 
     async def sessions(self) -> Sequence[SessionInfo]:
         return await self._sessions.infos()
+
+    async def agent_keys(self, txids: Iterable[TxId]) -> Sequence[AgentKey | None]:
+        asked = list(txids)
+        check_given(Finish(tuple(asked)))
+        bound = await self._sessions.agents((txid.session, txid.nonce) for txid in asked)
+        return [self._names.agent_key(txid, bound.get((txid.session, txid.nonce))) for txid in asked]
 
     # EtcdDecisions.
 

@@ -22,6 +22,7 @@ from typing import TypeVar
 import msgspec
 
 from undoubt.coordinator.errors import LedgerUnavailable, SessionLost
+from undoubt.coordinator.ledger.agents import AgentBinding
 from undoubt.coordinator.ledger.contract import SessionInfo, SessionState
 from undoubt.coordinator.ledger.etcd import messages
 from undoubt.coordinator.ledger.etcd.client import EtcdClient, EtcdRefused
@@ -35,7 +36,7 @@ from undoubt.coordinator.ledger.etcd.keyspace import (
     value_of,
 )
 from undoubt.coordinator.ledger.etcd.recorded import keys_about, recorded
-from undoubt.coordinator.ledger.etcd.store import Compute, EtcdStore, KeySnapshot
+from undoubt.coordinator.ledger.etcd.store import KEYS_MAX, Compute, EtcdStore, KeySnapshot
 from undoubt.participants.ids import TxId
 
 SESSIONS_MAX = 1_000
@@ -116,7 +117,7 @@ class Sessions:
             del self._known[next(iter(self._known))]
         return self._known.setdefault((session, nonce), known)
 
-    async def open(self, name: str, nonce: str, ttl_ms: int) -> int:
+    async def open(self, name: str, nonce: str, ttl_ms: int, agent: AgentBinding | None = None) -> int:
         """Open a session; returns its number. If it remains unknown whether it was opened, its lease is
         revoked: then it is not open, and a request that arrives late opens nothing."""
         keys, store = self._store.keys, self._store
@@ -129,7 +130,7 @@ class Sessions:
                 if snapshot[keys.opened(nonce)] is not None:  # the answer was lost
                     return [], (snapshot.number(keys.opened(nonce), 0), None)
                 session = snapshot.number(keys.next_session, 1)
-                record = SessionRecord(name, ttl_ms, lease, store.era.incarnation)
+                record = SessionRecord(name, ttl_ms, lease, store.era.incarnation, agent=agent)
                 return [
                     messages.put(keys.next_session, number(session + 1)),
                     messages.put(keys.session(session, nonce), encode(record)),
@@ -279,6 +280,19 @@ class Sessions:
     async def infos(self) -> list[SessionInfo]:
         """All sessions that are kept."""
         return [info for info, _ in await self.records()]
+
+    async def agents(self, sessions: Iterable[tuple[int, str]]) -> dict[tuple[int, str], AgentBinding]:
+        """The agents to which ``sessions``, by number and nonce, are bound; one that is not is left out."""
+        found: dict[tuple[int, str], AgentBinding] = {}
+        asked = list(dict.fromkeys(sessions))
+        for at in range(0, len(asked), KEYS_MAX):
+            by_key = {self._store.keys.session(*each): each for each in asked[at : at + KEYS_MAX]}
+            snapshot = await self._store.read(by_key)
+            for key, each in by_key.items():
+                record = snapshot.get(key, SessionRecord)
+                if record is not None and record.agent is not None:
+                    found[each] = record.agent
+        return found
 
     async def records(self) -> list[tuple[SessionInfo, SessionRecord]]:
         """Sessions are read before leases: one that is opened meanwhile does not look expired, and one whose
