@@ -64,7 +64,7 @@ async def test_there_is_no_key_without_an_agent(backend: Backend) -> None:
     unknown = TxId(2**40, bound.nonce, 1)
     assert await ledger.agent_keys([unbound.txid(1), strange, unknown]) == [None, None, None]
     await ledger.close_session(bound)
-    await backend.elapse(backend.retention_s + 60.0)
+    await backend.elapse(backend.retention_s + 150.0)
     await backend.elapse(1.0)
     assert await ledger.agent_keys([bound.txid(1)]) == [None], "its session was dropped"
 
