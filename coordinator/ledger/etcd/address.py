@@ -56,6 +56,8 @@ def read(url: str) -> EtcdAddress:
         endpoints = [Address.parse(text, port=PORT) for text in hosts.split(",")]
     except ValueError as error:
         raise LedgerMisconfigured(f"ledger URL {redact(url)!r}: {error}; for example {EXAMPLE}") from None
+    if any(not each.port for each in endpoints):
+        raise LedgerMisconfigured(f"ledger URL {redact(url)!r}: no member answers at port 0")
     if twice := [each for each in endpoints if endpoints.count(each) > 1]:
         raise LedgerMisconfigured(f"ledger URL {redact(url)!r} names member {twice[0]} twice")
     return EtcdAddress(endpoints, prefix, unquote(user), unquote(password))

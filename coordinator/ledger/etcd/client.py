@@ -239,7 +239,7 @@ class EtcdClient:
                 )
         except TimeoutError:
             raise Unanswered(f"{base} does not answer within {timeout_s:.1f} s") from None
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, OSError) as error:  # the latter: an alert of TLS 1.3 after the handshake
             raise Unanswered(f"{base}: {str(error) or type(error).__name__}") from None
         if answer.status_code == httpx.codes.OK:
             with contextlib.suppress(msgspec.MsgspecError):

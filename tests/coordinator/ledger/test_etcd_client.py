@@ -28,13 +28,19 @@ async def answering(status: int, body: object) -> AsyncIterator[EtcdClient]:
     """A client whose only member answers every request with that."""
     content = (body if isinstance(body, str) else json.dumps(body)).encode()
 
+    serving: set[asyncio.Task[None] | None] = set()
+
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
-        await reader.readexactly(int(head.partition("content-length: ")[2].partition("\r")[0]))
-        length = f"content-length: {len(content)}\r\nconnection: close\r\n\r\n"
-        writer.write(f"HTTP/1.1 {status} Said\r\n{length}".encode() + content)
-        await writer.drain()
-        writer.close()
+        serving.add(asyncio.current_task())
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):  # the client gave up
+            head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
+            await reader.readexactly(int(head.partition("content-length: ")[2].partition("\r")[0]))
+            length = f"content-length: {len(content)}\r\nconnection: close\r\n\r\n"
+            writer.write(f"HTTP/1.1 {status} Said\r\n{length}".encode() + content)
+            await writer.drain()
+        with contextlib.suppress(ConnectionError):
+            writer.close()
+            await writer.wait_closed()
 
     async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
@@ -43,6 +49,7 @@ async def answering(status: int, body: object) -> AsyncIterator[EtcdClient]:
             yield client
         finally:
             await client.close()
+            await asyncio.gather(*filter(None, serving))
 
 
 @pytest.mark.parametrize(
