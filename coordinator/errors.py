@@ -36,10 +36,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-from undoubt.participants.believed import Mend
 from undoubt.participants.contract import Settled, Vote
 from undoubt.participants.errors import UndoubtError, UsageError
 from undoubt.participants.ids import Gid, TxId
+from undoubt.participants.schema_trust import Mend
 
 _ARROW = " → "
 _DEADLOCK = re.compile(r"deadlock across (.+?): (.+)", re.DOTALL)

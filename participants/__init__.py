@@ -24,8 +24,8 @@ The modules, in the order in which a branch passes them:
 :mod:`.scripted`              implements the contract in memory with scripted answers, for tests.
 :mod:`.scripted_agent`        implements the rows of last-agent commit in memory, for tests.
 :mod:`.scripted_three_phase`  implements the rows of three-phase commit in memory, for tests.
-:mod:`.foreign_ground`        computes the settings of a session in a database that another role owns.
-:mod:`.believed`              finds the roles that could change what a schema of undoubt means.
+:mod:`.hardened_session`      computes the settings of a session in a database that another role owns.
+:mod:`.schema_trust`          finds the roles that could change what a schema of undoubt means.
 :mod:`.alembic_lock`          runs one Alembic migration at a time, and makes the engine that it uses.
 :mod:`.findings`              defines what a check of a participant reports.
 :mod:`.backoff`               computes the pauses of loops that retry.

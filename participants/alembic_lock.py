@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from undoubt.participants.foreign_ground import startup_timeouts, transaction_settings
+from undoubt.participants.hardened_session import startup_timeouts, transaction_settings
 
 if TYPE_CHECKING:
     import psycopg
@@ -31,7 +31,7 @@ def engine_over(
 ) -> Engine:
     """An engine for migrations and for commands of an operator: none of its transactions, and none of
     SQLAlchemy's first queries, runs under settings of the database's owner
-    (:mod:`undoubt.participants.foreign_ground`).
+    (:mod:`undoubt.participants.hardened_session`).
 
     ``connect`` is called with options for the startup message of the session. ``look`` is called with each
     connection, in autocommit mode, and may raise.

@@ -106,7 +106,7 @@ class ScriptedParticipant:
         self.tokens: dict[tuple[str, str], int] = {}
         """The highest token of each lock that a branch has shown, by ledger and name."""
         self.branches: list[ScriptedBranch] = []
-        self._next_xid = 1_000
+        self.next_xid = 1_000
         self.agent = MemoryAgent(self._reach_agent, lambda: self.script.prepares)
         self.on_the_way: list[tuple[ScriptedBranch, AgentEntry, bytes]] = []
         """COMMITs of the agent that have not arrived."""
@@ -138,9 +138,9 @@ class ScriptedParticipant:
         await self.record("begin", gid)
         if self.script.begin is not None:
             raise self.script.begin
-        self._next_xid += 1
-        self.xact_statuses[self._next_xid] = XactStatus.IN_PROGRESS
-        branch = ScriptedBranch(self, gid, self._next_xid)
+        self.next_xid += 1
+        self.xact_statuses[self.next_xid] = XactStatus.IN_PROGRESS
+        branch = ScriptedBranch(self, gid, self.next_xid)
         self.branches.append(branch)
         return branch
 
@@ -210,7 +210,7 @@ class ScriptedParticipant:
             raise self.down
         if (evidence.system, evidence.timeline) != (self.system, self.timeline):
             return XactStatus.UNKNOWN
-        if evidence.xid > self._next_xid:
+        if evidence.xid > self.next_xid:
             return XactStatus.NEVER_ASSIGNED
         return self.xact_statuses.get(evidence.xid, XactStatus.UNKNOWN)
 

@@ -17,7 +17,7 @@ from undoubt.coordinator.ledger.contract import Act, LedgerInfo
 from undoubt.coordinator.ledger.disk import usable
 from undoubt.coordinator.ledger.postgres import tables
 from undoubt.coordinator.ledger.postgres.ledger import PostgresLedger
-from undoubt.coordinator.ledger.sqlite import anchored, former, restoring, store
+from undoubt.coordinator.ledger.sqlite import anchored, ledger_files, restoring, store
 from undoubt.coordinator.ledger.sqlite.ledger import SqliteLedger
 from undoubt.coordinator.ledger.sqlite.lock import FileLock, check_not_open, holder
 from undoubt.coordinator.ledger.sqlite.owner import rebuilt
@@ -71,7 +71,7 @@ async def put_aside(settings: LedgerSettings) -> str | None:
 def _put_aside(path: Path) -> str | None:
     if store.revision(path) is not None:
         raise UsageError(f"there is a ledger at {path}, so it is not lost; nothing was changed")
-    kept = former.move_aside(path)
+    kept = ledger_files.move_aside(path)
     anchored.path_of(path).unlink(missing_ok=True)
     return kept
 
@@ -223,8 +223,8 @@ def _alone(path: Path, work: Callable[[Path], T], *, must_exist: bool = True) ->
     with usable(path):
         there = path.exists()
     if must_exist and not there:
-        former.check_absent(path)
-        raise former.missing(path)
+        ledger_files.check_absent(path)
+        raise ledger_files.missing(path)
     lock = FileLock.take(path)
     if lock is None:
         raise LedgerLocked(f"ledger {path} is in use by process {holder(path)}; stop it first")

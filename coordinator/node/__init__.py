@@ -30,7 +30,7 @@ In the order in which a call of a client passes them:
 :mod:`.storage`              stores log, term, vote, acceptor records and snapshots on the disk.
 :mod:`.fsm`                  applies the entries of the log: the ledger's commands, the nodes' addresses, the
                              agreed version; computes a hash of the state at fixed places of the log.
-:mod:`.comparing`            compares these hashes with the other nodes', and stops a node whose hash differs
+:mod:`.divergence`           compares these hashes with the other nodes', and stops a node whose hash differs
                              from the majority's.
 :mod:`.snapshots`            makes snapshots of the state machine, stores them with the history, sends them in
                              chunks, and installs received snapshots.

@@ -16,18 +16,18 @@ from undoubt.coordinator.errors import ClusterNotReady, LedgerError, OutcomeUnkn
 from undoubt.coordinator.ledger.contract import SessionState
 from undoubt.coordinator.ledger.state import SessionBook
 from undoubt.coordinator.node.ledger import NodeLedger
-from undoubt.coordinator.node.orphaned_votes import Settling
+from undoubt.coordinator.node.orphaned_votes import OrphanedVotes
 from undoubt.coordinator.node.replica import Replica
 from undoubt.coordinator.quorum import majority_size
 
 
-class Release:
+class AcceptorRetirement:
     """Decides on the leader which sessions still need the nodes that are to leave."""
 
-    def __init__(self, replica: Replica, ledger: NodeLedger, settling: Settling) -> None:
+    def __init__(self, replica: Replica, ledger: NodeLedger, settling: OrphanedVotes) -> None:
         self._replica = replica
         self._ledger = ledger
-        self._settling = settling
+        self._orphaned_votes = settling
         self.no_new_ones = ledger.binding
         """A lock. While it is held, no session is bound; otherwise a session could be bound to the former
         members."""
@@ -56,9 +56,9 @@ class Release:
         """Decide the undecided transactions of ended sessions, while their acceptors are still members.
         Raises ``ClusterNotReady`` if a transaction cannot be decided now."""
         ended = {book.id: book for book in self.bound(gone, open_=False)}
-        for txid in await self._settling.left(ended.values()):
+        for txid in await self._orphaned_votes.left(ended.values()):
             try:
-                await self._settling.settle(txid)
+                await self._orphaned_votes.settle(txid)
             except (LedgerError, OutcomeUnknown, TimeoutError) as error:
                 acceptors = ", ".join(map(str, ended[txid.session].acceptors))
                 raise ClusterNotReady(

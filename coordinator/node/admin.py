@@ -24,7 +24,7 @@ from undoubt.coordinator.ledger.cluster.messages import (
     StatusCall,
     TransferCall,
 )
-from undoubt.coordinator.node.acceptor_retirement import Release
+from undoubt.coordinator.node.acceptor_retirement import AcceptorRetirement
 from undoubt.coordinator.node.errors import NotLeading
 from undoubt.coordinator.node.fsm import MemberContext
 from undoubt.coordinator.node.replica import Replica
@@ -58,7 +58,7 @@ class NodeAdmin:
         self,
         replica: Replica,
         status: Callable[[], NodeStatus],
-        acceptors: Release,
+        acceptors: AcceptorRetirement,
         disks: Callable[[], Mapping[int, str]],
     ) -> None:
         self.status = status

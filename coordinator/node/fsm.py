@@ -82,7 +82,7 @@ def encode_batch(commands: Sequence[msgspec.Raw]) -> bytes:
 
 class StateHashes:
     """The hashes of this node's state at the last indexes of the log at which all nodes hash theirs;
-    :mod:`.comparing` compares them."""
+    :mod:`.divergence` compares them."""
 
     def __init__(self) -> None:
         self.known: dict[int, str] = {}

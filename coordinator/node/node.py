@@ -15,13 +15,13 @@ from random import Random
 from undoubt.coordinator.errors import LedgerUnavailable, LedgerUnusable
 from undoubt.coordinator.ledger.cluster.acceptor_client import AcceptorClient
 from undoubt.coordinator.ledger.machine import Machine
-from undoubt.coordinator.node.acceptor_retirement import Release
+from undoubt.coordinator.node.acceptor_retirement import AcceptorRetirement
 from undoubt.coordinator.node.admin import NodeAdmin
 from undoubt.coordinator.node.clients import FromClient
-from undoubt.coordinator.node.comparing import Comparing
+from undoubt.coordinator.node.divergence import DivergenceCheck
 from undoubt.coordinator.node.fsm import NodeStateMachine
 from undoubt.coordinator.node.ledger import NodeLedger
-from undoubt.coordinator.node.orphaned_votes import Settling
+from undoubt.coordinator.node.orphaned_votes import OrphanedVotes
 from undoubt.coordinator.node.peers import FromPeer, Peers
 from undoubt.coordinator.node.replica import Replica
 from undoubt.coordinator.node.settings import NodeSettings
@@ -105,12 +105,12 @@ class Node:
             wall=wall,
         )
         self.failed = self.replica.failed
-        self._settling = Settling(self.replica, self.ledger, wire)
-        self._comparing = Comparing(self.replica, wire)
+        self.orphaned_votes = OrphanedVotes(self.replica, self.ledger, wire)
+        self.divergence_check = DivergenceCheck(self.replica, wire)
         self.operator = NodeAdmin(
             self.replica,
             lambda: status_of(identity, self.replica, wire),
-            Release(self.replica, self.ledger, self._settling),
+            AcceptorRetirement(self.replica, self.ledger, self.orphaned_votes),
             lambda: self._disks | {me.number: me.disk},
         )
         self._me, self._wire = me, wire
@@ -161,7 +161,7 @@ class Node:
     def _begin(self) -> None:
         self.replica.start()
         self._upkeep.start("undoubt-node-upkeep")
-        self._settling.upkeep.start("undoubt-node-settling")
+        self.orphaned_votes.upkeep.start("undoubt-node-settling")
 
     async def stop(self) -> None:
         """Stop immediately. May be repeated."""
@@ -171,9 +171,9 @@ class Node:
         if self._meeting is not None:
             self._meeting.cancel()
             await asyncio.gather(self._meeting, return_exceptions=True)
-        await self._settling.upkeep.stop()
+        await self.orphaned_votes.upkeep.stop()
         await self._upkeep.stop()
-        await self._comparing.close()
+        await self.divergence_check.close()
         if self._listener is not None:
             self._listener.close()
         await self._links.close()

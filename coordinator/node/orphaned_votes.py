@@ -34,7 +34,7 @@ ASK_S = 0.5
 """The timeout for one node's answer; a node that does not answer may never return."""
 
 
-class Settling:
+class OrphanedVotes:
     """Records outcomes that only the acceptors have; works on the leader."""
 
     def __init__(self, replica: Replica, ledger: NodeLedger, wire: WireSettings) -> None:

@@ -35,7 +35,7 @@ The modules, in the order in which a branch passes them:
 :mod:`.tags`              judges whether an application has left something in its session.
 :mod:`.branch`            implements ``Branch``: poll, prepare, commit in one phase, commit, roll back;
                           builds these round trips, and reads their answers.
-:mod:`.surroundings`      declares what a branch uses of its participant.
+:mod:`.branch_context`    declares what a branch uses of its participant.
 :mod:`.end_prepared`      sends COMMIT PREPARED or ROLLBACK PREPARED in one session, and judges the answer.
 :mod:`.announced`         implements ``Branch`` for a branch that another program runs and prepares.
 :mod:`.roles`             computes which role may finish which branches, and the rights that undoubt's role
@@ -52,7 +52,7 @@ The modules, in the order in which a branch passes them:
 :mod:`.last_agent`        writes the row of last-agent commit with its COMMIT, writes tombstones, and reads
                           rows.
 :mod:`.outbox`            writes a message in a branch, and reads and removes messages for a relay.
-:mod:`.belief`            checks schema ``undoubt`` before it is used.
+:mod:`.schema_check`      checks schema ``undoubt`` before it is used.
 :mod:`.schema`            creates, upgrades and prunes the tables of schema ``undoubt``.
 :mod:`.checkup`           checks what keeps a database from taking part in transactions.
 :mod:`.sql`               holds the statements of ``queries.sql``.

@@ -8,10 +8,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 
-from undoubt.participants.believed import Fault
 from undoubt.participants.errors import ParticipantRefused
-from undoubt.participants.postgres.belief import believe, look, same_schema, uses_schema
 from undoubt.participants.postgres.pool import Pool, S, Slot
+from undoubt.participants.postgres.schema_check import believe, look, same_schema, uses_schema
 from undoubt.participants.postgres.session import (
     CommandResult,
     NoAnswer,
@@ -27,11 +26,12 @@ from undoubt.participants.postgres.sqlstate import (
     participant_error,
     schema_changed,
 )
+from undoubt.participants.schema_trust import Fault
 
 SESSIONS_MAX = 8
 
 
-class Management:
+class AdminPool:
     """Runs undoubt's own statements at one participant, outside branches."""
 
     def __init__(
@@ -46,7 +46,7 @@ class Management:
         self.participant = participant
         self._schema_owners = schema_owners
         self.timeout_s = timeout_s
-        self._pool: Pool[ServerSession] = Pool(participant, connect, SESSIONS_MAX, idle_s=idle_s)
+        self.pool: Pool[ServerSession] = Pool(participant, connect, SESSIONS_MAX, idle_s=idle_s)
 
     async def read(self, sql: str, *args: object) -> Sequence[Row]:
         """The rows of one statement that changes nothing. It is repeated once on a new session if an old
@@ -71,7 +71,7 @@ class Management:
                 slot.session.discard()
         # Other idle sessions were probably lost as well, or a firewall has dropped them, or they have checked
         # the former schema.
-        self._pool.drop_idle()
+        self.pool.drop_idle()
         async with self._slot(fresh=True) as slot:
             try:
                 return await self._rows(slot.session, sql, args)
@@ -125,19 +125,19 @@ class Management:
             try:
                 yield slot.session
             except (NoAnswer, NotSent):
-                self._pool.drop_idle()  # so that the next caller gets a new session
+                self.pool.drop_idle()  # so that the next caller gets a new session
                 raise
 
     def close(self) -> None:
-        self._pool.close()
+        self.pool.close()
 
     @asynccontextmanager
     async def _slot(self, *, fresh: bool = False) -> AsyncIterator[Slot[ServerSession]]:
-        slot = await self._pool.acquire(self.timeout_s, fresh=fresh)
+        slot = await self.pool.acquire(self.timeout_s, fresh=fresh)
         try:
             yield slot
         finally:
-            self._pool.release(slot)
+            self.pool.release(slot)
 
 
 def refuse_standby(participant: str, row: Row) -> None:

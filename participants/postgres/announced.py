@@ -31,11 +31,11 @@ from undoubt.participants.errors import (
     ParticipantUnavailable,
     UsageError,
 )
-from undoubt.participants.foreign_ground import ALONE_WRITING
+from undoubt.participants.hardened_session import ALONE_WRITING
 from undoubt.participants.ids import Gid, SessionKey
 from undoubt.participants.invariant import InvariantViolation
 from undoubt.participants.outbox import Publication, dedupe_id
-from undoubt.participants.postgres.admin_pool import Management, refuse_standby
+from undoubt.participants.postgres.admin_pool import AdminPool, refuse_standby
 from undoubt.participants.postgres.guard import commit_guard, confirmation
 from undoubt.participants.postgres.history import columns, place_in
 from undoubt.participants.postgres.in_doubt import widen
@@ -77,7 +77,7 @@ class AnnouncedBranch:
 
     def __init__(
         self,
-        management: Management,
+        admin_pool: AdminPool,
         settler: Settler,
         owners: Sequence[str],
         gid: Gid,
@@ -88,7 +88,7 @@ class AnnouncedBranch:
         """``owners`` come from the settings; ``name`` is the application_name of the session that runs the
         branch."""
         self.scripts = scripts
-        self._management = management
+        self._admin_pool = admin_pool
         self._settler = settler
         self._owners = list(owners)
         self._gid = gid
@@ -142,7 +142,7 @@ class AnnouncedBranch:
             raise PrepareUnanswered(error) from error
         if (failure := self._judge(row)) is not None:
             raise PrepareUnanswered(failure)
-        intro = await self._management.who()
+        intro = await self._admin_pool.who()
         xid = widen(int(row["xid"]), int(row["next_xid"]))
         position = None if row["position"] is None else int(row["position"])
         place = place_in(row, intro)
@@ -172,9 +172,9 @@ class AnnouncedBranch:
 
     async def _look(self) -> Row:
         """The row of query ``announced``. Raises ``ParticipantError``, also on a standby."""
-        intro = await self._management.who()
-        [row] = await self._management.read(self._statement(intro), str(self._gid), self._owners)
-        refuse_standby(self._management.participant, row)
+        intro = await self._admin_pool.who()
+        [row] = await self._admin_pool.read(self._statement(intro), str(self._gid), self._owners)
+        refuse_standby(self._admin_pool.participant, row)
         return row
 
     def _statement(self, intro: ServerParameters) -> str:
@@ -185,9 +185,9 @@ class AnnouncedBranch:
     async def _look_durably(self) -> Row:
         """The row of :meth:`_look`, read in a transaction whose commit the synchronous standbys confirm. Also
         behind a pooler one server executes the whole transaction."""
-        timeout_s = self._management.timeout_s
+        timeout_s = self._admin_pool.timeout_s
         try:
-            async with self._management.session() as session:
+            async with self._admin_pool.session() as session:
                 await session.script(ALONE_WRITING, timeout_s=timeout_s)
                 try:
                     statement = self._statement(session.intro)
@@ -198,11 +198,11 @@ class AnnouncedBranch:
                         await session.script("rollback", timeout_s=timeout_s)
                     raise
         except (ServerError, NoAnswer, NotSent) as error:
-            raise participant_error(self._management.participant, error) from error
-        refuse_standby(self._management.participant, row)
+            raise participant_error(self._admin_pool.participant, error) from error
+        refuse_standby(self._admin_pool.participant, row)
         if (warning := answer.unconfirmed) is not None:
             raise ParticipantUnavailable(
-                self._management.participant,
+                self._admin_pool.participant,
                 f"branch {self._label} is prepared, but no synchronous standby confirmed it:"
                 f" {warning.message}",
                 sqlstate=warning.sqlstate,
@@ -229,7 +229,7 @@ class AnnouncedBranch:
     async def has_session(self) -> bool:
         """Whether a session of the database shows the application_name of the branch now, as a session does
         after ``begin`` of the scripts. Raises ``ParticipantError``."""
-        [row] = await self._management.read(query("in_branch"), self._name)
+        [row] = await self._admin_pool.read(query("in_branch"), self._name)
         return bool(row["there"])
 
     async def forget(self) -> None:

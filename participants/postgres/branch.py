@@ -28,7 +28,7 @@ from undoubt.participants.ids import Gid, Protocol, SessionKey
 from undoubt.participants.invariant import invariant
 from undoubt.participants.last_agent import AgentEntry, AgentUnanswered
 from undoubt.participants.outbox import Publication, dedupe_id
-from undoubt.participants.postgres.belief import same_schema
+from undoubt.participants.postgres.branch_context import Lost, Surroundings
 from undoubt.participants.postgres.connection_proxy import Handle, after_branch
 from undoubt.participants.postgres.end_prepared import end_prepared, not_confirmed
 from undoubt.participants.postgres.guard import (
@@ -59,6 +59,7 @@ from undoubt.participants.postgres.pipeline import (
     reset_steps,
 )
 from undoubt.participants.postgres.pool import Slot
+from undoubt.participants.postgres.schema_check import same_schema
 from undoubt.participants.postgres.session import (
     Answers,
     AnswerTimedOut,
@@ -86,7 +87,6 @@ from undoubt.participants.postgres.sqlstate import (
     unanswered,
     unconfirmed,
 )
-from undoubt.participants.postgres.surroundings import Lost, Surroundings
 from undoubt.participants.sql import literal
 from undoubt.participants.tasks import Answered, Continued
 

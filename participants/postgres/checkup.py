@@ -12,11 +12,10 @@ from collections.abc import Iterator, Sequence
 
 from msgspec.structs import replace
 
-from undoubt.participants.believed import PARTICIPANT, Fault, mends
 from undoubt.participants.errors import ParticipantError, ParticipantUnavailable
 from undoubt.participants.findings import Finding, Severity
 from undoubt.participants.ids import Protocol
-from undoubt.participants.postgres.admin_pool import SESSIONS_MAX, Management
+from undoubt.participants.postgres.admin_pool import SESSIONS_MAX, AdminPool
 from undoubt.participants.postgres.roles import (
     membership,
     missing_grant,
@@ -34,6 +33,7 @@ from undoubt.participants.postgres.sqlstate import (
     participant_error,
     pooler_refusal,
 )
+from undoubt.participants.schema_trust import PARTICIPANT, Fault, mends
 from undoubt.participants.settings import ParticipantSettings
 from undoubt.participants.sql import identifier
 
@@ -46,26 +46,26 @@ _SYNCHRONOUS = frozenset({"on", "remote_apply"})
 class Checkup:
     """Checks one participant. ``ledger_id`` is the ledger whose branches and sessions count as our own."""
 
-    def __init__(self, management: Management, settings: ParticipantSettings, ledger_id: str) -> None:
-        self._management = management
+    def __init__(self, admin_pool: AdminPool, settings: ParticipantSettings, ledger_id: str) -> None:
+        self._admin_pool = admin_pool
         self._settings = settings
         self._ledger_id = ledger_id
 
     async def findings(self, protocol: Protocol) -> Sequence[Finding]:
         """The results of all checks, see :meth:`undoubt.participants.contract.Participant.check`."""
         try:
-            [row] = await self._management.read(query("health"))  # first, since it replaces lost sessions
+            [row] = await self._admin_pool.read(query("health"))  # first, since it replaces lost sessions
             intro = await self._open_a_transaction()
-            roles = await self._management.read(
+            roles = await self._admin_pool.read(
                 owned("seen_roles", "seen.role", "$3").replace("{membership}", membership(intro.version)),
                 f"undoubt:{self._ledger_id}:",
                 ledger_name(self._ledger_id),
                 list(self._settings.owners),
             )
-            chosen = await self._management.read(
+            chosen = await self._admin_pool.read(
                 owned("set_roles", "chosen.role", "$1"), list(self._settings.owners)
             )
-            faults = await self._management.faults()
+            faults = await self._admin_pool.faults()
             history = await self._read_history() if row["reports_history"] and not faults else None
         except ParticipantError as error:
             return [self._not_reached(error)]
@@ -91,28 +91,28 @@ class Checkup:
         """The row of query ``history``; None if this role, or the owner of undoubt's tables, has no right to
         read it."""
         try:
-            [row] = await self._management.ask(query("history"))
+            [row] = await self._admin_pool.ask(query("history"))
         except ServerError as error:
             if error.sqlstate != NO_RIGHT:
-                raise participant_error(self._management.participant, error) from error
+                raise participant_error(self._admin_pool.participant, error) from error
             return None
         return row
 
     async def _open_a_transaction(self) -> ServerParameters:
         """Begin and end a transaction, which fails behind a pooler in statement mode; returns the session's
         parameters."""
-        timeout_s = self._management.timeout_s
-        async with self._management.session() as session:
+        timeout_s = self._admin_pool.timeout_s
+        async with self._admin_pool.session() as session:
             try:
                 await session.script("begin", timeout_s=timeout_s)
                 await session.script("rollback", timeout_s=timeout_s)
             except (ServerError, NoAnswer, NotSent) as error:
-                name = self._management.participant
+                name = self._admin_pool.participant
                 raise pooler_refusal(name, str(error)) or participant_error(name, error) from error
             return session.intro
 
     def _not_reached(self, error: ParticipantError) -> Finding:
-        what = str(error).removeprefix(f"participant {self._management.participant!r}: ")
+        what = str(error).removeprefix(f"participant {self._admin_pool.participant!r}: ")
         if isinstance(error, ParticipantUnavailable):
             return self._found(
                 "reach",
@@ -268,7 +268,7 @@ class Checkup:
                 " disappeared",
                 None
                 if row["reports_history"]
-                else f"undoubt participants migrate {self._management.participant}",
+                else f"undoubt participants migrate {self._admin_pool.participant}",
             )
         if history["may_draw"]:
             drawn = "is drawn with the next connection" if history["history"] is None else "is known"
@@ -308,7 +308,7 @@ class Checkup:
             Severity.PROBLEM,
             f"undoubt works there as superuser {row['login']}, and owners is not set",
             "PostgreSQL lets a superuser end the prepared transactions of every role, whatever their names."
-            f" Give undoubt an ordinary role (undoubt participants grants {self._management.participant}"
+            f" Give undoubt an ordinary role (undoubt participants grants {self._admin_pool.participant}"
             " prints its rights), or name the roles that prepare its branches in the participant's table",
             'owners = ["app"]',
         )
@@ -387,7 +387,7 @@ class Checkup:
     def _tables(self, row: Row, protocol: Protocol) -> Iterator[Finding]:
         """The findings about undoubt's tables. Three-phase commit keeps its states in the participant, and
         cannot begin without them; the other protocols use the tables if they exist."""
-        name = self._management.participant
+        name = self._admin_pool.participant
         if row["old_tables"]:
             yield self._found(
                 "tables",
@@ -420,7 +420,7 @@ class Checkup:
 
     def _no_agent(self, row: Row, history: Row | None) -> tuple[str, str | None]:
         if not row["has_agent"]:
-            line = f"undoubt participants migrate {self._management.participant}"
+            line = f"undoubt participants migrate {self._admin_pool.participant}"
             return "its database has no table for the decisions", line
         if denied := row["agent_denied"]:
             rights = ", ".join(denied).upper()
@@ -433,7 +433,7 @@ class Checkup:
         return "", None
 
     def _states(self, row: Row) -> Finding:
-        name = self._management.participant
+        name = self._admin_pool.participant
         if not row["has_states"]:
             return self._found(
                 "tables",
@@ -487,7 +487,7 @@ class Checkup:
     def _found(
         self, check: str, severity: Severity, what: str, why: str = "", fix: str | None = None
     ) -> Finding:
-        return Finding(self._management.participant, check, severity, what, why, fix)
+        return Finding(self._admin_pool.participant, check, severity, what, why, fix)
 
 
 def _grants(denied: Sequence[str], login: str) -> Iterator[str]:

@@ -9,14 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from undoubt.participants.believed import Fault
 from undoubt.participants.errors import ParticipantError, ParticipantRefused, ParticipantUnavailable
-from undoubt.participants.foreign_ground import ALONE, session_settings, startup_timeouts
-from undoubt.participants.postgres.belief import look
+from undoubt.participants.hardened_session import ALONE, session_settings, startup_timeouts
 from undoubt.participants.postgres.connection_proxy import LendingSession
 from undoubt.participants.postgres.dsn import Conninfo, read_dsn
 from undoubt.participants.postgres.history import with_history
 from undoubt.participants.postgres.roles import is_owned, owned
+from undoubt.participants.postgres.schema_check import look
 from undoubt.participants.postgres.session import (
     NoAnswer,
     NotSent,
@@ -32,6 +31,7 @@ from undoubt.participants.postgres.sqlstate import (
     participant_error,
     pooler_refusal,
 )
+from undoubt.participants.schema_trust import Fault
 from undoubt.participants.settings import ParticipantSettings
 
 VERSION_MIN = 130000

@@ -9,10 +9,10 @@ import re
 from collections.abc import Sequence
 
 from undoubt.participants.contract import Evidence
-from undoubt.participants.foreign_ground import ALONE_WRITING
-from undoubt.participants.postgres.belief import same_schema
+from undoubt.participants.hardened_session import ALONE_WRITING
 from undoubt.participants.postgres.history import Place, place_at
 from undoubt.participants.postgres.roles import ADMIN_OF_ITSELF_BEFORE_VERSION, guard_role
+from undoubt.participants.postgres.schema_check import same_schema
 from undoubt.participants.postgres.session import ServerError, ServerParameters, ServerSession
 from undoubt.participants.postgres.session_setup import APPLICATION_NAME_BYTES_MAX
 from undoubt.participants.postgres.sql import fill, query

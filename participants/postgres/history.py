@@ -18,8 +18,8 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from undoubt.participants.contract import Evidence
-from undoubt.participants.foreign_ground import ALONE, ALONE_WRITING
-from undoubt.participants.postgres.belief import same_schema
+from undoubt.participants.hardened_session import ALONE, ALONE_WRITING
+from undoubt.participants.postgres.schema_check import same_schema
 from undoubt.participants.postgres.session import Row, ServerError, ServerParameters, ServerSession
 from undoubt.participants.postgres.sql import query
 from undoubt.participants.postgres.sqlstate import NO_RIGHT

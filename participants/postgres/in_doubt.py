@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from undoubt.participants.contract import PreparedBranch
 from undoubt.participants.ids import Gid
-from undoubt.participants.postgres.admin_pool import Management, refuse_standby
+from undoubt.participants.postgres.admin_pool import AdminPool, refuse_standby
 from undoubt.participants.postgres.history import Place, columns, evidence_at, place_in
 from undoubt.participants.postgres.roles import owned, owning
 from undoubt.participants.postgres.session import Row, ServerParameters
@@ -14,13 +14,13 @@ from undoubt.participants.postgres.session import Row, ServerParameters
 _EPOCH = 2**32
 
 
-async def list_prepared(management: Management, owners: Sequence[str]) -> Sequence[PreparedBranch]:
+async def list_prepared(admin_pool: AdminPool, owners: Sequence[str]) -> Sequence[PreparedBranch]:
     """The prepared transactions of the database, oldest first; ``owners`` come from the settings. Raises
     ``ParticipantRefused`` on a standby, whose list is always empty."""
-    intro = await management.who()
+    intro = await admin_pool.who()
     statement = owned("in_doubt", "p.owner", "$1").replace("{whereabouts}", columns(intro))
-    rows = await management.read(statement, list(owners))
-    refuse_standby(management.participant, rows[0])
+    rows = await admin_pool.read(statement, list(owners))
+    refuse_standby(admin_pool.participant, rows[0])
     place = place_in(rows[0], intro)
     return [_branch(row, place, intro, owners) for row in rows if row["gid"] is not None]
 

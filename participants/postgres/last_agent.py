@@ -19,7 +19,7 @@ from undoubt.participants.errors import (
     ParticipantRefused,
     ParticipantUnavailable,
 )
-from undoubt.participants.foreign_ground import ALONE_WRITING
+from undoubt.participants.hardened_session import ALONE_WRITING
 from undoubt.participants.last_agent import (
     AgentBusy,
     AgentEntry,
@@ -28,11 +28,11 @@ from undoubt.participants.last_agent import (
     Holder,
     StoredRow,
 )
-from undoubt.participants.postgres.admin_pool import Management, refuse_standby
-from undoubt.participants.postgres.belief import NO_SCHEMA, same_schema
+from undoubt.participants.postgres.admin_pool import AdminPool, refuse_standby
 from undoubt.participants.postgres.guard import commit_guard, confirmation
 from undoubt.participants.postgres.history import Place
 from undoubt.participants.postgres.pipeline import COMMIT, end_reading_steps
+from undoubt.participants.postgres.schema_check import NO_SCHEMA, same_schema
 from undoubt.participants.postgres.session import (
     CommandResult,
     NoAnswer,
@@ -119,13 +119,13 @@ def buried(name: str, error: ServerError) -> BranchFailed | None:
 class PostgresAgent:
     """The table of rows in one database: see the module."""
 
-    def __init__(self, management: Management) -> None:
-        self._management = management
+    def __init__(self, admin_pool: AdminPool) -> None:
+        self._admin_pool = admin_pool
 
     async def place(self) -> AgentPlace:
-        name = self._management.participant
+        name = self._admin_pool.participant
         try:
-            [row] = await self._management.ask(query("agent_place"))
+            [row] = await self._admin_pool.ask(query("agent_place"))
         except ServerError as error:
             raise self._refused(error) from error
         refuse_standby(name, row)
@@ -142,10 +142,10 @@ class PostgresAgent:
                 "it cannot be the agent of last-agent commit: its database has drawn no history id (undoubt"
                 f" participants check {name} says why)",
             )
-        return AgentPlace((await self._management.who()).system, row["history"])
+        return AgentPlace((await self._admin_pool.who()).system, row["history"])
 
     async def prepares(self) -> bool:
-        return (await self._management.who()).prepares
+        return (await self._admin_pool.who()).prepares
 
     async def conclude(self, entry: AgentEntry) -> AgentRow | None:
         while True:
@@ -161,12 +161,12 @@ class PostgresAgent:
                 await self._confirm(session)
 
     async def terminate(self, holder: Holder) -> bool:
-        rows = await self._management.read(query("agent_terminate"), holder.pid, holder.started)
+        rows = await self._admin_pool.read(query("agent_terminate"), holder.pid, holder.started)
         return any(row["sent"] for row in rows)
 
     async def find(self, keys: Sequence[bytes]) -> Mapping[bytes, AgentRow]:
         async with self._transaction() as session:
-            rows = await session.rows(query("agent_find"), list(keys), timeout_s=self._management.timeout_s)
+            rows = await session.rows(query("agent_find"), list(keys), timeout_s=self._admin_pool.timeout_s)
             await self._confirm(session)
         return {
             bytes(row["key"]): AgentRow(Decision(row["decision"]), bytes(row["branches"])) for row in rows
@@ -186,18 +186,18 @@ class PostgresAgent:
 
     async def _ask(self, name: str, *args: object) -> Sequence[Row]:
         try:
-            return await self._management.ask(query(name), *args)
+            return await self._admin_pool.ask(query(name), *args)
         except ServerError as error:
             raise self._refused(error) from error
 
     @asynccontextmanager
     async def _transaction(self) -> AsyncIterator[ServerSession]:
         """A session in a READ COMMITTED transaction, which :meth:`_confirm` ends."""
-        timeout_s = self._management.timeout_s
+        timeout_s = self._admin_pool.timeout_s
         try:
-            async with self._management.session() as session:
+            async with self._admin_pool.session() as session:
                 try:
-                    await self._management.believe(session)
+                    await self._admin_pool.believe(session)
                     begin = f"{ALONE_WRITING}; set local lock_timeout = '{LOCK_TIMEOUT_MS}ms'"
                     await session.script(begin, timeout_s=timeout_s)
                     yield session
@@ -205,15 +205,15 @@ class PostgresAgent:
                     session.discard()  # a transaction may be open in it
                     raise
         except (NoAnswer, NotSent) as error:
-            raise participant_error(self._management.participant, error) from error
+            raise participant_error(self._admin_pool.participant, error) from error
         except ServerError as error:
             raise self._refused(error) from error
 
     async def _bury(self, session: ServerSession, entry: AgentEntry) -> Row:
         """Write the tombstone if nothing prevents that, and return the row of ``agent_row``."""
-        timeout_s = self._management.timeout_s
+        timeout_s = self._admin_pool.timeout_s
         [own] = await session.rows(query("agent_self"), timeout_s=timeout_s)
-        refuse_standby(self._management.participant, own)
+        refuse_standby(self._admin_pool.participant, own)
         key = f"\\x{entry.key.hex()}"
         tombstone = same_schema(session.intro) + fill(
             "agent_bury", key=key, ledger=entry.ledger, txid=str(entry.txid), history=entry.place.history
@@ -225,7 +225,7 @@ class PostgresAgent:
     async def _insert(self, session: ServerSession, tombstone: str, pid: int) -> None:
         """Raises ``AgentBusy`` if another session holds the key for too long."""
         holder = await self._holder(pid)  # none yet, but it opens the session that looks
-        inserting = asyncio.ensure_future(session.script(tombstone, timeout_s=self._management.timeout_s))
+        inserting = asyncio.ensure_future(session.script(tombstone, timeout_s=self._admin_pool.timeout_s))
         try:
             while not (await asyncio.wait({inserting}, timeout=_WATCH_S))[0]:
                 holder = await self._holder(pid) or holder
@@ -233,7 +233,7 @@ class PostgresAgent:
         except ServerError as error:
             if error.sqlstate != LOCK_NOT_AVAILABLE:
                 raise
-            raise AgentBusy(self._management.participant, holder) from error
+            raise AgentBusy(self._admin_pool.participant, holder) from error
         finally:
             if not inserting.done():
                 inserting.cancel()
@@ -241,7 +241,7 @@ class PostgresAgent:
 
     async def _holder(self, pid: int) -> Holder | None:
         try:
-            rows = await self._management.read(query("agent_holder"), pid)
+            rows = await self._admin_pool.read(query("agent_holder"), pid)
         except ParticipantError:
             return None  # it is wanted for the message only
         return next((Holder(*(row[name] for name in Holder._fields)) for row in rows), None)
@@ -249,8 +249,8 @@ class PostgresAgent:
     async def _confirm(self, session: ServerSession) -> None:
         """COMMIT, and wait for the synchronous standbys."""
         script = f"{confirmation()}; commit"
-        answer: CommandResult = await session.script(script, timeout_s=self._management.timeout_s)
-        name = self._management.participant
+        answer: CommandResult = await session.script(script, timeout_s=self._admin_pool.timeout_s)
+        name = self._admin_pool.participant
         if answer.tag != "COMMIT":
             raise ParticipantUnavailable(name, f"COMMIT of a tombstone answered {answer.tag}")
         if (warning := answer.unconfirmed) is not None:
@@ -262,7 +262,7 @@ class PostgresAgent:
             )
 
     def _refused(self, error: ServerError) -> ParticipantError:
-        name = self._management.participant
+        name = self._admin_pool.participant
         if error.sqlstate in _NO_TABLE:
             return ParticipantRefused(
                 name,

@@ -18,12 +18,12 @@ from itertools import islice
 from undoubt.participants.backoff import pauses
 from undoubt.participants.contract import Evidence, Settled, XactStatus
 from undoubt.participants.errors import ParticipantError
-from undoubt.participants.postgres.admin_pool import Management
+from undoubt.participants.postgres.admin_pool import AdminPool
+from undoubt.participants.postgres.branch_context import Lost
 from undoubt.participants.postgres.history import columns, place_in, place_of
 from undoubt.participants.postgres.session import Row, ServerSession
 from undoubt.participants.postgres.settle import Settler
 from undoubt.participants.postgres.sql import query
-from undoubt.participants.postgres.surroundings import Lost
 
 log = logging.getLogger(__name__)
 
@@ -35,8 +35,8 @@ restarting."""
 class OnePhase:
     """Looks up the outcome of one-phase commits at one participant."""
 
-    def __init__(self, management: Management, settler: Settler) -> None:
-        self._management = management
+    def __init__(self, admin_pool: AdminPool, settler: Settler) -> None:
+        self._admin_pool = admin_pool
         self._settler = settler
 
     async def look_up(self, lost: Lost) -> Settled:
@@ -81,7 +81,7 @@ class OnePhase:
 
     async def _row(self, name: str, session: ServerSession, *args: object) -> Row:
         sql = query(name).replace("{whereabouts}", columns(session.intro))
-        [row] = await self._management.read(sql, *args)
+        [row] = await self._admin_pool.read(sql, *args)
         return row
 
     async def _look_for_xid(self, evidence: Evidence) -> Settled:

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 from undoubt.participants.errors import ParticipantRefused, ParticipantUnavailable
 from undoubt.participants.outbox import BACKLOG_MAX, Backlog, Lane, Message, Publication
-from undoubt.participants.postgres.belief import NO_SCHEMA, believe, same_schema
+from undoubt.participants.postgres.schema_check import NO_SCHEMA, believe, same_schema
 from undoubt.participants.postgres.session import NoAnswer, NotSent, Row, ServerError, ServerSession
 from undoubt.participants.postgres.sql import fill, query
 from undoubt.participants.postgres.sqlstate import participant_error

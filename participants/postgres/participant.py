@@ -35,9 +35,10 @@ from undoubt.participants.ids import (
     check_ledger_id,
     check_participant_name,
 )
-from undoubt.participants.postgres.admin_pool import Management
+from undoubt.participants.postgres.admin_pool import AdminPool
 from undoubt.participants.postgres.announced import AnnouncedBranch, scripts_of
 from undoubt.participants.postgres.branch import PostgresBranch
+from undoubt.participants.postgres.branch_context import Surroundings
 from undoubt.participants.postgres.checkup import Checkup
 from undoubt.participants.postgres.connecting import Connector, Handles, introduce
 from undoubt.participants.postgres.connection_proxy import Handle, LendingSession
@@ -72,7 +73,6 @@ from undoubt.participants.postgres.session_setup import (
 )
 from undoubt.participants.postgres.settle_each import PipelinedSettler
 from undoubt.participants.postgres.sqlstate import participant_error, pooler_refusal
-from undoubt.participants.postgres.surroundings import Surroundings
 from undoubt.participants.postgres.three_phase import PostgresStates
 from undoubt.participants.postgres.waits import WaitGraph
 from undoubt.participants.settings import ParticipantSettings
@@ -125,10 +125,10 @@ class PostgresParticipant:
         """False once the driver has turned out not to allow it: then every session would find out slowly."""
         self._hook = Hook(name, settings.init, on_connect)
         idle_s = settings.connections_idle_s
-        self._pool: Pool[LendingSession] = Pool(
+        self.pool: Pool[LendingSession] = Pool(
             name, self._connect, settings.connections_max, idle_s=idle_s, clean=self._clean
         )
-        self._management = Management(
+        self.admin_pool = AdminPool(
             name,
             connector.connect_own,
             settings.statement_timeout_s,
@@ -136,17 +136,17 @@ class PostgresParticipant:
             schema_owners=settings.schema_owners,
         )
         self._settler = PipelinedSettler(
-            self._management, settings.owners, self._connect_pipelined, idle_s=idle_s
+            self.admin_pool, settings.owners, self._connect_pipelined, idle_s=idle_s
         )
-        self._checkup = Checkup(self._management, settings, ledger_id)
-        self._waits = WaitGraph(self._management, ledger_id, lambda: self.names, settings.owners)
-        self.states = PostgresStates(self._management)
-        self.agent = PostgresAgent(self._management)
+        self._checkup = Checkup(self.admin_pool, settings, ledger_id)
+        self._waits = WaitGraph(self.admin_pool, ledger_id, lambda: self.names, settings.owners)
+        self.states = PostgresStates(self.admin_pool)
+        self.agent = PostgresAgent(self.admin_pool)
         self._around = Surroundings(
             name=name,
             settle=self._settler.settle,
-            look_up=OnePhase(self._management, self._settler).look_up,
-            give_back=self._pool.release,
+            look_up=OnePhase(self.admin_pool, self._settler).look_up,
+            give_back=self.pool.release,
             draw_history=self._draw_history,
             statement_timeout_s=settings.statement_timeout_s,
             owners=settings.owners,
@@ -170,12 +170,12 @@ class PostgresParticipant:
 
     async def begin(self, gid: Gid, *, timeout_s: float, key: SessionKey = NO_KEY) -> Branch:
         end = asyncio.get_running_loop().time() + timeout_s
-        slot = await self._pool.acquire(min(timeout_s, self._settings.connect_timeout_s))
+        slot = await self.pool.acquire(min(timeout_s, self._settings.connect_timeout_s))
         if not slot.fresh and await self._begin(slot, gid, timeout_s, key) is not None:
             # An idle connection had been lost, other idle ones probably too. No branch was begun.
-            self._pool.drop_idle()
+            self.pool.drop_idle()
             left_s = end - asyncio.get_running_loop().time()
-            slot = await self._pool.acquire(min(left_s, self._settings.connect_timeout_s), fresh=True)
+            slot = await self.pool.acquire(min(left_s, self._settings.connect_timeout_s), fresh=True)
         if slot.fresh and (lost := await self._begin(slot, gid, timeout_s, key)) is not None:
             raise pooler_refusal(self._name, str(lost)) or ParticipantUnavailable(
                 self._name, f"a new connection was lost while a branch was begun: {lost}"
@@ -217,9 +217,9 @@ class PostgresParticipant:
     async def announce(self, gid: Gid, *, timeout_s: float, key: SessionKey = NO_KEY) -> AnnouncedBranch:
         """A branch that another program runs and prepares within ``timeout_s`` seconds. Fails as ``begin``
         does; nothing is left open."""
-        intro = await self._management.who()
+        intro = await self.admin_pool.who()
         return AnnouncedBranch(
-            self._management,
+            self.admin_pool,
             self._settler,
             self._settings.owners,
             gid,
@@ -231,9 +231,7 @@ class PostgresParticipant:
         """Set ``session.intro``, and check that the session is connected to this participant's database,
         since branches are finished through this participant's own sessions. Fails; raises ``UsageError`` if
         the session is connected to another database, or works in a role that prepares no branches of ours."""
-        own = (
-            await self._management.who()
-        )  # first, since this draws the history id that the session will read
+        own = await self.admin_pool.who()  # first, since this draws the history id that the session will read
         await introduce(self._name, session, self._settings, draws=False)
         there = session.intro
         known = None not in {own.system, there.system}
@@ -243,7 +241,7 @@ class PostgresParticipant:
                 f" {self._name!r} does, or to another database there ({own.database!r}): name the"
                 " participant that it belongs to"
             )
-        [row] = await self._management.read(
+        [row] = await self.admin_pool.read(
             owned("prepares", "$1", "$2"), there.role, list(self._settings.owners)
         )
         if row["owned"]:
@@ -260,7 +258,7 @@ class PostgresParticipant:
 
     async def _draw_history(self) -> None:
         try:
-            async with self._management.session() as session:
+            async with self.admin_pool.session() as session:
                 await draw(session, session.intro, self._settings.statement_timeout_s)
         except (ParticipantError, ServerError, NoAnswer, NotSent) as error:
             log.info("participant %r: no history id could be drawn: %s", self._name, error)
@@ -341,7 +339,7 @@ class PostgresParticipant:
         finally:
             if not begun:
                 slot.session.discard()
-                self._pool.release(slot)
+                self.pool.release(slot)
         slot.used = False
         slot.timeouts_ms = timeouts
         return None
@@ -373,7 +371,7 @@ class PostgresParticipant:
         session.ahead(begin_steps(gid, name, session.intro))
 
     async def in_doubt(self) -> Sequence[PreparedBranch]:
-        return await list_prepared(self._management, self._settings.owners)
+        return await list_prepared(self.admin_pool, self._settings.owners)
 
     async def settle(self, gid: Gid, order: Decision, evidence: Evidence | None) -> Settled:
         if gid.participant not in self.names:
@@ -415,10 +413,10 @@ class PostgresParticipant:
         return await self._checkup.findings(protocol)
 
     async def close(self) -> None:
-        self._pool.close()
-        self._management.close()
+        self.pool.close()
+        self.admin_pool.close()
         self._settler.close()
-        await self._pool.drain()
+        await self.pool.drain()
         await drain_discarded()
 
 

@@ -16,8 +16,8 @@ import functools
 from collections.abc import Sequence
 
 from undoubt.participants.ids import Gid
-from undoubt.participants.postgres.belief import same_schema
 from undoubt.participants.postgres.roles import ADMIN_OF_ITSELF_BEFORE_VERSION, guard_role
+from undoubt.participants.postgres.schema_check import same_schema
 from undoubt.participants.postgres.session import ServerParameters, Step
 from undoubt.participants.postgres.session_setup import mark_statements, setting_statements
 from undoubt.participants.postgres.sql import query

@@ -71,10 +71,10 @@ class Pool(Generic[S]):
         self._size_max = size_max
         self._idle_s = idle_s
         self._clean = clean
-        self._idle: list[Slot[S]] = []
+        self.idle: list[Slot[S]] = []
         """Idle sessions; the one that was used last is at the end."""
         self._lent: set[S] = set()
-        self._cleaning: dict[asyncio.Future[Any], Slot[S]] = {}
+        self.cleaning: dict[asyncio.Future[Any], Slot[S]] = {}
         self._connecting = 0
         """The number of places that are taken for sessions that are being opened."""
         self._waiting: deque[asyncio.Future[Slot[S] | None]] = deque()
@@ -88,7 +88,7 @@ class Pool(Generic[S]):
     @property
     def size(self) -> int:
         """The number of sessions, including those that are being opened."""
-        return len(self._idle) + len(self._lent) + len(self._cleaning) + self._connecting
+        return len(self.idle) + len(self._lent) + len(self.cleaning) + self._connecting
 
     async def acquire(self, timeout_s: float, *, fresh: bool = False) -> Slot[S]:
         """An idle session, or a new one; with ``fresh`` always a new one. Raises ``ParticipantUnavailable``
@@ -121,7 +121,7 @@ class Pool(Generic[S]):
         if slot.stale:
             slot.session.discard()
         if reset is not None and not slot.session.broken:
-            self._cleaning[reset] = slot
+            self.cleaning[reset] = slot
             reset.add_done_callback(self._has_reset)
         else:
             self._shelve(slot)
@@ -131,10 +131,10 @@ class Pool(Generic[S]):
 
     def drop_idle(self) -> None:
         """Close all idle sessions: if one session was lost, others probably were as well."""
-        idle, self._idle = self._idle, []
+        idle, self.idle = self.idle, []
         for slot in idle:
             slot.session.discard()
-        for task, slot in self._cleaning.items():
+        for task, slot in self.cleaning.items():
             slot.stale = True  # it may be clean already, and about to become idle
             task.cancel()
         self._place_is_free()
@@ -154,17 +154,17 @@ class Pool(Generic[S]):
 
     async def drain(self) -> None:
         """Wait until no session is being cleaned."""
-        if self._cleaning:
-            await asyncio.wait(list(self._cleaning))
+        if self.cleaning:
+            await asyncio.wait(list(self.cleaning))
 
     # Places.
 
     def _take_place(self, *, fresh: bool) -> bool:
         """Take a place for a new session; True if a session may be opened immediately."""
-        if self._cleaning and not fresh and self.size < self._size_max:
+        if self.cleaning and not fresh and self.size < self._size_max:
             return False  # a session that is being cleaned will be ready sooner
-        if fresh and self.size >= self._size_max and self._idle:
-            self._idle.pop(0).session.discard()
+        if fresh and self.size >= self._size_max and self.idle:
+            self.idle.pop(0).session.discard()
         if self.size >= self._size_max:
             return False
         self._connecting += 1
@@ -242,14 +242,14 @@ class Pool(Generic[S]):
                 self._lent.add(slot.session)
                 waiter.set_result(slot)
                 return
-        self._idle.append(slot)
+        self.idle.append(slot)
         due = self._due(slot)
         if due is not None and (self._timer is None or self._timer_due > due):
             self._set_timer()
 
     def _pop_idle(self) -> Slot[S] | None:
-        while self._idle:
-            slot = self._idle.pop()
+        while self.idle:
+            slot = self.idle.pop()
             if not slot.session.broken:
                 return slot
             slot.session.discard()
@@ -265,9 +265,9 @@ class Pool(Generic[S]):
         """Set the timer to the time at which the next session has to be cleaned or closed."""
         if self._timer is not None:
             self._timer.cancel()
-        due = [slot.idle_since + CLEAN_AFTER_S for slot in self._idle if self._is_dirty(slot)][:1]
-        if self._idle and self._idle_s > 0:
-            due.append(self._idle[0].idle_since + self._idle_s)
+        due = [slot.idle_since + CLEAN_AFTER_S for slot in self.idle if self._is_dirty(slot)][:1]
+        if self.idle and self._idle_s > 0:
+            due.append(self.idle[0].idle_since + self._idle_s)
         self._timer = None
         if due:
             self._timer_due = min(due)
@@ -277,13 +277,13 @@ class Pool(Generic[S]):
         loop = asyncio.get_running_loop()
         now = loop.time() + TIMER_S
         kept: list[Slot[S]] = []
-        idle, self._idle = self._idle, kept
+        idle, self.idle = self.idle, kept
         for slot in idle:
             if self._idle_s > 0 and slot.idle_since + self._idle_s <= now:
                 slot.session.discard()
             elif self._is_dirty(slot) and slot.idle_since + CLEAN_AFTER_S <= now:
                 task = loop.create_task(self._cleaned(slot), name=f"undoubt-clean {self._participant}")
-                self._cleaning[task] = slot
+                self.cleaning[task] = slot
                 task.add_done_callback(self._has_cleaned)
             else:
                 kept.append(slot)
@@ -304,13 +304,13 @@ class Pool(Generic[S]):
 
     def _has_reset(self, reset: asyncio.Future[Any]) -> None:
         if reset.cancelled() or reset.exception() is not None:
-            self._cleaning[reset].session.discard()
+            self.cleaning[reset].session.discard()
         else:
-            self._cleaning[reset].used = False
+            self.cleaning[reset].used = False
         self._has_cleaned(reset)
 
     def _has_cleaned(self, task: asyncio.Future[Any]) -> None:
-        slot = self._cleaning.pop(task)
+        slot = self.cleaning.pop(task)
         if not task.cancelled():
             task.exception()  # an error needs no handling: the session is closed
         if slot.stale:

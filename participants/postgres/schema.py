@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from undoubt.participants.alembic_lock import ALONE, engine_over
-from undoubt.participants.believed import PARTICIPANT, Fault, faults_of, faults_query
 from undoubt.participants.errors import ParticipantRefused, ParticipantUnavailable
-from undoubt.participants.postgres.belief import refused
 from undoubt.participants.postgres.dsn import read_dsn
 from undoubt.participants.postgres.dsn_values import REFUSED_VALUE, driver_refusal
+from undoubt.participants.postgres.schema_check import refused
 from undoubt.participants.postgres.sql import query
 from undoubt.participants.postgres.sqlstate import LOCK_NOT_AVAILABLE
+from undoubt.participants.schema_trust import PARTICIPANT, Fault, faults_of, faults_query
 
 if TYPE_CHECKING:
     import psycopg

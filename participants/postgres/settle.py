@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from undoubt.participants.contract import Decision, Evidence, PreparedBranch, Settled, XactStatus, judge
 from undoubt.participants.errors import ParticipantRefused
 from undoubt.participants.ids import Foreign, Gid
-from undoubt.participants.postgres.admin_pool import Management, refuse_standby
+from undoubt.participants.postgres.admin_pool import AdminPool, refuse_standby
 from undoubt.participants.postgres.end_prepared import end_prepared
 from undoubt.participants.postgres.history import lsn
 from undoubt.participants.postgres.roles import missing_grant, owned
@@ -70,8 +70,8 @@ class _Holder:
 class Settler:
     """Settles prepared branches of one participant. ``owners`` come from the settings."""
 
-    def __init__(self, management: Management, owners: Sequence[str]) -> None:
-        self._management = management
+    def __init__(self, admin_pool: AdminPool, owners: Sequence[str]) -> None:
+        self._admin_pool = admin_pool
         self._owners = list(owners)
 
     async def settle(self, gid: Gid, order: Decision, evidence: Evidence | None) -> Settled:
@@ -91,14 +91,14 @@ class Settler:
         comes after this call, when the session is back in the pool: to wait for a second session while
         holding one could be a deadlock. ``holder`` is what a look has just shown."""
         try:
-            async with self._management.session() as session:
+            async with self._admin_pool.session() as session:
                 if not session.intro.superuser:
-                    return await end_prepared(session, gid, order, self._management.timeout_s), True
+                    return await end_prepared(session, gid, order, self._admin_pool.timeout_s), True
                 return await self._as_superuser(session, gid, order, evidence, holder)
         except ServerError as error:
             return await self._refused(gid, order, evidence, error), True
         except (NoAnswer, NotSent) as error:
-            raise participant_error(self._management.participant, error) from error
+            raise participant_error(self._admin_pool.participant, error) from error
 
     async def settle_alone(self, gid: Gid, order: Decision, evidence: Evidence | None) -> Settled:
         """End a branch that another program has prepared. That program may end it and prepare another
@@ -108,7 +108,7 @@ class Settler:
         PostgreSQL does not accept COMMIT PREPARED in a transaction with other statements, so that another
         transaction may get the name between the look and the end. The status of the transaction id shows
         afterwards which transaction was ended."""
-        holder = _holder(self._management.participant, await self._management.read(*self._who(gid)))
+        holder = _holder(self._admin_pool.participant, await self._admin_pool.read(*self._who(gid)))
         if holder is None or not _is_branch(holder, evidence):
             return await self._absent(order, evidence)
         settled, final = await self._settle(gid, order, evidence, holder)
@@ -130,9 +130,9 @@ class Settler:
         if error.sqlstate == UNDEFINED_OBJECT:
             return await self._absent(order, evidence)
         if error.sqlstate not in {IN_USE, NO_RIGHT, OTHER_DATABASE}:
-            raise participant_error(self._management.participant, error) from error
-        rows = await self._management.read(*self._who(gid))
-        holder = _holder(self._management.participant, rows)
+            raise participant_error(self._admin_pool.participant, error) from error
+        rows = await self._admin_pool.read(*self._who(gid))
+        holder = _holder(self._admin_pool.participant, rows)
         if holder is None:
             return Settled.BUSY  # it has ended between the two statements: try again
         if not self._ours(gid, holder, order, evidence):
@@ -150,7 +150,7 @@ class Settler:
     def _ours(self, gid: Gid, holder: _Holder, order: Decision, evidence: Evidence | None) -> bool:
         """Whether the transaction of ``holder`` is the branch ``gid``. Raises ``ParticipantRefused`` if it
         is, but this participant's role may not end it."""
-        participant = self._management.participant
+        participant = self._admin_pool.participant
         # Only the branch whose vote was recorded, or that has just been listed, has that transaction id.
         proved = evidence is not None and evidence.xid % _XID_MODULUS == holder.xid
         if not holder.owned and not proved:
@@ -180,7 +180,7 @@ class Settler:
         return True
 
     def _may_not_become(self, gid: Gid, holder: _Holder) -> ParticipantRefused:
-        participant = self._management.participant
+        participant = self._admin_pool.participant
         why = (
             f"and {holder.login!r} may not become it: run"
             f" {missing_grant(holder.owner, holder.login, holder.version)}"
@@ -203,8 +203,8 @@ class Settler:
         """The result, and whether it is final without the status of the transaction id."""
         if holder is None:
             sql, *values = self._who(gid)
-            rows = await session.rows(sql, *values, timeout_s=self._management.timeout_s)
-            holder = _holder(self._management.participant, rows)
+            rows = await session.rows(sql, *values, timeout_s=self._admin_pool.timeout_s)
+            holder = _holder(self._admin_pool.participant, rows)
         if holder is None or not self._ours(gid, holder, order, evidence):
             return Settled.ABSENT, False
         if not holder.superuser and not holder.gone and not session.intro.pooled:
@@ -214,7 +214,7 @@ class Settler:
                 if error.sqlstate == NO_RIGHT:
                     return Settled.BUSY, True  # it belongs to another role now: try again
                 raise
-        settled = await end_prepared(session, gid, order, self._management.timeout_s)
+        settled = await end_prepared(session, gid, order, self._admin_pool.timeout_s)
         # Another transaction may have had the name by then: the status of the transaction id shows the
         # outcome of our branch.
         return settled, settled is not Settled.APPLIED
@@ -224,10 +224,10 @@ class Settler:
     ) -> Settled:
         """End the branch as the role that prepared it, since no other role may."""
         try:
-            async with self._management.session() as session:
+            async with self._admin_pool.session() as session:
                 if session.intro.pooled:
                     raise ParticipantRefused(
-                        self._management.participant,
+                        self._admin_pool.participant,
                         f"{gid} was prepared by role {holder.owner!r}, and behind a pooler SET ROLE and"
                         " COMMIT PREPARED could be sent to two servers: connect recovery to the server"
                         f" itself, or finish it as {holder.owner!r}",
@@ -241,7 +241,7 @@ class Settler:
                 return Settled.BUSY  # it belongs to another role now: try again
             return await self._refused(gid, order, evidence, error)
         except (NoAnswer, NotSent) as error:
-            raise participant_error(self._management.participant, error) from error
+            raise participant_error(self._admin_pool.participant, error) from error
 
     async def _with_role(
         self, session: ServerSession, owner: str, gid: Gid | Foreign, order: Decision
@@ -249,7 +249,7 @@ class Settler:
         """End the branch in role ``owner``. Raises :class:`_NoSuchRole` if the session may not change to that
         role."""
         clean = False
-        timeout_s = self._management.timeout_s
+        timeout_s = self._admin_pool.timeout_s
         try:
             try:
                 await session.script(f"set role {identifier(owner)}", timeout_s=timeout_s)
@@ -259,7 +259,7 @@ class Settler:
                     raise _NoSuchRole from error
                 raise
             try:
-                return await end_prepared(session, gid, order, self._management.timeout_s)
+                return await end_prepared(session, gid, order, self._admin_pool.timeout_s)
             finally:
                 await session.script("set role none", timeout_s=timeout_s)
                 clean = True
@@ -277,16 +277,16 @@ class Settler:
         afterwards that the listed transaction had been committed by then, another one was ended, and that is
         logged."""
         try:
-            async with self._management.session() as session:
+            async with self._admin_pool.session() as session:
                 settled = await self._end_impostor(session, branch)
         except ServerError as error:
             if error.sqlstate == IN_USE:
                 return Settled.BUSY
             if error.sqlstate in {UNDEFINED_OBJECT, NO_RIGHT, OTHER_DATABASE}:
                 return Settled.ABSENT  # the name belongs to another transaction now
-            raise participant_error(self._management.participant, error) from error
+            raise participant_error(self._admin_pool.participant, error) from error
         except (NoAnswer, NotSent) as error:
-            raise participant_error(self._management.participant, error) from error
+            raise participant_error(self._admin_pool.participant, error) from error
         if settled is not Settled.APPLIED or branch.evidence is None:
             return settled
         if await self.evidence(branch.evidence) is not XactStatus.COMMITTED:
@@ -294,7 +294,7 @@ class Settler:
         log.warning(
             "participant %r: transaction %s, which was shown as %s, had been committed already; another"
             " transaction of that name was rolled back",
-            self._management.participant,
+            self._admin_pool.participant,
             branch.xid,
             branch.gid,
         )
@@ -303,32 +303,32 @@ class Settler:
     async def _end_impostor(self, session: ServerSession, branch: PreparedBranch) -> Settled:
         gid = branch.gid
         sql, *values = self._who(gid)
-        rows = await session.rows(sql, *values, timeout_s=self._management.timeout_s)
-        holder = _holder(self._management.participant, rows)
+        rows = await session.rows(sql, *values, timeout_s=self._admin_pool.timeout_s)
+        holder = _holder(self._admin_pool.participant, rows)
         if holder is None or not _is_it(holder, branch):
             return Settled.ABSENT
         if holder.owner == holder.me:
-            return await end_prepared(session, gid, Decision.ABORT, self._management.timeout_s)
+            return await end_prepared(session, gid, Decision.ABORT, self._admin_pool.timeout_s)
         if not holder.gone and not holder.superuser and not session.intro.pooled:
             with contextlib.suppress(_NoSuchRole):
                 return await self._with_role(session, holder.owner, gid, Decision.ABORT)
         elif holder.login_is_superuser:
-            return await end_prepared(session, gid, Decision.ABORT, self._management.timeout_s)
+            return await end_prepared(session, gid, Decision.ABORT, self._admin_pool.timeout_s)
         who = "a superuser" if holder.gone else f"role {holder.owner!r} or a superuser"
         raise ParticipantRefused(
-            self._management.participant,
+            self._admin_pool.participant,
             f"only {who} may end it: rollback prepared {literal(str(gid))}, in database {holder.database!r}",
             sqlstate=NO_RIGHT,
         )
 
     async def evidence(self, evidence: Evidence) -> XactStatus:
         """The status of a branch, see :meth:`undoubt.participants.contract.Participant.evidence`."""
-        participant = self._management.participant
+        participant = self._admin_pool.participant
         asked = question(evidence)
         if asked is None:
             return XactStatus.UNKNOWN
         try:
-            [row] = await self._management.ask(*asked)
+            [row] = await self._admin_pool.ask(*asked)
         except ServerError as error:
             if error.sqlstate == FUTURE_XID:
                 return XactStatus.NEVER_ASSIGNED
@@ -348,9 +348,9 @@ class Settler:
         log.warning(
             "participant %r was set back to a moment before transaction %d was prepared there: run undoubt"
             " participants restored %s",
-            self._management.participant,
+            self._admin_pool.participant,
             evidence.xid,
-            self._management.participant,
+            self._admin_pool.participant,
         )
         return XactStatus.NEVER_ASSIGNED
 

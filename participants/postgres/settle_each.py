@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from undoubt.participants.contract import Decision, Ending, Evidence, Settled, XactStatus, judge
 from undoubt.participants.errors import ParticipantError
 from undoubt.participants.invariant import InvariantViolation
-from undoubt.participants.postgres.admin_pool import SESSIONS_MAX, Management, refuse_standby
+from undoubt.participants.postgres.admin_pool import SESSIONS_MAX, AdminPool, refuse_standby
 from undoubt.participants.postgres.pool import Pool
 from undoubt.participants.postgres.roles import owned
 from undoubt.participants.postgres.session import (
@@ -59,15 +59,15 @@ class PipelinedSettler(Settler):
 
     def __init__(
         self,
-        management: Management,
+        admin_pool: AdminPool,
         owners: Sequence[str],
         connect: Callable[[], Awaitable[PipelinedSession]],
         *,
         idle_s: float,
     ) -> None:
-        super().__init__(management, owners)
+        super().__init__(admin_pool, owners)
         self._pool: Pool[PipelinedSession] = Pool(
-            management.participant, connect, SESSIONS_MAX, idle_s=idle_s
+            admin_pool.participant, connect, SESSIONS_MAX, idle_s=idle_s
         )
         self._not_before_s = 0.0
 
@@ -78,13 +78,13 @@ class PipelinedSettler(Settler):
         """See :meth:`undoubt.participants.contract.Participant.settle_each`. None behind a pooler, which may
         send a session's next statement to another server process."""
         now_s = asyncio.get_running_loop().time()
-        if now_s < self._not_before_s or (await self._management.who()).pooled:
+        if now_s < self._not_before_s or (await self._admin_pool.who()).pooled:
             return None
         try:
-            slot = await self._pool.acquire(self._management.timeout_s)
+            slot = await self._pool.acquire(self._admin_pool.timeout_s)
         except ParticipantError as error:
             log.info(
-                "participant %r: branches are settled one by one: %s", self._management.participant, error
+                "participant %r: branches are settled one by one: %s", self._admin_pool.participant, error
             )
             self._not_before_s = now_s + RETRY_S
             return None
@@ -95,7 +95,7 @@ class PipelinedSettler(Settler):
             await self._ask(slot.session, asked)
         except (ServerError, NoAnswer, NotSent) as error:
             self._pool.drop_idle()  # the other idle sessions were probably lost as well
-            _fill(asked, participant_error(self._management.participant, error))
+            _fill(asked, participant_error(self._admin_pool.participant, error))
         except ParticipantError as error:
             _fill(asked, error)  # nothing was sent
         finally:
@@ -128,12 +128,12 @@ class PipelinedSettler(Settler):
         self, session: PipelinedSession, asked: Sequence[_Asked]
     ) -> Mapping[str | None, Sequence[_Asked]]:
         """The branches that are prepared now, by the role in which a superuser ends them; None: its own."""
-        participant = self._management.participant
+        participant = self._admin_pool.participant
         rows = await session.rows(
             owned("holders", "p.owner", "$2"),
             [one.gid for one in asked],
             self._owners,
-            timeout_s=self._management.timeout_s,
+            timeout_s=self._admin_pool.timeout_s,
         )
         found = holders(participant, rows)
         groups: dict[str | None, list[_Asked]] = {}
@@ -154,7 +154,7 @@ class PipelinedSettler(Settler):
     async def _send_as(self, session: PipelinedSession, owner: str, asked: Sequence[_Asked]) -> None:
         """Send as the role that prepared the branches: then the server does not let the session end a
         transaction of another role. No statement is sent before the session has that role."""
-        timeout_s = self._management.timeout_s
+        timeout_s = self._admin_pool.timeout_s
         clean = False
         try:
             try:
@@ -178,8 +178,8 @@ class PipelinedSettler(Settler):
 
     async def _send(self, session: PipelinedSession, asked: Sequence[_Asked]) -> None:
         """Send in the current role of ``session``. Raises ``NoAnswer`` if the session was lost."""
-        participant = self._management.participant
-        found = await session.each([_statement(one) for one in asked], timeout_s=self._management.timeout_s)
+        participant = self._admin_pool.participant
+        found = await session.each([_statement(one) for one in asked], timeout_s=self._admin_pool.timeout_s)
         lost: NoAnswer | ServerError | None = None
         for one, answer in zip(asked, found, strict=True):
             if isinstance(answer, CommandResult):
@@ -231,8 +231,8 @@ class PipelinedSettler(Settler):
             if sought is None or len(those) == 1:
                 continue
             try:
-                [row] = await self._management.ask(*sought)
-                refuse_standby(self._management.participant, row)
+                [row] = await self._admin_pool.ask(*sought)
+                refuse_standby(self._admin_pool.participant, row)
             except (ServerError, ParticipantError) as error:
                 log.info("statuses of transaction ids are read one by one: %s", error)
                 continue

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from undoubt.participants.errors import ParticipantError, ParticipantRefused, ParticipantUnavailable
 from undoubt.participants.ids import Gid
 from undoubt.participants.invariant import invariant
-from undoubt.participants.postgres.admin_pool import Management, refuse_standby
+from undoubt.participants.postgres.admin_pool import AdminPool, refuse_standby
 from undoubt.participants.postgres.session import NoAnswer, NotSent, Row, ServerError
 from undoubt.participants.postgres.sql import fill, query
 from undoubt.participants.postgres.sqlstate import participant_error
@@ -38,8 +38,8 @@ _AFTER = {Event.TRY_COMMIT: BranchState.PRECOMMIT, Event.TRY_ABORT: BranchState.
 class PostgresStates:
     """The rows in one database: see the module."""
 
-    def __init__(self, management: Management) -> None:
-        self._management = management
+    def __init__(self, admin_pool: AdminPool) -> None:
+        self._admin_pool = admin_pool
 
     async def enlist(self, gid: Gid, charter: Charter, note: bytes = b"") -> bool:
         # If a row had no hash, its branch could commit without any termination noticing.
@@ -50,7 +50,7 @@ class PostgresStates:
 
     async def read(self, gid: Gid) -> StateRow | None:
         [row] = await self._rows(_filled("state_read"), str(gid))
-        refuse_standby(self._management.participant, row)
+        refuse_standby(self._admin_pool.participant, row)
         return None if row["state"] is None else self._read(gid, row)
 
     async def elect(self, gid: Gid, election: int, charter: Charter) -> StateRow | None:
@@ -87,15 +87,15 @@ class PostgresStates:
         """Execute one change of a row; True if a row was changed."""
         sql = _filled(name, **literals)
         try:
-            async with self._management.session() as session:
-                answer = await self._management.change(session, sql)
+            async with self._admin_pool.session() as session:
+                answer = await self._admin_pool.change(session, sql)
         except (NoAnswer, NotSent) as error:
-            raise participant_error(self._management.participant, error) from error
+            raise participant_error(self._admin_pool.participant, error) from error
         except ServerError as error:
             raise self._refused(error) from error
         if (warning := answer.unconfirmed) is not None:
             raise ParticipantUnavailable(
-                self._management.participant,
+                self._admin_pool.participant,
                 f"no synchronous standby confirmed a state of three-phase commit: {warning.message}",
                 sqlstate=warning.sqlstate,
             )
@@ -103,7 +103,7 @@ class PostgresStates:
 
     async def _rows(self, sql: str, *args: object) -> Sequence[Row]:
         try:
-            return await self._management.ask(sql, *args)
+            return await self._admin_pool.ask(sql, *args)
         except ServerError as error:
             raise self._refused(error) from error
 
@@ -113,7 +113,7 @@ class PostgresStates:
             rule = Termination(row["rule"])
         except ValueError as error:
             raise ParticipantRefused(
-                self._management.participant, f"its row of three-phase commit is damaged: {error}"
+                self._admin_pool.participant, f"its row of three-phase commit is damaged: {error}"
             ) from error
         state = BranchState.COMMIT if row["committed"] else BranchState(row["state"])
         return StateRow(state, row["last_elected"], row["last_attempt"], Charter(members, rule))
@@ -121,12 +121,12 @@ class PostgresStates:
     def _refused(self, error: ServerError) -> ParticipantError:
         if error.sqlstate in _NO_TABLE:
             return ParticipantRefused(
-                self._management.participant,
+                self._admin_pool.participant,
                 "its database has no tables for three-phase commit, or older ones: run undoubt"
-                f" participants migrate {self._management.participant}",
+                f" participants migrate {self._admin_pool.participant}",
                 sqlstate=error.sqlstate,
             )
-        return participant_error(self._management.participant, error)
+        return participant_error(self._admin_pool.participant, error)
 
 
 def _filled(name: str, **literals: str) -> str:

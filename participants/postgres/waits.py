@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 
 from undoubt.participants.contract import Claim, Waiting, WaitNode
 from undoubt.participants.ids import NUMBER_MAX, Gid, InvalidName, Protocol, TxId
-from undoubt.participants.postgres.admin_pool import Management
+from undoubt.participants.postgres.admin_pool import AdminPool
 from undoubt.participants.postgres.roles import is_owned
 from undoubt.participants.postgres.session import Row
 from undoubt.participants.postgres.session_setup import BY_PID, BY_ROLE, ledger_name
@@ -57,14 +57,14 @@ class WaitGraph:
 
     def __init__(
         self,
-        management: Management,
+        admin_pool: AdminPool,
         ledger_id: str,
         names: Callable[[], frozenset[str]],
         owners: Sequence[str],
     ) -> None:
         """``names`` returns the names of the participant, see
         :class:`undoubt.participants.contract.Participant`; ``owners`` come from the settings."""
-        self._management = management
+        self._admin_pool = admin_pool
         self._ledger_id = ledger_id
         self._names = names
         self._owners = list(owners)
@@ -72,7 +72,7 @@ class WaitGraph:
 
     async def edges(self) -> Sequence[Waiting]:
         """All edges at this moment, see :meth:`undoubt.participants.contract.Participant.waits`."""
-        rows = await self._management.read(await self._statement("waits"), self._owners)
+        rows = await self._admin_pool.read(await self._statement("waits"), self._owners)
         return [
             Waiting(
                 waiter=self._session_node(row["name"], row["pid"], ours=row["ours"]),
@@ -90,7 +90,7 @@ class WaitGraph:
         """Cancel a waiting statement, see :meth:`undoubt.participants.contract.Participant.cancel_waiter`.
         One SQL statement cancels only if it is still the same wait of the same claim, since the process id
         may now belong to another session."""
-        rows = await self._management.read(
+        rows = await self._admin_pool.read(
             await self._statement("cancel_waiter"),
             waiting.pid,
             waiting.since,
@@ -102,7 +102,7 @@ class WaitGraph:
     async def _statement(self, name: str) -> str:
         """The query ``name`` for this server. ``waitstart`` exists since version 14; before, the start of the
         statement is used."""
-        async with self._management.session() as session:
+        async with self._admin_pool.session() as session:
             has_waitstart = session.intro.version >= WAITSTART_SINCE_VERSION
         since = "l.waitstart" if has_waitstart else "a.query_start"
         statement = query(name).replace("{since_column}", since)
@@ -121,12 +121,12 @@ class WaitGraph:
             and row["holder_ours"]
         ):
             return gid
-        return f"{self._management.participant}/{gid}"
+        return f"{self._admin_pool.participant}/{gid}"
 
     def _session_node(self, application_name: str | None, pid: int, *, ours: bool | None) -> WaitNode:
         """The node for a session. ``ours``: the session works in a role that prepares our branches; None if
         the role is not reported."""
-        unknown = f"{self._management.participant}/{pid}"
+        unknown = f"{self._admin_pool.participant}/{pid}"
         if application_name is None or not application_name.startswith(self._prefix):
             return unknown
         # After a '#' comes the report of PREPARE.
@@ -141,7 +141,7 @@ class WaitGraph:
         except InvalidName:
             return unknown
         # A name of version 0.1.0, which contains no branch: the ledger is asked about the session.
-        return Gid(self._ledger_id, Protocol.TWO_PHASE, txid, 1, self._management.participant)
+        return Gid(self._ledger_id, Protocol.TWO_PHASE, txid, 1, self._admin_pool.participant)
 
     def _name_of(self, waiter: WaitNode) -> str | None:
         """The application_name, up to a '#', of a session with the claim ``waiter``; None if ``waiter`` is no

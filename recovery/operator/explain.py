@@ -20,7 +20,7 @@ from undoubt.participants.contract import Decision
 from undoubt.participants.ids import Gid
 from undoubt.participants.registry import Registry
 from undoubt.recovery.last_agent import Agents
-from undoubt.recovery.operator.burden import Burden, burden, waits_of
+from undoubt.recovery.operator.holding_cost import Burden, burden, waits_of
 from undoubt.recovery.operator.survey import ROLE_GONE, Survey, SurveyedBranch
 from undoubt.recovery.plan import BranchStanding
 

@@ -28,7 +28,7 @@ from undoubt.participants.ids import Foreign, Gid
 from undoubt.participants.registry import Registry
 from undoubt.recovery.errors import Conflict, NotAllSeen, NotOurs, StillBusy
 from undoubt.recovery.operator.survey import SurveyedBranch, survey
-from undoubt.recovery.operator.whole import look
+from undoubt.recovery.operator.whole_transaction import look
 from undoubt.recovery.plan import BranchDone, BranchStanding, Ended, RecordHeuristicOutcome, for_settled
 from undoubt.recovery.scan import evidence_of, later
 from undoubt.recovery.terminate import Terminator

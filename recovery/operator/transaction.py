@@ -23,7 +23,7 @@ from undoubt.participants.plural import plural
 from undoubt.participants.registry import Registry
 from undoubt.recovery.errors import Conflict
 from undoubt.recovery.operator.resolve import Operator
-from undoubt.recovery.operator.whole import BranchNow, Whole, check, look
+from undoubt.recovery.operator.whole_transaction import BranchNow, Whole, check, look
 from undoubt.recovery.service import RecoveryService
 
 

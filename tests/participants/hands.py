@@ -92,8 +92,8 @@ async def is_lost(branch: Branch) -> None:
 
 async def cleaned(participant: PostgresParticipant) -> None:
     """Return once every session that was given back is reset and can be lent."""
-    pool = participant._pool
-    while pool._cleaning or any(slot.used for slot in pool._idle):
+    pool = participant.pool
+    while pool.cleaning or any(slot.used for slot in pool.idle):
         await asyncio.sleep(0)
 
 

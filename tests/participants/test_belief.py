@@ -14,12 +14,12 @@ from tests.participants.hands import at
 from tests.participants.support import KEY, WRITE, Database, new_gid, participant_at
 from tests.pgbouncer import PgBouncer
 from undoubt.embedded import EmbeddedServer
-from undoubt.participants.believed import PARTICIPANT
 from undoubt.participants.contract import Evidence, Settled, Vote, XactStatus
 from undoubt.participants.errors import ParticipantRefused
 from undoubt.participants.findings import Finding, Severity
 from undoubt.participants.ids import Gid, Protocol
 from undoubt.participants.postgres import PostgresParticipant, schema
+from undoubt.participants.schema_trust import PARTICIPANT
 from undoubt.participants.settings import ParticipantSettings
 from undoubt.participants.three_phase import Charter, Termination
 

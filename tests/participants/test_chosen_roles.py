@@ -19,7 +19,7 @@ async def test_an_adopted_session_of_a_role_that_the_database_sets(taken: Scene)
     """Broken if an operator is told to grant the role that whoever owns the database has put in the way."""
     await set_role(taken)
     participant, engine = taken.at("postgres", owners=("app",)), taken.at("postgres", owners=("app",))
-    session = await engine._pool._connect()
+    session = await engine.pool._connect()
     with pytest.raises(UsageError, match=r"role 'thief'.*ALTER DATABASE \"\w+\" RESET role;") as refused:
         await participant.introduce(session)
     assert "GRANT" not in str(refused.value)

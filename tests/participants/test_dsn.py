@@ -352,7 +352,7 @@ async def test_a_connection_is_kept_alive_as_libpq_does_it(database: Database) -
     """Without it nobody notices that the other host is gone."""
     for more, on in (("?keepalives_idle=77", True), ("?keepalives=0", False)):
         participant = participant_at(database.dsn + more)
-        async with participant._management.session() as session:
+        async with participant.admin_pool.session() as session:
             with socket.socket(fileno=os.dup(socket_of(session))) as door:
                 assert bool(door.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)) is on
                 if on:
@@ -364,7 +364,7 @@ async def test_a_network_that_delivers_nothing_is_noticed(database: Database) ->
     """Broken if a statement of the application waits on a dead connection until its transaction's timeout."""
     for more, timeout_ms in (("", 7_500), ("?tcp_user_timeout=9000", 9_000), ("?tcp_user_timeout=0", 0)):
         participant = participant_at(database.dsn + more, statement_timeout_s=7.5)
-        async with participant._management.session() as session:
+        async with participant.admin_pool.session() as session:
             with socket.socket(fileno=os.dup(socket_of(session))) as door:
                 found = door.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
         assert found == timeout_ms

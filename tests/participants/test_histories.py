@@ -336,7 +336,7 @@ async def prepare_alone(participant: PostgresParticipant) -> Evidence:
 async def test_a_new_history_is_confirmed_by_the_standby(noted: Database) -> None:
     """Broken if an id is used that a failover at the next moment would not know."""
     participant = participant_at(noted.dsn)
-    session = await participant._management._pool._connect()
+    session = await participant.admin_pool.pool._connect()
     await from_another_timeline(noted)
     async with unreachable_standby(noted):
         drawing = asyncio.create_task(draw(session, session.intro, 30))

@@ -220,7 +220,7 @@ async def test_session_that_was_idle_begins_in_a_round_trip(
     await first.rollback()
     await first.release()
     await cleaned(one)
-    [slot] = one._pool._idle
+    [slot] = one.pool.idle
     slot.idle_since -= 1.0
     branch = await one.begin(new_gid(), timeout_s=30)
     assert session_of(branch).in_transaction
@@ -259,7 +259,7 @@ async def test_driver_that_cannot_be_lent(
     if lacking == "own check":
         return
     monkeypatch.undo()
-    one._pool.drop_idle()
+    one.pool.drop_idle()
     after = await one.begin(new_gid(), timeout_s=30)
     assert session_of(after) is not session_of(branch)
     assert not session_of(after).pipelines

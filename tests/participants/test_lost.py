@@ -151,7 +151,7 @@ async def test_no_answer_in_time(proxy: Proxy, database: Database, gid: Gid) -> 
     proxy.freeze()
     with pytest.raises(ParticipantUnavailable):
         await participant.in_doubt()
-    assert not participant._management._pool._idle, "its late answer would pass for the next one's"
+    assert not participant.admin_pool.pool.idle, "its late answer would pass for the next one's"
     with pytest.raises(PrepareUnanswered):
         await branch.prepare()
     with pytest.raises(ParticipantUnavailable):
@@ -245,7 +245,7 @@ async def test_cancelled_management_call(
     first, and is cancelled while it does; nothing is sent after that."""
 
     async def rollback_prepared() -> Settled:
-        async with remote._management.session() as session:
+        async with remote.admin_pool.session() as session:
             return await end_prepared(session, gid, Decision.ABORT, remote.settings.statement_timeout_s)
 
     branch = await remote.begin(gid, timeout_s=30)

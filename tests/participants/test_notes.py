@@ -307,6 +307,6 @@ async def test_a_proof_reaches_the_server_whatever_libpq_has_escaped_before(
         await other.execute(sql.SQL("select {}").format(sql.Literal(b"\x00\xff\\")))
     participant = participant_at(noted.dsn)
     proof = bytes(range(256))
-    [row] = await participant._management.read("select $1::pg_catalog.bytea as told", proof)
+    [row] = await participant.admin_pool.read("select $1::pg_catalog.bytea as told", proof)
     assert bytes(row["told"]) == proof
     await participant.close()

@@ -223,7 +223,7 @@ async def test_its_errors_are_told_as_its_own(database: Database, kind: str, how
         await participant.begin(new_gid(), timeout_s=30)
     told = {"raises": "KeyError: 'key'", "sql": "no_such_column"}.get(how, "on_connect")
     assert told in str(raised.value)
-    assert participant._pool.size == 0
+    assert participant.pool.size == 0
     await participant.close()
 
 
@@ -248,7 +248,7 @@ async def test_a_function_of_the_other_kind(database: Database, kind: str) -> No
     if kind == "psycopg-sync":
         with pytest.raises(ParticipantRefused, match="its on_connect"):
             await participant.begin(new_gid(), timeout_s=30)
-        assert participant._pool.size == 0
+        assert participant.pool.size == 0
     else:
         branch = await participant.begin(new_gid(), timeout_s=30)
         assert len(seen) == 1

@@ -342,7 +342,7 @@ async def test_a_role_that_was_dropped(scene: Scene) -> None:
 async def test_an_adopted_session_of_another_role(scene: Scene) -> None:
     """Broken if an engine's branches are prepared by a role that recovery takes for anybody's."""
     participant, engine = scene.at("app"), scene.at("clerk")
-    session = await engine._pool._connect()
+    session = await engine.pool._connect()
     with pytest.raises(UsageError, match=r"role 'clerk'.*GRANT"):
         await participant.introduce(session)
     await scene.database.admin.execute("grant clerk to app")

@@ -98,8 +98,8 @@ async def test_who_does_not_want_to_wait_for_cleaning_gets_another() -> None:
     assert (pool.size, len(opened)) == (2, 2)
     pool.release(other)
     cleaner.go.set()
-    await until(lambda: not pool._cleaning)
-    assert (pool.size, len(pool._idle)) == (2, 2)
+    await until(lambda: not pool.cleaning)
+    assert (pool.size, len(pool.idle)) == (2, 2)
     pool.close()
 
 
@@ -127,7 +127,7 @@ async def test_a_burst_shrinks_again() -> None:
     pool = pool_of(8, idle_s=0.2, opened=opened)
     for slot in [await pool.acquire(1) for _ in range(8)]:
         pool.release(slot)
-    hot = pool._idle[-1]
+    hot = pool.idle[-1]
 
     async with asyncio.timeout(20):
         while pool.size > 1:

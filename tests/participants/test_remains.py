@@ -44,11 +44,11 @@ $$ begin execute 'prepare mine as select 1'; return 1; end $$
 
 async def left(participant: PostgresParticipant) -> Slot[Any] | None:
     """The only connection, once the application's last branch has been cleaned out of it; None if closed."""
-    pool = participant._pool
+    pool = participant.pool
     async with asyncio.timeout(20):
-        while pool._cleaning or any(slot.used for slot in pool._idle):
+        while pool.cleaning or any(slot.used for slot in pool.idle):
             await asyncio.sleep(0.001)
-    return pool._idle[0] if pool._idle else None
+    return pool.idle[0] if pool.idle else None
 
 
 async def ended(branch: Branch, how: str) -> None:
@@ -213,10 +213,10 @@ async def test_closing_waits_for_what_is_being_cleaned(database: Database) -> No
     for branch in branches:
         await at(branch).execute("select 1")
         await ended(branch, "rolled back")
-    while not participant._pool._cleaning:
+    while not participant.pool.cleaning:
         await asyncio.sleep(0)
     await participant.close()
-    assert participant._pool.size == 0
+    assert participant.pool.size == 0
     count = (
         "select count(*) from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()"
     )

@@ -167,7 +167,7 @@ async def test_connection_to_a_standby_that_was_a_primary_is_not_believed() -> N
     """Each answer carries its own proof of not being a standby's: a pooler cannot mix them up."""
     async with EmbeddedServer(durable=False) as server:
         participant = participant_at(server.dsn())
-        session = await participant._management._pool.acquire(1)
+        session = await participant.admin_pool.pool.acquire(1)
         rows = session.session.rows
 
         async def of_a_standby(sql: str, *args: object, timeout_s: float) -> object:
@@ -175,7 +175,7 @@ async def test_connection_to_a_standby_that_was_a_primary_is_not_believed() -> N
             return await rows(told, *args, timeout_s=timeout_s)
 
         session.session.rows = of_a_standby  # type: ignore[method-assign, assignment]
-        participant._management._pool.release(session)
+        participant.admin_pool.pool.release(session)
         with pytest.raises(ParticipantRefused, match="standby"):
             await participant.in_doubt()
         await participant.close()

@@ -172,9 +172,9 @@ async def test_owner(database: Database, server: EmbeddedServer) -> None:
         assert refused.value.sqlstate == "42501"
         assert await database.prepared() == [str(kept)]
         assert await app.settle(kept, Decision.ABORT, None) is Settled.APPLIED
-        session = await app._management._pool.acquire(1)
+        session = await app.admin_pool.pool.acquire(1)
         assert (await session.session.rows("select current_user as me", timeout_s=5))[0]["me"] == "app"
-        app._management._pool.release(session)
+        app.admin_pool.pool.release(session)
         assert await database.balance() == 90
     finally:
         await app.close()

@@ -18,7 +18,7 @@ from undoubt.participants.contract import Decision, Ending, PreparedBranch, Sett
 from undoubt.participants.errors import ParticipantError, ParticipantRefused, ParticipantUnavailable
 from undoubt.participants.ids import Gid
 from undoubt.participants.postgres import PostgresParticipant, settle_each
-from undoubt.participants.postgres.psycopg import synced
+from undoubt.participants.postgres.psycopg import sync_each
 from undoubt.participants.postgres.psycopg.connector import PsycopgConnector
 from undoubt.participants.postgres.psycopg.session import PsycopgSession
 from undoubt.participants.settings import ParticipantSettings
@@ -214,7 +214,7 @@ async def test_a_lost_connection(scene: Scene, login: str) -> None:
     ) as proxy:
         far = participant_at(proxy.dsn, owners=("app",) if login == "rescue" else ())
         assert await far.settle_each(todo[:2]) == [Settled.APPLIED] * 2
-        real, seen = synced.exchange, 0
+        real, seen = sync_each.exchange, 0
 
         def cut(pgconn: Any, statements: Any, answered: Any, progressed: Any) -> Any:
             def counting(result: Any) -> None:
@@ -228,7 +228,7 @@ async def test_a_lost_connection(scene: Scene, login: str) -> None:
             return real(pgconn, statements, counting, progressed)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(synced, "exchange", cut)
+            patch.setattr(sync_each, "exchange", cut)
             results = await far.settle_each(todo[2:])
         assert results is not None
         known = [one for one in results if one is Settled.APPLIED]
@@ -346,7 +346,7 @@ async def test_sixteen_in_flight(database: Database, monkeypatch: pytest.MonkeyP
     """Broken if statements wait for each other's answers, or all are sent at once: a server that does not
     read would block both sides."""
     session = await session_at(database.dsn)
-    real = synced.exchange
+    real = sync_each.exchange
     in_flight: list[int] = []
 
     def watched(pgconn: Any, statements: Any, answered: Any, progressed: Any) -> Any:
@@ -358,7 +358,7 @@ async def test_sixteen_in_flight(database: Database, monkeypatch: pytest.MonkeyP
 
         return real(watched, statements, counting, progressed)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(synced, "exchange", watched)
+    monkeypatch.setattr(sync_each, "exchange", watched)
     answers: list[Any] = await session.each([f"select {n}" for n in range(100)], timeout_s=10)
     assert [one.tag for one in answers] == ["SELECT 1"] * 100
     assert (max(in_flight), in_flight[-1]) == (16, 1)

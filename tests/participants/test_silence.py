@@ -41,7 +41,7 @@ async def test_idle_connections_that_a_firewall_has_forgotten(database: Database
     async with Proxy(database.dsn) as proxy:
         participant = participant_at(proxy.dsn)
         before = await pids(participant)
-        old = [slot.session for slot in participant._pool._idle]
+        old = [slot.session for slot in participant.pool.idle]
         proxy.forget()
         branch = await participant.begin(new_gid(), timeout_s=3)
         assert at(branch).get_server_pid() not in before
@@ -98,7 +98,7 @@ async def test_sessions_of_recovery_that_a_firewall_has_forgotten(database: Data
         await asyncio.gather(*(participant.in_doubt() for _ in range(4)))
         proxy.forget()
         assert [row.gid for row in await participant.in_doubt()] == [branch.gid]
-        assert len(participant._management._pool._idle) == 1
+        assert len(participant.admin_pool.pool.idle) == 1
         assert await participant.settle(branch.gid, Decision.COMMIT, None) is Settled.APPLIED
         await branch.release()
         await participant.close()
@@ -149,7 +149,7 @@ async def test_statements_of_ours_that_the_server_has_forgotten(database: Databa
     """Of DISCARD ALL by a pooler that nobody noticed, for example."""
     participant = participant_at(database.dsn)
     await asyncio.gather(*(participant.in_doubt() for _ in range(3)))
-    for slot in participant._management._pool._idle:
+    for slot in participant.admin_pool.pool.idle:
         await slot.session.script("deallocate all", timeout_s=10)
     assert list(await participant.in_doubt()) == []
     await participant.close()

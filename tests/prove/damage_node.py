@@ -63,7 +63,7 @@ class NodeFiles:
         last = Entry.make(LAST_INDEX, 3, b"the last entry" * 4)
         await storage.write([DiskWrite(entries=(last,), promises=Promises((), (), Marks(7)))])
         copied(self.folder, kept)  # as a process that was killed leaves it
-        active = storage.files.log._active
+        active = storage.files.log.active
         self._ends[active.path.name] = active.end
         await storage.close()
         shutil.rmtree(self.folder)

@@ -252,9 +252,9 @@ async def test_two_participants_may_be_one_database(world: World) -> None:
     """Each sees the other's branches: whoever comes second must not take them for lost."""
     world.payments.prepared = world.orders.prepared
     world.payments.xact_statuses = world.orders.xact_statuses
-    world.payments._next_xid = 2_000
+    world.payments.next_xid = 2_000
     gids = await world.left(Decision.COMMIT)
-    world.orders._next_xid = world.payments._next_xid
+    world.orders.next_xid = world.payments.next_xid
     await world.recover()
     assert {
         world.orders.xact_statuses[branch.xid] for db in world.databases.values() for branch in db.branches

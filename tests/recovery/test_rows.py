@@ -84,7 +84,7 @@ async def test_committed_and_absent_with_an_xid_of_the_future_is_a_heuristic_rol
     evidence = {gid: await world.prepare(gid) for gid in gids}
     await world.decide(Decision.COMMIT, evidence)
     del world.orders.prepared[gids[0]]
-    world.orders._next_xid = evidence[gids[0]].xid - 1
+    world.orders.next_xid = evidence[gids[0]].xid - 1
     await world.recover()
     assert (await world.heuristics())[gids[0]].kind is Settled.HEURISTIC_ROLLBACK
 

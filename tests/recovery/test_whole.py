@@ -14,7 +14,7 @@ from undoubt.participants.ids import Gid
 from undoubt.recovery.errors import Conflict, NotPrepared
 from undoubt.recovery.operator.resolve import Operator
 from undoubt.recovery.operator.transaction import Resolver
-from undoubt.recovery.operator.whole import look
+from undoubt.recovery.operator.whole_transaction import look
 
 COMMIT, ABORT = Decision.COMMIT, Decision.ABORT
 

@@ -198,7 +198,7 @@ class SimulatedNode:
         await node.start(self.cluster.addresses[self.number])
         node.failed.add_done_callback(lambda failed: self._failed(process, failed.result()))
         ledger = RecordedLedger(node.ledger, process.name, world.judge, world.history)
-        node._settling._ledger = ledger  # type: ignore[assignment]
+        node.orphaned_votes._ledger = ledger  # type: ignore[assignment]
         while not node.leads:
             await asyncio.sleep(0.2)
         service = RecoveryService(

@@ -28,7 +28,7 @@ commands:
 :mod:`.tx`            ``undoubt tx``: shows transactions, and ends one.
 :mod:`.locks`         ``undoubt locks``: shows distributed locks, and releases one.
 :mod:`.relay`         ``undoubt relay``: delivers what transactions have published.
-:mod:`.whole`         ``undoubt tx resolve``: ends all branches of one transaction.
+:mod:`.tx_resolve`    ``undoubt tx resolve``: ends all branches of one transaction.
 :mod:`.indoubt`       ``undoubt indoubt``: lists, explains and ends prepared branches.
 :mod:`.explain`       the JSON of ``undoubt indoubt explain``.
 :mod:`.explain_page`  the page of ``undoubt indoubt explain``.

@@ -23,7 +23,7 @@ from undoubt.coordinator.errors import LedgerError, LedgerMisconfigured, LedgerM
 from undoubt.coordinator.ledger.acting import DONE, Records, acting, new_act
 from undoubt.coordinator.ledger.anchor import Anchor
 from undoubt.coordinator.ledger.contract import Ledger
-from undoubt.coordinator.ledger.sqlite import former
+from undoubt.coordinator.ledger.sqlite import ledger_files
 from undoubt.coordinator.ledger.urls import SQLITE, backend_of, sqlite_file
 from undoubt.participants.contract import Decision
 from undoubt.participants.errors import UndoubtError
@@ -180,7 +180,9 @@ def _is_anchored(settings: Settings, ledger_id: str) -> bool:
     """Whether the anchor of the SQLite ledger of the settings says that the ledger is ``ledger_id``."""
     if backend_of(settings.ledger.url) != SQLITE:
         return False
-    return Anchor.owner_of(former.part(sqlite_file(settings.ledger.url), former.ANCHOR)) == ledger_id
+    return (
+        Anchor.owner_of(ledger_files.part(sqlite_file(settings.ledger.url), ledger_files.ANCHOR)) == ledger_id
+    )
 
 
 def _to_do(wishes: Wishes, seen: LostBranches) -> list[tuple[LostTransaction, str]]:

@@ -109,13 +109,13 @@ def must_exist(settings: Settings) -> None:
     if not url.startswith("sqlite:///"):
         return
     from undoubt.coordinator.ledger.disk import usable  # noqa: PLC0415 - SQLite comes with it
-    from undoubt.coordinator.ledger.sqlite import former  # noqa: PLC0415 - as above
+    from undoubt.coordinator.ledger.sqlite import ledger_files  # noqa: PLC0415 - as above
 
     path = Path(url.removeprefix("sqlite:///"))
     with usable(path):
         if path.exists():
             return
-        former.check_absent(path)
+        ledger_files.check_absent(path)
         where = settings.file or "no configuration file was found: pass --config"
         raise LedgerMissing(f"no ledger at {url} ({where}); to make a new one: undoubt ledger init")
 

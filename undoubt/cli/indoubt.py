@@ -25,7 +25,7 @@ from undoubt.cli.exits import CommandError, Exit
 from undoubt.cli.explain import document, heuristic_document
 from undoubt.cli.explain_page import explain_page
 from undoubt.cli.names import GidParam, NameParam
-from undoubt.cli.whole import end_unless_all_seen, not_seen, page, splitting
+from undoubt.cli.tx_resolve import end_unless_all_seen, not_seen, page, splitting
 from undoubt.coordinator.errors import LedgerError, LedgerMisconfigured, LedgerMissing
 from undoubt.coordinator.ledger.contract import Heuristic
 from undoubt.participants.contract import Decision
@@ -36,7 +36,7 @@ from undoubt.recovery.operator.explain import mending, sibling_line
 from undoubt.recovery.operator.explain_heuristic import explain_heuristic
 from undoubt.recovery.operator.resolve import Operator
 from undoubt.recovery.operator.survey import ROLE_GONE, Survey, SurveyedBranch, survey, survey_alone
-from undoubt.recovery.operator.whole import Whole, look
+from undoubt.recovery.operator.whole_transaction import Whole, look
 from undoubt.recovery.plan import BranchStanding
 
 WAIT_PAUSE_S = 0.2

@@ -12,9 +12,9 @@ from undoubt.coordinator.ledger.locks import LockEntry, LockInfo
 from undoubt.coordinator.settings import PROTOCOL_NAMES
 from undoubt.participants.findings import Finding
 from undoubt.participants.ids import Gid, Protocol
-from undoubt.recovery.operator.burden import Burden
+from undoubt.recovery.operator.holding_cost import Burden
 from undoubt.recovery.operator.survey import Survey, SurveyedBranch
-from undoubt.recovery.operator.whole import Whole
+from undoubt.recovery.operator.whole_transaction import Whole
 
 
 def age(seconds: float | None) -> float | None:

@@ -12,7 +12,7 @@ from undoubt.cli.durations import show_duration
 from undoubt.cli.exits import CommandError, Exit
 from undoubt.cli.names import TxIdParam
 from undoubt.cli.output import Output
-from undoubt.cli.whole import resolve
+from undoubt.cli.tx_resolve import resolve
 from undoubt.coordinator.errors import LedgerError
 from undoubt.coordinator.ledger.contract import Ledger, RecordedDecision, TransactionInfo, Verdict
 from undoubt.coordinator.ledger.session_mark import transactions_without_marks

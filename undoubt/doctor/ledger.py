@@ -23,7 +23,7 @@ from undoubt.coordinator.ledger.contract import ACTS_MAX, Act, DecisionRecord, L
 from undoubt.coordinator.ledger.disk import usable
 from undoubt.coordinator.ledger.pages import every_unfinished
 from undoubt.coordinator.ledger.session_mark import is_mark
-from undoubt.coordinator.ledger.sqlite import former
+from undoubt.coordinator.ledger.sqlite import ledger_files
 from undoubt.coordinator.ledger.sqlite.lock import holder
 from undoubt.coordinator.settings import LedgerSettings
 from undoubt.participants.findings import Finding, Severity
@@ -50,7 +50,7 @@ def missing(settings: LedgerSettings) -> Finding | None:
         with usable(path):
             if path.exists():
                 return None
-            former.check_absent(path)
+            ledger_files.check_absent(path)
     except LedgerMissing as error:
         return Finding(
             None,

@@ -10,8 +10,8 @@ from undoubt.participants.findings import Finding, Severity
 from undoubt.participants.ids import Gid
 from undoubt.participants.plural import plural
 from undoubt.recovery.lost import LeftoverBranches
-from undoubt.recovery.operator.burden import Burden, burden, waits_of
 from undoubt.recovery.operator.explain import mending
+from undoubt.recovery.operator.holding_cost import Burden, burden, waits_of
 from undoubt.recovery.operator.survey import Survey, SurveyedBranch
 from undoubt.recovery.plan import BranchStanding
 

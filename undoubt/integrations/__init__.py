@@ -20,7 +20,7 @@
 :mod:`.per_process`    has a coordinator for each process of an application, for Flask and the task queues.
 :mod:`.request_work`   is the transaction, or the session, of one request.
 :mod:`.answers`        answers requests whose transaction did not commit, or may have.
-:mod:`.judging`        judges what an application gives to the others, when it gives it.
+:mod:`.validation`     judges what an application gives to the others, when it gives it.
 :mod:`.extras`         tells how to install the library that an integration needs.
 =====================  =======================================================================================
 """

@@ -29,7 +29,7 @@ import undoubt.sync
 from undoubt.connect import connect
 from undoubt.coordinator.coordinator import Coordinator
 from undoubt.coordinator.transaction import Transaction
-from undoubt.integrations import answers, judging
+from undoubt.integrations import answers, validation
 from undoubt.integrations.answers import WebAnswer, WebAnswering
 from undoubt.integrations.per_process import Source
 from undoubt.integrations.request_work import AsyncRequestWork, in_thread
@@ -75,10 +75,10 @@ class CommitBeforeResponse:
         protocol: str | None = None,
         agent: str | None = None,
     ) -> None:
-        judging.source(source)
+        validation.source(source)
         if coordinator is not None:
-            judging.instance("coordinator", coordinator, Coordinator, SyncCoordinator)
-        judging.of_requests(sessions, commits, answer)
+            validation.instance("coordinator", coordinator, Coordinator, SyncCoordinator)
+        validation.of_requests(sessions, commits, answer)
         having("app", app, "an application of ASGI")
         flag("threads", threads)
         self.app = app
@@ -90,7 +90,7 @@ class CommitBeforeResponse:
         self._sessions = sessions
         self._commits = commits
         self._answer = answer
-        self._options = judging.options(timeout, protocol, agent)
+        self._options = validation.options(timeout, protocol, agent)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan" and self._opens:

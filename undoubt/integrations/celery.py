@@ -25,7 +25,7 @@ from weakref import WeakKeyDictionary
 
 from undoubt.coordinator.errors import KeyInUse, OutcomeUnknown, TransactionAborted
 from undoubt.coordinator.runnable import check_synchronous, checked_result
-from undoubt.integrations import judging
+from undoubt.integrations import validation
 from undoubt.integrations.extras import needs
 from undoubt.integrations.per_process import PerProcess
 from undoubt.participants.bounds import count, seconds
@@ -54,7 +54,7 @@ def transaction() -> Transaction:
 def coordinator(app: Celery) -> Coordinator:
     """The coordinator of this process, opened with ``app.conf.undoubt``: the source of
     ``undoubt.sync.connect``, or a coordinator. Raises ``ConfigurationError``, ``LedgerError``."""
-    judging.instance("app", app, Celery)
+    validation.instance("app", app, Celery)
     if app not in _processes:
         source: Any = app.conf.get("undoubt")
         given = source if isinstance(source, Coordinator) else None

@@ -33,12 +33,12 @@ from undoubt.coordinator.errors import CoordinatorClosed, OutcomeUnknown, Transa
 from undoubt.coordinator.publishing import checked, put
 from undoubt.coordinator.runnable import check_synchronous, checked_result
 from undoubt.coordinator.transaction import Transaction
-from undoubt.integrations import answers, judging
+from undoubt.integrations import answers, validation
 from undoubt.integrations.django_test_databases import process_of_tests
 from undoubt.integrations.extras import needs
 from undoubt.integrations.per_process import PerProcess
+from undoubt.integrations.sqlalchemy.lent_connection import LentConnection, settle
 from undoubt.integrations.sqlalchemy.psycopg_driver import PsycopgAdopted
-from undoubt.integrations.sqlalchemy.taken import Taken, settle
 from undoubt.participants import bounds
 from undoubt.participants.contract import Branch
 from undoubt.participants.errors import ParticipantError, UndoubtError, UsageError
@@ -164,7 +164,7 @@ class atomic:  # noqa: N801 - the name of what it stands for
         )
         if not self._using:
             raise UsageError("atomic(using=[…]) needs at least one alias")
-        self._options = judging.options(timeout, protocol, agent)
+        self._options = validation.options(timeout, protocol, agent)
         self._entered: list[tuple[_Unit | ExitStack, bool]] = []
 
     def __call__(self, function: Callable[P, T]) -> Callable[P, T]:
@@ -403,13 +403,13 @@ class _Lent:
         self._participants = participants
         self._driver = connection.connection
         self.name = name
-        self.taken: Taken | None = None
+        self.taken: LentConnection | None = None
 
     async def begin(self, gid: Gid, *, timeout_s: float, key: SessionKey = NO_KEY) -> Branch:
         participant = self._participants.get(self.name)
         if not isinstance(participant, PostgresParticipant):
             raise UsageError(f"participant {self.name!r} is not a PostgreSQL database")
-        self.taken = Taken(PsycopgAdopted(self._driver), participant.settings.statement_timeout_s)
+        self.taken = LentConnection(PsycopgAdopted(self._driver), participant.settings.statement_timeout_s)
         known: dict[str, Any] = vars(self._driver).setdefault("_undoubt", {})
         return await self.taken.branch(participant, known, gid, timeout_s=timeout_s, key=key)
 

@@ -23,7 +23,7 @@ from contextvars import ContextVar
 from http import HTTPStatus
 from typing import Any
 
-from undoubt.integrations import answers, judging
+from undoubt.integrations import answers, validation
 from undoubt.integrations.answers import WebAnswer, WebAnswering
 from undoubt.integrations.asgi import below_400
 from undoubt.integrations.extras import needs
@@ -64,17 +64,17 @@ class Undoubt:
         agent: str | None = None,
     ) -> None:
         self._process = PerProcess(source, coordinator)
-        judging.of_requests(sessions, commits, answer)
+        validation.of_requests(sessions, commits, answer)
         self._sessions = sessions
         self._commits = commits
         self._answer = answer
-        self._options = judging.options(timeout, protocol, agent)
+        self._options = validation.options(timeout, protocol, agent)
         if app is not None:
             self.init_app(app)
 
     def init_app(self, app: Flask) -> None:
         """Put the extension around ``app``."""
-        judging.instance("app", app, Flask)
+        validation.instance("app", app, Flask)
         app.extensions["undoubt"] = self
         inner: Wsgi = app.wsgi_app
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import undoubt.sync
 from undoubt.config import Settings
-from undoubt.integrations import judging
+from undoubt.integrations import validation
 from undoubt.sync import Coordinator
 
 Source = str | PathLike[str] | Mapping[str, Any] | Settings | None
@@ -22,9 +22,9 @@ class PerProcess:
     ``coordinator``: one that the application opens itself. Raises ``UsageError``."""
 
     def __init__(self, source: Source = None, coordinator: Coordinator | None = None) -> None:
-        judging.source(source)
+        validation.source(source)
         if coordinator is not None:
-            judging.synchronous(coordinator)
+            validation.synchronous(coordinator)
         self._source = source
         self._lock = threading.Lock()
         self._given = coordinator

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from undoubt.integrations import judging
+from undoubt.integrations import validation
 from undoubt.integrations.asgi import CommitBeforeResponse, on_commit, session, sync_transaction, transaction
 from undoubt.integrations.extras import needs
 from undoubt.integrations.per_process import Source
@@ -28,7 +28,7 @@ __all__ = ["commit_before_response", "on_commit", "session", "sync_transaction",
 
 def commit_before_response(app: Quart, source: Source = None, **options: Any) -> None:
     """Put :class:`~undoubt.integrations.asgi.CommitBeforeResponse` around ``app``, with its ``options``."""
-    judging.instance("app", app, Quart)
+    validation.instance("app", app, Quart)
     inner: Any = app.asgi_app
     around: Any = CommitBeforeResponse(inner, source, **options)
     app.asgi_app = around  # type: ignore[method-assign]

@@ -22,7 +22,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import undoubt.sync
 from undoubt.coordinator.runnable import check_synchronous, checked_result
-from undoubt.integrations import judging
+from undoubt.integrations import validation
 from undoubt.integrations.extras import needs
 from undoubt.integrations.per_process import Source
 from undoubt.participants.bounds import count
@@ -51,11 +51,11 @@ def transactional(
     a coroutine function or a generator, of which nothing would run.
     """
 
-    judging.source(source)
+    validation.source(source)
     if coordinator is not None:
-        judging.synchronous(coordinator)
+        validation.synchronous(coordinator)
     count("retries", retries)
-    judging.options(timeout, None)
+    validation.options(timeout, None)
 
     def decorate(function: Callable[Concatenate[Transaction, P], T]) -> Callable[P, T]:
         check_synchronous(function, "@transactional")

@@ -24,7 +24,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from undoubt.coordinator.retries import retryable
-from undoubt.integrations import judging
+from undoubt.integrations import validation
 from undoubt.integrations.extras import needs
 from undoubt.participants.bounds import having
 from undoubt.participants.errors import UndoubtError, UsageError
@@ -61,8 +61,8 @@ def join(
     ``transaction.manager``); made and joined at the first call. ``timeout``, ``protocol`` and ``agent``
     are those of ``coordinator.transaction``. Raises ``UsageError`` for a second coordinator,
     ``LedgerUnavailable``."""
-    judging.synchronous(coordinator)
-    options = judging.options(timeout, protocol, agent)
+    validation.synchronous(coordinator)
+    options = validation.options(timeout, protocol, agent)
     if manager is not None:
         having("manager", manager, "a manager of zope's transactions", "get")
     current = (manager or zope_transaction.manager).get()

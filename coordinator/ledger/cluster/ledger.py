@@ -83,14 +83,14 @@ class ClusterLedger(CallingLedger):
         random: Random,
     ) -> None:
         self.settings = settings
-        self._route = route
+        self.leader_client = route
         self._wire = wire
-        self._links = AcceptorClient(me, wire, self._address_of)
+        self.acceptor_client = AcceptorClient(me, wire, self._address_of)
         self._pid = os.getpid()
         self._ledger_id = ""
         self._random = random
         self.acceptors = ClusterAcceptors(
-            self._links.ask,
+            self.acceptor_client.ask,
             self._open_bound,
             self._session_of,
             self._record,
@@ -134,8 +134,8 @@ class ClusterLedger(CallingLedger):
 
     async def close(self) -> None:
         if os.getpid() == self._pid:
-            await self._links.close()
-            await self._route.close()
+            await self.acceptor_client.close()
+            await self.leader_client.close()
 
     async def _open_bound(self, name: str, ttl_s: float) -> Session:
         return await self._open_session(name, ttl_s, bind=True)
@@ -181,13 +181,13 @@ class ClusterLedger(CallingLedger):
             raise WrongProcess(
                 f"this ledger was opened by process {self._pid}; after a fork, open the ledger again"
             )
-        result: R = await self._route.ask(call, self.settings.request_timeout_s)
-        if self._route.ledger_id != self._ledger_id:
+        result: R = await self.leader_client.ask(call, self.settings.request_timeout_s)
+        if self.leader_client.ledger_id != self._ledger_id:
             self._identify()
         return result
 
     def _identify(self) -> None:
-        found = self._route.ledger_id
+        found = self.leader_client.ledger_id
         if self._ledger_id not in {"", found}:
             raise LedgerUnusable(
                 f"at {redact(self.settings.url)} there is another ledger now ({found}; it was"
@@ -228,7 +228,7 @@ class LeaderClient:
         self._loop = asyncio.get_running_loop()
         self._replies = Replies[_Pending](follows=True)
         self._unsent: list[int] = []
-        self._link: Link | None = None
+        self.link: Link | None = None
         self._hint: Address | None = None
         self._finding: asyncio.Task[None] | None = None
         self._sweeping: asyncio.TimerHandle | None = None
@@ -244,7 +244,7 @@ class LeaderClient:
             return future
         read = judged(call, decode_call)
         number = self._replies.add(_Pending(call, read, future, self._loop.time() + timeout_s))
-        if self._link is not None:
+        if self.link is not None:
             self._queue(number)
         else:
             self._find()
@@ -271,10 +271,10 @@ class LeaderClient:
 
     def _flush(self) -> None:
         unsent, self._unsent = self._unsent, []
-        if self._link is None:
+        if self.link is None:
             return  # sent on the next connection, with all unanswered calls
-        if self._link.version < VERSIONS.highest:
-            unsent = self._understood(self._link, unsent)
+        if self.link.version < VERSIONS.highest:
+            unsent = self._understood(self.link, unsent)
         frame: list[Request[msgspec.Raw]] = []
         size = 0
         for number in unsent:
@@ -283,11 +283,11 @@ class LeaderClient:
                 continue  # its time limit has passed
             size += len(memoryview(pending.judged))
             if frame and (len(frame) >= REQUESTS_PER_FRAME_MAX or size > CALL_BYTES_MAX):
-                self._link.send(encode(frame))
+                self.link.send(encode(frame))
                 frame, size = [], len(memoryview(pending.judged))
             frame.append(Request(number, pending.judged))
         if frame:
-            self._link.send(encode(frame))
+            self.link.send(encode(frame))
 
     def _understood(self, link: Link, numbers: list[int]) -> list[int]:
         """``numbers`` without the calls that need a newer version than that of the connection. Those are
@@ -300,7 +300,7 @@ class LeaderClient:
         return [number for number in waiting if number not in late]
 
     def _refuse(self, link: Link, late: Set[int], asked: asyncio.Future[Any]) -> None:
-        if asked.cancelled() or asked.exception() is not None or link is not self._link:
+        if asked.cancelled() or asked.exception() is not None or link is not self.link:
             return  # the calls are sent to the next leader, or their time limit passes
         for number in late:
             pending = self._replies.waiting.pop(number, None)
@@ -313,7 +313,7 @@ class LeaderClient:
 
     def answered(self, link: Link, answers: Sequence[Answer]) -> None:
         """Handle the answers of the node that is used as the leader; answers of other nodes are ignored."""
-        if link is not self._link:
+        if link is not self.link:
             return
         elsewhere = self._replies.received(answers)
         if elsewhere is not None:
@@ -321,22 +321,22 @@ class LeaderClient:
             self._move(elsewhere.leader)
 
     def lost(self, link: Link, why: str) -> None:
-        if link is self._link:
+        if link is self.link:
             self._last_trouble = why
-            self._link = None
+            self.link = None
             if self._replies.waiting and not self._closed:
                 self._find()
 
     def _move(self, leader: str) -> None:
         """Look for the leader: the present node does not lead, or no longer. ``leader``: the address that it
         reported."""
-        former = "" if self._link is None else self._link.address
+        former = "" if self.link is None else self.link.address
         self._leave("it does not lead")
         self._hint = Address.parse(leader) if leader else None
         self._find(pause=leader in {"", former})
 
     def _leave(self, why: str) -> None:
-        link, self._link = self._link, None
+        link, self.link = self.link, None
         if link is not None:
             link.close(why)
 
@@ -347,7 +347,7 @@ class LeaderClient:
         if not self._replies.waiting:
             return
         self._sweeping = self._loop.call_later(SWEEP_S, self._sweep)
-        link = self._link
+        link = self.link
         if link is not None and link.silence.seconds(now) > SILENCE_S:
             self._last_trouble = f"{link.name} does not answer"
             self._leave("it does not answer")
@@ -373,7 +373,7 @@ class LeaderClient:
         pauses = pauses_around(*PAUSE_S, self._random)
         if pause:
             await asyncio.sleep(PAUSE_S[1] * self._random.random())
-        while not self._closed and self._link is None and self._replies.waiting:
+        while not self._closed and self.link is None and self._replies.waiting:
             if await self._try_all():
                 return
             await asyncio.sleep(next(pauses))
@@ -425,7 +425,7 @@ class LeaderClient:
     def _adopt(self, link: Link) -> None:
         if link.standing is not None:
             self.ledger_id = link.standing.ledger_id
-        self._link = link
+        self.link = link
         self._unsent.clear()
         for number in self._replies.waiting:
             self._queue(number)
@@ -443,7 +443,7 @@ class Link:
         self.stands: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.silence = Liveness()
         self._loop = asyncio.get_running_loop()
-        self._route = route
+        self.leader_client = route
         self._connection: Connection | None = None
 
     def accept(self, connection: Connection) -> Link:
@@ -457,13 +457,13 @@ class Link:
             if isinstance(answer, LeaderHint) and not self.stands.done():
                 self.standing = answer
                 self.stands.set_result(None)
-        self._route.answered(self, answers)
+        self.leader_client.answered(self, answers)
 
     def lost(self, why: str) -> None:
         if not self.stands.done():
             self.stands.set_exception(ConnectionError(why))
             self.stands.exception()  # marks it as retrieved: the waiting caller may have been cancelled
-        self._route.lost(self, why)
+        self.leader_client.lost(self, why)
 
     @property
     def version(self) -> int:

@@ -15,8 +15,8 @@ from undoubt.coordinator.errors import (
     LedgerUnavailable,
     LedgerUnusable,
 )
-from undoubt.participants.believed import Mend
 from undoubt.participants.redact import redact
+from undoubt.participants.schema_trust import Mend
 
 AGAIN = frozenset({"40001", "40P01"})
 """SQLSTATEs of a conflict with another transaction: rolled back, nothing was recorded."""

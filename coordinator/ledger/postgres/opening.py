@@ -1,7 +1,7 @@
 """Opens a connection to the ledger's server, checks the server and the roles that could change schema
 ``undoubt_ledger``, and sets the parameters of the session.
 
-The database may have another owner than the ledger (:mod:`undoubt.participants.foreign_ground`): that owner
+The database may have another owner than the ledger (:mod:`undoubt.participants.hardened_session`): that owner
 sets the initial parameters of sessions, and may have made the schema first. SQLAlchemy is not used to
 connect, because it calls functions by the search path before the path can be set."""
 
@@ -15,8 +15,8 @@ import psycopg
 
 from undoubt.coordinator.ledger.postgres import address, errors
 from undoubt.coordinator.ledger.postgres.sql import query
-from undoubt.participants.believed import LEDGER, Fault, faults_of, faults_query, mends, refusal
-from undoubt.participants.foreign_ground import ALONE, session_settings, startup_timeouts
+from undoubt.participants.hardened_session import ALONE, session_settings, startup_timeouts
+from undoubt.participants.schema_trust import LEDGER, Fault, faults_of, faults_query, mends, refusal
 
 Driver = psycopg.AsyncConnection[tuple[Any, ...]]
 OWNERS = "schema_owners"

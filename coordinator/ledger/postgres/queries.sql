@@ -896,7 +896,7 @@ select pg_catalog.format('session %%s is not below the next number, %%s', s.id, 
 
 -- name: rights
 -- The other roles that may read the secret or change rows: by grants, and as members of the predefined roles that may
--- read or write everything. {owners} are trusted, as for the schema (participants/believed.py).
+-- read or write everything. {owners} are trusted, as for the schema (participants/schema_trust.py).
 with ours as (
     select c.oid, c.relname::pg_catalog.text as name, c.relowner, c.relacl
       from pg_catalog.pg_class c

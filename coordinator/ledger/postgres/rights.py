@@ -1,8 +1,8 @@
 """Lists the other roles that may read the PostgreSQL ledger's secret or change its rows.
 
 A role that can read the secret can forge names of the ledger; a role that can write its rows can record
-decisions. Neither can run code with the ledger's rights, which :mod:`undoubt.participants.believed` prevents.
-So doctor and `undoubt ledger check` report these rights, and nothing is refused."""
+decisions. Neither can run code with the ledger's rights, which :mod:`undoubt.participants.schema_trust`
+prevents. So doctor and `undoubt ledger check` report these rights, and nothing is refused."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from undoubt.coordinator.ledger.postgres.connections import Connections
 from undoubt.coordinator.settings import LedgerSettings
-from undoubt.participants.believed import LEDGER
+from undoubt.participants.schema_trust import LEDGER
 from undoubt.participants.sql import identifier
 
 

@@ -19,10 +19,10 @@ from undoubt.coordinator.ledger.postgres.rights import rights
 from undoubt.coordinator.ledger.postgres.sql import query
 from undoubt.coordinator.settings import LedgerSettings
 from undoubt.participants.alembic_lock import engine_over
-from undoubt.participants.believed import LEDGER, faults_of, faults_query
-from undoubt.participants.foreign_ground import ALONE
+from undoubt.participants.hardened_session import ALONE
 from undoubt.participants.ids import new_ledger_id
 from undoubt.participants.redact import redact
+from undoubt.participants.schema_trust import LEDGER, faults_of, faults_query
 
 SCHEMA = "undoubt_ledger"
 LOCK = 0x756E646F756274

@@ -19,10 +19,10 @@ In the order in which a call passes them:
 :mod:`.file`          configures the SQLite connection: WAL, ``synchronous=FULL``, exclusive lock mode.
 :mod:`.history`       reads and writes the table of finished decisions.
 :mod:`.wal`           finds damage in the WAL before SQLite cuts it.
-:mod:`.making`        makes a new ledger under another name, and renames it.
+:mod:`.creation`      makes a new ledger under another name, and renames it.
 :mod:`.anchored`      compares the file with its anchor, and decides whether a ledger may be made if there is
                       none.
-:mod:`.former`        lists the files of one ledger, and renames those of a former ledger.
+:mod:`.ledger_files`  lists the files of one ledger, and renames those of a former ledger.
 :mod:`.restoring`     makes a new file from a backup, or accepts the file as it is; a new incarnation begins.
 ====================  ========================================================================================
 """

@@ -15,12 +15,12 @@ from pathlib import Path
 from undoubt.coordinator.errors import LedgerUnusable
 from undoubt.coordinator.ledger.anchor import Anchor, AnchorUnusable, Mark
 from undoubt.coordinator.ledger.contract import Create
-from undoubt.coordinator.ledger.sqlite import former
+from undoubt.coordinator.ledger.sqlite import ledger_files
 from undoubt.coordinator.ledger.sqlite.store import WAYS_OUT, Loaded, revision
 
 
 def path_of(ledger: Path) -> Path:
-    return former.part(ledger, former.ANCHOR)
+    return ledger_files.part(ledger, ledger_files.ANCHOR)
 
 
 def is_absent(ledger: Path) -> bool:
@@ -29,7 +29,7 @@ def is_absent(ledger: Path) -> bool:
     ``LedgerUnusable``."""
     if revision(ledger) is not None:
         return False
-    former.check_absent(ledger)
+    ledger_files.check_absent(ledger)
     return True
 
 
@@ -37,7 +37,7 @@ async def allow(ledger: Path, create: Create) -> None:
     """Check, before a ledger is made at ``ledger``, that ``create`` allows it. Raises ``LedgerMissing`` if
     not."""
     if create is False:
-        raise former.missing(ledger)
+        raise ledger_files.missing(ledger)
     if create is not True:
         await create()
 

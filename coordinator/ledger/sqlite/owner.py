@@ -27,7 +27,7 @@ from undoubt.coordinator.ledger.disk import StoreBroken
 from undoubt.coordinator.ledger.group_commit import GroupCommit, WriterThread
 from undoubt.coordinator.ledger.history import RecentHistory
 from undoubt.coordinator.ledger.machine import Machine
-from undoubt.coordinator.ledger.sqlite import anchored, making
+from undoubt.coordinator.ledger.sqlite import anchored, creation
 from undoubt.coordinator.ledger.sqlite.lock import check_not_open
 from undoubt.coordinator.ledger.sqlite.store import Loaded, SqliteStore
 from undoubt.coordinator.ledger.state_machine_ledger import (
@@ -139,7 +139,7 @@ class OwnedLedger(StateMachineLedger):
             absent = await thread.do(lambda: anchored.is_absent(path))
             if absent:
                 await anchored.allow(path, create)
-                await thread.do(lambda: making.make_new(path))
+                await thread.do(lambda: creation.make_new(path))
             store = await thread.do(lambda: SqliteStore(path))
             loaded = await thread.do(store.load)
             if absent:

@@ -18,8 +18,8 @@ from undoubt.coordinator.ledger.commands import RecordAct, Restore, encode
 from undoubt.coordinator.ledger.contract import ACTS_MAX, Act, SessionState
 from undoubt.coordinator.ledger.durable import sync_folder
 from undoubt.coordinator.ledger.machine import Machine
-from undoubt.coordinator.ledger.sqlite import anchored, former
-from undoubt.coordinator.ledger.sqlite.making import make_beside
+from undoubt.coordinator.ledger.sqlite import anchored, ledger_files
+from undoubt.coordinator.ledger.sqlite.creation import make_beside
 from undoubt.coordinator.ledger.sqlite.owner import rebuilt
 from undoubt.coordinator.ledger.sqlite.store import SqliteStore, check_tables
 from undoubt.coordinator.ledger.state_machine_ledger import SESSION_SKIP
@@ -43,9 +43,9 @@ class RestoredLedger(msgspec.Struct, frozen=True):
 
 def as_it_is(path: Path, act: Act) -> RestoredLedger:
     """Accept the file as far as it can be read. Raises ``LedgerUnusable``."""
-    check_tables(path, None if former.is_empty(path) else "")
+    check_tables(path, None if ledger_files.is_empty(path) else "")
     anchored.check_allowed(path)
-    kept = former.copy_aside(path)
+    kept = ledger_files.copy_aside(path)
     store = SqliteStore(path, cut=True)
     try:
         loaded = store.load()
@@ -89,7 +89,7 @@ class Restoring(msgspec.Struct, frozen=True):
 
 def before_restore(path: Path, file: Path) -> Restoring:
     """What :func:`from_backup` would do. Changes nothing. Raises ``LedgerUnusable``."""
-    return Restoring(former.id_of(path), _read(file).about.ledger_id)
+    return Restoring(ledger_files.id_of(path), _read(file).about.ledger_id)
 
 
 def _read(file: Path) -> backup.Backup:
@@ -120,7 +120,7 @@ def from_backup(path: Path, file: Path, act: Act, *, other_ledger: bool = False)
     index = kept.about.index + 1
     base = Mark(index, chained(START.chain, machine.snapshot()))
     new = make_beside(path, ".restored", kept.about.ledger_id, (base, machine.snapshot()))
-    moved = former.move_aside(path)
+    moved = ledger_files.move_aside(path)
     Anchor.create(anchored.path_of(path), kept.about.ledger_id, base).close()
     new.rename(path)
     sync_folder(path.parent)

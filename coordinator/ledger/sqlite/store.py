@@ -18,7 +18,7 @@ from undoubt.coordinator.errors import LedgerUnavailable, LedgerUnusable
 from undoubt.coordinator.ledger import disk, schema
 from undoubt.coordinator.ledger.anchor import START, Anchor, Mark, chained
 from undoubt.coordinator.ledger.contract import DecisionRecord
-from undoubt.coordinator.ledger.sqlite import former, history, wal
+from undoubt.coordinator.ledger.sqlite import history, ledger_files, wal
 from undoubt.coordinator.ledger.sqlite.file import SqliteFile
 from undoubt.participants.ids import TxId, new_ledger_id
 
@@ -141,7 +141,7 @@ class SqliteStore:
         # A process that was killed during a sync leaves a WAL that can be read but is not on the disk yet.
         self._connection.execute("pragma wal_checkpoint(full)").fetchone()
         anchor.move(last)
-        self._places = {each: _place(each) for each in (self.path, former.part(self.path, "-wal"))}
+        self._places = {each: _place(each) for each in (self.path, ledger_files.part(self.path, "-wal"))}
 
     def _ledger_id(self, *, new: bool) -> str:
         row = self._connection.execute("select value from meta where key = 'ledger_id'").fetchone()
@@ -275,8 +275,8 @@ def _place(path: Path) -> tuple[int, int] | None:
 def check_tables(path: Path, found: str | None) -> None:
     """Raises ``LedgerMissing`` if the file has no tables (``found`` is None)."""
     if found is None:
-        former.check_absent(path)
-        raise former.missing(path)
+        ledger_files.check_absent(path)
+        raise ledger_files.missing(path)
 
 
 def make(path: Path, ledger_id: str, snapshot: tuple[Mark, bytes] | None = None) -> None:
@@ -305,7 +305,7 @@ def revision(path: Path, *, cut: bool = False) -> str | None:
     checked first, unless ``cut``. Raises ``LedgerUnusable`` if the WAL is damaged, or if the file is not a
     ledger. Never creates the file. The caller must hold the ledger's lock.
     """
-    if former.is_empty(path):
+    if ledger_files.is_empty(path):
         return None
     if (damage := wal.damage(path)) and not cut:
         raise LedgerUnusable(f"ledger {path} is damaged: {damage}. Nothing was changed. {WAYS_OUT}")

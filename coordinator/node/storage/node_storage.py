@@ -73,7 +73,7 @@ class NodeStorage:
         """Runs a function in the thread that uses the files."""
         self._thread = thread
         self._lock = lock
-        self._reserve = Reserve(files.folder / RESERVE_NAME)
+        self.reserve = Reserve(files.folder / RESERVE_NAME)
 
     @classmethod
     async def open(
@@ -105,10 +105,10 @@ class NodeStorage:
         try:
             self.files.carry_out(writes)
         except StoreFull:
-            if not self._reserve.give_up():
+            if not self.reserve.give_up():
                 raise
             self.files.carry_out(writes)
-        return self.files.log.set_aside() and self._reserve.hold()
+        return self.files.log.set_aside() and self.reserve.hold()
 
     def history_of(self, txid: TxId) -> asyncio.Future[DecisionRecord | None]:
         return self.in_thread(lambda: self.files.history.one(txid))

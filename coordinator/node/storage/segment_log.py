@@ -73,7 +73,7 @@ class SegmentLog:
         self, folder: Path, active: Segment, sealed: deque[int], anchor: Anchor, size_bytes: int
     ) -> None:
         self._folder = folder
-        self._active = active
+        self.active = active
         self._sealed = sealed
         self._anchor = anchor
         self._size_bytes = size_bytes
@@ -122,7 +122,7 @@ class SegmentLog:
     @property
     def segment(self) -> int:
         """The number of the segment that contains the last record."""
-        return self._active.header.number
+        return self.active.header.number
 
     @property
     def first_segment(self) -> int:
@@ -133,11 +133,11 @@ class SegmentLog:
         """Append a record; it is durable when this returns. Raises ``StoreFull``: no part of the record will
         be read, and it may be appended again; ``StoreBroken``: whether the record is durable is unknown."""
         size = record.size_of(payload)
-        if self._spoilt or not self._active.fits(size):
+        if self._spoilt or not self.active.fits(size):
             self._begin_segment(HEADER_BYTES + size)
-        data, mark = record.encoded(payload, self._mark, self._active.header.salt)
+        data, mark = record.encoded(payload, self._mark, self.active.header.salt)
         try:
-            self._active.append(data)
+            self.active.append(data)
         except OSError as error:
             # There may be no room on a filesystem that never overwrites in place, such as btrfs: then the
             # record is written again, to another file.
@@ -170,7 +170,7 @@ class SegmentLog:
                 path_of(self._folder, old).unlink()
 
     def close(self) -> None:
-        self._active.close()
+        self.active.close()
         self._anchor.close()
 
     def _move_anchor(self) -> None:
@@ -185,16 +185,14 @@ class SegmentLog:
 
     def _begin_segment(self, bytes_min: int) -> None:
         self._spare = False
-        header = SegmentHeader.new(
-            self.segment + 1, self._mark, self._active.end, self._active.header.identity
-        )
+        header = SegmentHeader.new(self.segment + 1, self._mark, self.active.end, self.active.header.identity)
         try:
             following = self._created(header, bytes_min)
         except OSError as error:
             raise disk.failed(error, self._folder, _what(self._folder)) from error
-        self._active.close()
-        self._sealed.append(self._active.header.number)
-        self._active, self._spoilt = following, False
+        self.active.close()
+        self._sealed.append(self.active.header.number)
+        self.active, self._spoilt = following, False
 
     def _created(self, header: SegmentHeader, bytes_min: int) -> Segment:
         """Make a segment; a small one if the disk has no room for a whole one: a vote fits into it, and must

@@ -25,7 +25,7 @@ from psycopg.types import TypesRegistry
 from psycopg.types.array import register_all_arrays
 
 from undoubt.participants.invariant import invariant
-from undoubt.participants.postgres.psycopg import pipeline, synced
+from undoubt.participants.postgres.psycopg import pipeline, sync_each
 from undoubt.participants.postgres.psycopg.gate import Gate
 from undoubt.participants.postgres.psycopg.polling import Polling
 from undoubt.participants.postgres.session import (
@@ -160,7 +160,7 @@ class PsycopgSession:
             self._check()
             async with asyncio.timeout(timeout_s) as patience:
                 loop = asyncio.get_running_loop()
-                exchange = synced.exchange(
+                exchange = sync_each.exchange(
                     pgconn,
                     statements,
                     lambda result: answers.append(self._answer(result)),

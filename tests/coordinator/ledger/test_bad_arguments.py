@@ -53,7 +53,7 @@ def connections(backend: Backend) -> object:
     """What is connected: another one, if it had to be made again."""
     if isinstance(backend, SqliteClient):
         return backend.ledger._connection
-    return backend.client._route._link if isinstance(backend, Raft) else None
+    return backend.client.leader_client.link if isinstance(backend, Raft) else None
 
 
 @pytest.mark.parametrize("call", list(CALLS))

@@ -19,8 +19,8 @@ from undoubt.coordinator.errors import LedgerUnusable
 from undoubt.coordinator.ledger import maintenance, open_ledger
 from undoubt.coordinator.ledger.postgres.rights import rights
 from undoubt.coordinator.settings import LedgerSettings
-from undoubt.participants.believed import LEDGER
 from undoubt.participants.contract import Decision
+from undoubt.participants.schema_trust import LEDGER
 
 COMMIT = Decision.COMMIT
 OWNER = "ledger_landlord"

@@ -30,7 +30,7 @@ class FullDisk:
 
 def without_room(storage: NodeStorage) -> None:
     """The next write needs a new segment, and there is no reserve to be given up for it."""
-    active = storage.files.log._active
+    active = storage.files.log.active
     active.size_bytes = active.end
     (storage.files.folder / segment.SPARE_NAME).unlink(missing_ok=True)
-    storage._reserve.give_up = lambda: False  # type: ignore[method-assign]
+    storage.reserve.give_up = lambda: False  # type: ignore[method-assign]

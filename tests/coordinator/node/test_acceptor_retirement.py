@@ -130,7 +130,7 @@ async def test_what_an_ended_session_left_is_settled_first(tmp_path: Path) -> No
         session = await ledger.acceptors.open_session("shop", 300.0)
         chosen, minority, nowhere = (session.txid(seq) for seq in (1, 2, 3))
         assert await ledger.acceptors.vote(chosen, BRANCHES) is COMMIT
-        ask = ledger._links.ask
+        ask = ledger.acceptor_client.ask
 
         def only_the_first(
             node: int, request: AcceptorRequest, answer: Callable[[AcceptorReply | Exception], None]
@@ -224,14 +224,14 @@ async def test_sessions_are_opened_while_what_is_left_is_settled(tmp_path: Path)
         leader = await cluster.leader()
         gone = [number for number in (1, 2, 3) if number != leader.identity.node]
         arrived, go_on = asyncio.Event(), asyncio.Event()
-        settle = leader._settling.settle
+        settle = leader.orphaned_votes.settle
 
         async def slowly(txid: TxId) -> None:
             arrived.set()
             await go_on.wait()
             await settle(txid)
 
-        leader._settling.settle = slowly  # type: ignore[method-assign]
+        leader.orphaned_votes.settle = slowly  # type: ignore[method-assign]
         removing = asyncio.create_task(change_members(cluster.settings, remove(*gone), wait_s=30.0))
         await arrived.wait()
         opened = await ledger.acceptors.open_session("shop", 300.0)

@@ -62,7 +62,7 @@ async def test_no_room_is_told_from_failure_in_the_same_way_everywhere(
     failure is taken for a lack of room, and the write is given again on top of what nobody knows."""
     module, what, write = PLACES[place]
     storage = await opened(folder, segment_bytes=2048)
-    storage._reserve.give_up = lambda: False  # type: ignore[method-assign]
+    storage.reserve.give_up = lambda: False  # type: ignore[method-assign]
     with monkeypatch.context() as patch:
         patch.setattr(f"undoubt.coordinator.node.storage.{module}.{what}", refusing(code))
         with pytest.raises(StoreBroken if code == errno.EIO else StoreFull, match=str(folder)):
@@ -106,8 +106,8 @@ async def test_without_room_votes_do_not_wait_behind_history_and_images(
     """Broken if a node whose disk is full can store no vote, because details for people and an image of its
     own wait for room in front of it. What was left out is told, and is not lost."""
     storage = await opened(folder, segment_bytes=1 << 16)
-    storage._reserve.give_up = lambda: False  # type: ignore[method-assign]
-    storage._reserve.hold = lambda: False  # type: ignore[method-assign]
+    storage.reserve.give_up = lambda: False  # type: ignore[method-assign]
+    storage.reserve.hold = lambda: False  # type: ignore[method-assign]
     told: list[str] = []
     failed: list[BaseException] = []
     disk = Disk(storage, lambda full: told.append(f"full {full}"), failed.append)
@@ -121,7 +121,7 @@ async def test_without_room_votes_do_not_wait_behind_history_and_images(
         while "vote" not in told:
             await asyncio.sleep(0.01)
     assert told == ["full True", "no image", "vote"]
-    del storage._reserve.hold
+    del storage.reserve.hold
     while told[-1] != "full False":
         await asyncio.sleep(0.01)
     disk.give(DiskWrite(finished=Finished((record,), 1, 1)), lambda: told.append("history"))
@@ -138,7 +138,7 @@ async def test_room_is_looked_for_again_if_everything_was_left_out(
 ) -> None:
     """Broken if a node stays full for ever after it had no room for an image and nothing else to write."""
     storage = await opened(folder, segment_bytes=1 << 16)
-    storage._reserve.give_up = lambda: False  # type: ignore[method-assign]
+    storage.reserve.give_up = lambda: False  # type: ignore[method-assign]
     full: list[bool] = []
     disk = Disk(storage, full.append, lambda _: None)
     with monkeypatch.context() as patch:
@@ -161,7 +161,7 @@ async def test_what_was_under_way_when_the_disk_became_full_is_stored(
     assert await storage.write([ENTRY])
     disk = FullDisk(folder, monkeypatch)
     disk.full = True
-    storage._reserve.give_up = lambda: False  # type: ignore[method-assign]
+    storage.reserve.give_up = lambda: False  # type: ignore[method-assign]
     large = Entry.make(3, 2, b"x" * (1 << 15))
     assert not await storage.write([DiskWrite(entries=(large,))])
     assert not await storage.write([DiskWrite(hard_state=HardState(9, 1))])
@@ -179,7 +179,7 @@ async def test_a_node_starts_on_a_full_disk_at_the_expense_of_its_reserve(
     tail asks for a new segment."""
     storage = await opened(folder, segment_bytes=1024)
     anchor = (folder / ANCHOR_NAME).read_bytes()
-    begin = storage.files.log._active.end
+    begin = storage.files.log.active.end
     await storage.write([ENTRY])
     await storage.close()
     assert (folder / RESERVE_NAME).exists()
@@ -230,7 +230,7 @@ async def test_what_a_failed_sync_may_have_left_in_memory_is_written_again(
     that failed the kernel takes them for written, and the next sync succeeds without writing anything."""
     storage = await opened(folder, segment_bytes=1024)
     await storage.write([ENTRY])
-    end = storage.files.log._active.end
+    end = storage.files.log.active.end
     await storage.close()
     written.clear()
     await found(folder)
@@ -315,7 +315,7 @@ async def test_a_sync_that_fails_ends_the_node_with_the_reason_and_is_not_repeat
 
 def failing_syncs(cluster: Cluster, number: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """From now on of that node's log; those that were asked for."""
-    active = cluster.storages[number].files.log._active
+    active = cluster.storages[number].files.log.active
     asked: list[int] = []
     fdatasync = os.fdatasync
 
@@ -339,7 +339,7 @@ async def test_a_record_whose_sync_found_no_room_is_not_read(
     await storage.write([DiskWrite(entries=entries(2, 2))])
     with monkeypatch.context() as patch:
         patch.setattr(os, "fdatasync", refusing(errno.ENOSPC))
-        storage._reserve.give_up = lambda: False  # type: ignore[method-assign]
+        storage.reserve.give_up = lambda: False  # type: ignore[method-assign]
         with pytest.raises(StoreFull):
             await storage.write([DiskWrite(entries=entries(3, 2))])
     await storage.write([DiskWrite(entries=entries(3, 5))])

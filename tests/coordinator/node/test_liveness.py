@@ -35,10 +35,10 @@ async def test_a_slow_answer_is_waited_for(tmp_path: Path) -> None:
             return asyncio.ensure_future(later())
 
         storage.history = slowly  # type: ignore[method-assign, assignment]
-        link = ledger._route._link
+        link = ledger.leader_client.link
         assert await ledger.transactions(limit=10) == []
         assert asked == 1
-        assert ledger._route._link is link
+        assert ledger.leader_client.link is link
 
 
 def paused(cluster: Cluster, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,7 +85,7 @@ async def test_an_acceptor_that_falls_silent_is_not_waited_for(
 
         question = Ask(session.txid(1), Joint(frozenset(session.acceptors)))
         while not answered.is_set():
-            ledger._links.ask(3, question, answer)
+            ledger.acceptor_client.ask(3, question, answer)
             await asyncio.sleep(SILENCE_S / 5)
         assert all(isinstance(each, LedgerUnavailable) for each in answers)
         assert "does not answer" in str(answers[0])
@@ -117,7 +117,7 @@ async def test_a_node_that_was_left_behind_does_not_hide_the_others(tmp_path: Pa
         question, told = Ask(session.txid(1), Joint(frozenset(session.acceptors))), list[object]()
         while not told or "does not have session" in str(told[-1]):
             answered: asyncio.Future[object] = asyncio.get_running_loop().create_future()
-            ledger._links.ask(4, question, answered.set_result)
+            ledger.acceptor_client.ask(4, question, answered.set_result)
             told.append(await answered)
         assert isinstance(told[-1], Phase2b)
         cluster.heal(1)

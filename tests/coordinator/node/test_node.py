@@ -361,8 +361,8 @@ async def test_without_room_anywhere_proposals_are_refused_and_reads_go_on(clust
         session = await ledger.open_session("test", 60.0)
         await ledger.decide(session.txid(1), COMMIT, BRANCHES)
         for storage in cluster.storages.values():
-            storage._reserve.give_up()
-            storage._reserve.hold = lambda: False  # type: ignore[method-assign]
+            storage.reserve.give_up()
+            storage.reserve.hold = lambda: False  # type: ignore[method-assign]
         async with client(cluster, timeout_s=1.0) as impatient:
             while True:
                 try:
@@ -372,7 +372,7 @@ async def test_without_room_anywhere_proposals_are_refused_and_reads_go_on(clust
                         break
         assert (await ledger.outcomes([session.txid(1)])) == {session.txid(1): Verdict.COMMITTED}
         for storage in cluster.storages.values():
-            del storage._reserve.hold
+            del storage.reserve.hold
         assert await ledger.decide(session.txid(3), COMMIT, BRANCHES) is COMMIT
 
 
@@ -413,7 +413,7 @@ async def test_a_node_whose_disk_fails_stops_and_the_others_go_on(cluster: Clust
         def fail() -> None:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-        storage.files.log._active.sync = fail  # type: ignore[method-assign]
+        storage.files.log.active.sync = fail  # type: ignore[method-assign]
         assert await ledger.decide(session.txid(1), COMMIT, BRANCHES) is COMMIT
         error = await broken.failed
         assert "writing to node data" in str(error)
@@ -511,7 +511,7 @@ async def test_more_than_may_be_uncommitted_waits_at_the_leader(
     async with running(tmp_path) as cluster, client(cluster) as ledger:
         session = await ledger.open_session("test", 60.0)
         await cluster.leader()
-        link = ledger._route._link
+        link = ledger.leader_client.link
         for turn in range(5):
             decides = [ledger.decide(session.txid(turn * 50 + at), COMMIT, BRANCHES) for at in range(1, 51)]
             tasks = []
@@ -519,7 +519,7 @@ async def test_more_than_may_be_uncommitted_waits_at_the_leader(
                 tasks.append(asyncio.create_task(decide))
                 await asyncio.sleep(0)
             assert set(await asyncio.gather(*tasks)) == {COMMIT}
-        assert ledger._route._link is link
+        assert ledger.leader_client.link is link
 
 
 async def test_history_can_be_read_with_a_full_disk(tmp_path: Path) -> None:

@@ -387,7 +387,7 @@ async def test_what_ended_sessions_left_unrecorded_is_recorded(tmp_path: Path) -
         assert (await ledger.acceptors.settle(aborted)).decision is ABORT
 
         async def look() -> dict[TxId, RecordedDecision]:
-            await (await cluster.leader())._settling.settle_all()
+            await (await cluster.leader()).orphaned_votes.settle_all()
             return dict(await ledger.records([committed, aborted]))
 
         assert set((await look()).values()) == {RecordedDecision.NOT_RECORDED}  # its coordinator is about to

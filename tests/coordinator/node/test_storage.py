@@ -217,7 +217,7 @@ async def test_a_batch_without_room_leaves_nothing_and_may_be_given_again(
 ) -> None:
     """Half a batch would be a state that no Ready ever described."""
     storage = await opened(folder, segment_bytes=4096)
-    storage._reserve.give_up = lambda: False  # type: ignore[method-assign]
+    storage.reserve.give_up = lambda: False  # type: ignore[method-assign]
     batch = [
         DiskWrite(hard_state=HardState(9, 1), entries=entries(2, 2)),
         DiskWrite(entries=(Entry.make(3, 2, b"x" * 5000),)),
@@ -229,7 +229,7 @@ async def test_a_batch_without_room_leaves_nothing_and_may_be_given_again(
     stored = await found(folder)
     assert (stored.hard_state, stored.entries) == (FIRST[0], ())
     storage = await opened(folder, segment_bytes=4096)
-    storage._reserve.give_up = lambda: False  # type: ignore[method-assign]
+    storage.reserve.give_up = lambda: False  # type: ignore[method-assign]
     large = DiskWrite(entries=(Entry.make(4, 2, b"y" * SEGMENT_BYTES),))
     with pytest.raises(StoreFull):
         await storage.write([*batch, large])
@@ -246,14 +246,14 @@ async def test_the_reserve_is_given_up_for_what_cannot_wait(folder: Path, disk: 
     assert await storage.write([DiskWrite(entries=entries(2, 2))])
     reserve = folder / RESERVE_NAME
     assert reserve.exists()
-    give_up = storage._reserve.give_up
+    give_up = storage.reserve.give_up
 
     def make_room() -> bool:
         disk.full = False
         return give_up()
 
-    storage._reserve.give_up = make_room  # type: ignore[method-assign]
-    storage._reserve.hold = lambda: False  # type: ignore[method-assign]
+    storage.reserve.give_up = make_room  # type: ignore[method-assign]
+    storage.reserve.hold = lambda: False  # type: ignore[method-assign]
     disk.full = True
     large = DiskWrite(entries=(Entry.make(3, 2, b"x" * SEGMENT_BYTES),))
     assert await storage.write([large]) is False, "there is no room for more"
@@ -272,9 +272,9 @@ async def test_a_torn_tail_is_cut(folder: Path, tmp_path: Path) -> None:
     storage, _ = await NodeStorage.open(folder)
     await storage.write([DiskWrite(entries=entries(2, 2, 2))])
     anchor = (folder / ANCHOR_NAME).read_bytes()
-    whole = storage.files.log._active.end
+    whole = storage.files.log.active.end
     await storage.write([DiskWrite(hard_state=HardState(3, 3), entries=entries(4, 3, 3))])
-    longer = storage.files.log._active.end
+    longer = storage.files.log.active.end
     await storage.close()
     size = last_segment(folder).stat().st_size
     for cut in range(whole, longer - 8, 3):  # behind which there are only zeros
@@ -303,7 +303,7 @@ async def test_any_flipped_bit_in_what_was_acknowledged_stops_the_node(
     storage, _ = await NodeStorage.open(folder)
     await storage.write([DiskWrite(entries=entries(2, 2, 2))])
     await storage.write([DiskWrite(promises=Promises((promised(1),), (), Marks(1)))])
-    end = storage.files.log._active.end
+    end = storage.files.log.active.end
     await storage.close()
     paths = [last_segment(folder), folder / ANCHOR_NAME, *folder.glob("snapshot-*")]
     for path in paths:
@@ -332,9 +332,9 @@ async def test_damage_in_the_middle_is_noticed_without_the_anchor(folder: Path) 
     after what is damaged was synced."""
     storage, _ = await NodeStorage.open(folder)
     anchor = (folder / ANCHOR_NAME).read_bytes()
-    begin = storage.files.log._active.end
+    begin = storage.files.log.active.end
     await storage.write([DiskWrite(entries=entries(2, 2, 2))])
-    end = storage.files.log._active.end
+    end = storage.files.log.active.end
     await storage.write([DiskWrite(hard_state=HardState(3, 1))])
     await storage.close()
     (folder / ANCHOR_NAME).write_bytes(anchor)

@@ -241,8 +241,8 @@ async def test_a_client_of_the_former_version(tmp_path: Path, monkeypatch: pytes
         monkeypatch.setattr(cluster_ledger, "connect", partial(dial, versions=Versions(1, 2)))
         old = await OfVersion2.open(LedgerSettings(url=cluster.settings.url))
         try:
-            assert old._route._link is not None
-            assert old._route._link.version == 2
+            assert old.leader_client.link is not None
+            assert old.leader_client.link.version == 2
             session = await old.open_session("old", 600.0)
             bound = await old.acceptors.open_session("bound", 600.0)
             assert (session.key, bound.key) == (b"", b"")
@@ -307,11 +307,11 @@ async def test_what_is_no_protocol_is_refused_to_its_caller_alone(tmp_path: Path
     """Broken if it cut the connection, which all callers of the process share."""
     async with running(tmp_path, 1) as cluster, client(cluster) as ledger:
         session = await ledger.open_session("shop", 600.0)
-        link = ledger.client._route._link
+        link = ledger.client.leader_client.link
         with pytest.raises(UsageError, match="Invalid enum value 'x'"):
             await ledger.client.decide(session.txid(1), COMMIT, BRANCHES, protocol=cast("Protocol", "x"))
         assert await ledger.decide(session.txid(1), COMMIT, BRANCHES) is COMMIT
-        assert ledger.client._route._link is link
+        assert ledger.client.leader_client.link is link
 
 
 @pytest.mark.parametrize("voted", [False, True], ids=["no vote", "aborted votes"])
@@ -328,7 +328,7 @@ async def test_what_the_acceptors_have_aborted_is_recorded(tmp_path: Path, voted
             late = [BranchRecord(gid.branch, gid.participant, tag=gid.tag) for gid in gids]
             assert await ledger.acceptors.vote(txid, late) is ABORT
         await ledger.close_session(session)
-        await leader._settling.settle(txid)
+        await leader.orphaned_votes.settle(txid)
         assert (await ledger.records([txid]))[txid] is RecordedDecision.ABORT
 
 

@@ -26,9 +26,9 @@ In the order in which a commit passes through them:
 :mod:`.unit_of_work`         holds the connections of one transaction, and passes them to the coordinator at
                              commit.
 :mod:`.sync_bridge`          calls the coordinator's event loop, through SQLAlchemy's greenlet or the portal.
-:mod:`.enlisted_connection`  replaces SQLAlchemy's transaction on one connection by a branch. :mod:`.taken`
-lends one connection of the application's pool to the coordinator until the branch
-                             has ended.
+:mod:`.enlisted_connection`  replaces SQLAlchemy's transaction on one connection by a branch.
+:mod:`.lent_connection`      lends one connection of the application's pool to the coordinator until the
+                             branch has ended.
 :mod:`.adopted`              declares the interface of a driver's connection.
 :mod:`.asyncpg_driver`       implements it for asyncpg, inside SQLAlchemy's adapter.
 :mod:`.psycopg_driver`       implements it for psycopg, synchronous and asynchronous.

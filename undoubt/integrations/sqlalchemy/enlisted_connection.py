@@ -9,8 +9,8 @@ import sqlalchemy as sa
 
 from undoubt.integrations.sqlalchemy.adopted import Adopted
 from undoubt.integrations.sqlalchemy.asyncpg_driver import AsyncpgAdopted
+from undoubt.integrations.sqlalchemy.lent_connection import LentConnection, LoanState
 from undoubt.integrations.sqlalchemy.psycopg_driver import PsycopgAdopted
-from undoubt.integrations.sqlalchemy.taken import LoanState, Taken
 from undoubt.participants.contract import Branch
 from undoubt.participants.errors import UsageError
 from undoubt.participants.ids import NO_KEY, Gid, SessionKey
@@ -35,7 +35,7 @@ class EnlistedConnection:
         self._root = root
         self._info = connection.info
         self.name = name
-        self._taken: Taken | None = None
+        self._taken: LentConnection | None = None
         self._drop: weakref.finalize[..., Any] | None = None
         self._over = False
 
@@ -55,7 +55,7 @@ class EnlistedConnection:
         self._unit.rollback()
 
     @property
-    def taken(self) -> Taken | None:
+    def taken(self) -> LentConnection | None:
         """The connection as the engine uses it, None before the engine has it."""
         return self._taken
 
@@ -64,7 +64,7 @@ class EnlistedConnection:
     async def begin(self, gid: Gid, *, timeout_s: float, key: SessionKey = NO_KEY) -> Branch:
         participant = self._unit.participant(self.name)
         adopted = _taken_over(self._connection)
-        self._taken = taken = Taken(adopted, participant.settings.statement_timeout_s)
+        self._taken = taken = LentConnection(adopted, participant.settings.statement_timeout_s)
         self._info[_TAKEN] = taken
         # A weak reference: a session that is dropped must be collected together with its connections.
         self._info[_UNIT] = weakref.ref(self._unit)
@@ -99,7 +99,7 @@ def checked_in(_: object, record: Any) -> None:
     """Handler of the pool's event ``checkin``: a connection returns to the pool."""
     taken = record.info.pop(_TAKEN, None)
     record.info.pop(_UNIT, None)
-    if isinstance(taken, Taken):
+    if isinstance(taken, LentConnection):
         taken.lost()
         if taken.closed and record.dbapi_connection is not None:
             record.invalidate()
@@ -114,7 +114,7 @@ def failed(context: sa.engine.ExceptionContext) -> None:
     found = connection.info.get(_UNIT)
     unit: Unit | None = None if found is None else found()
     taken = connection.info.get(_TAKEN)
-    if isinstance(taken, Taken):
+    if isinstance(taken, LentConnection):
         taken.note_failure(error)
     if unit is not None:
         unit.failed(error)

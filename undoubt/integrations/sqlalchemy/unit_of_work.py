@@ -15,8 +15,8 @@ from undoubt.coordinator.locks import Lock
 from undoubt.coordinator.publishing import put
 from undoubt.coordinator.transaction import Transaction
 from undoubt.integrations.sqlalchemy.enlisted_connection import EnlistedConnection, checked
+from undoubt.integrations.sqlalchemy.lent_connection import abort_later, settle
 from undoubt.integrations.sqlalchemy.sync_bridge import Bridge
-from undoubt.integrations.sqlalchemy.taken import abort_later, settle
 from undoubt.participants.errors import ParticipantError, UndoubtError, UsageError
 from undoubt.participants.outbox import Publication
 from undoubt.participants.postgres import PostgresParticipant

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from undoubt.cli import shapes
-from undoubt.cli.whole import warnings
+from undoubt.cli.tx_resolve import warnings
 from undoubt.coordinator.ledger.acting import acting_for
 from undoubt.coordinator.ledger.contract import Ledger
 from undoubt.participants.contract import Decision
@@ -21,7 +21,7 @@ from undoubt.participants.redact import redact
 from undoubt.participants.registry import Registry
 from undoubt.recovery.operator.resolve import Operator
 from undoubt.recovery.operator.transaction import Resolver
-from undoubt.recovery.operator.whole import Whole, check, look
+from undoubt.recovery.operator.whole_transaction import Whole, check, look
 from undoubt.serve.console.readings import without_ages
 from undoubt.serve.sidecar.problems import RequestRefused
 

@@ -10,7 +10,7 @@ from undoubt.cli.explain import document, heuristic_document
 from undoubt.cli.explain_page import sections
 from undoubt.cli.tx import known as known_transaction
 from undoubt.cli.tx import state
-from undoubt.cli.whole import not_seen
+from undoubt.cli.tx_resolve import not_seen
 from undoubt.coordinator.ledger.contract import Ledger
 from undoubt.participants.ids import Gid, TxId
 from undoubt.participants.redact import redact
@@ -18,7 +18,7 @@ from undoubt.participants.registry import Registry
 from undoubt.recovery.errors import NotAllSeen, NotPrepared
 from undoubt.recovery.operator.explain import explain
 from undoubt.recovery.operator.explain_heuristic import explain_heuristic
-from undoubt.recovery.operator.whole import Whole, impostor_line, look
+from undoubt.recovery.operator.whole_transaction import Whole, impostor_line, look
 from undoubt.serve.console import acts
 from undoubt.serve.console.readings import survey_of
 from undoubt.serve.console.traces import Traces

@@ -25,7 +25,7 @@ from undoubt.participants.findings import Severity
 from undoubt.participants.ids import Gid, TxId
 from undoubt.participants.redact import redact
 from undoubt.participants.registry import Registry
-from undoubt.recovery.operator.burden import waits_of
+from undoubt.recovery.operator.holding_cost import waits_of
 from undoubt.recovery.operator.survey import Survey, survey
 from undoubt.recovery.report import WorkerStatus
 

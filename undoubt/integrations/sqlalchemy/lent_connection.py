@@ -1,9 +1,9 @@
 """Lends a session's connection to the engine until the branch has ended.
 
-A :class:`Taken` has no reference to the session, to its transaction or to SQLAlchemy's connection: the engine
-and the pool refer to it while the branch is open, and a session that is dropped without ``close()`` must be
-collected nevertheless, like SQLAlchemy's own. Its connections then go back to their pools, which roll them
-back.
+A :class:`LentConnection` has no reference to the session, to its transaction or to SQLAlchemy's connection:
+the engine and the pool refer to it while the branch is open, and a session that is dropped without
+``close()`` must be collected nevertheless, like SQLAlchemy's own. Its connections then go back to their
+pools, which roll them back.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class LoanState(enum.Enum):
     """The session has taken the connection back, or has left it to the engine."""
 
 
-class Taken:
+class LentConnection:
     """A connection on loan to the engine, made in the engine's loop. ``timeout_s``: how long one of undoubt's
     statements may take."""
 
@@ -233,7 +233,7 @@ def abort_later(loop: asyncio.AbstractEventLoop, transaction: Transaction, name:
     return post
 
 
-async def settle(lent: Iterable[Taken]) -> None:
+async def settle(lent: Iterable[LentConnection]) -> None:
     """Wait until the engine has done with the connections, at most ``RELEASE_GRACE_S``."""
     waiting = [asyncio.ensure_future(each.done.wait()) for each in lent]
     if waiting:

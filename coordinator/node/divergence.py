@@ -27,7 +27,7 @@ ASK_S = 2.0
 """The timeout for one answer; a node that does not answer in time is asked again in the next round."""
 
 
-class Comparing:
+class DivergenceCheck:
     """Compares the hashes of one node with those of the others, from its first hash on."""
 
     def __init__(self, replica: Replica, wire: WireSettings) -> None:
@@ -59,7 +59,7 @@ class Comparing:
         hashes = [each.state_hashes for each in answers if each is not None and each.version == RELEASE]
         for index, mine in list(replica.replicated.hashes.known.items()):
             others = Counter(each[index] for each in hashes if index in each)
-            self._judge(index, mine, others, majority_size(voters))
+            self.judge(index, mine, others, majority_size(voters))
 
     async def _ask(self, address: str) -> NodeStatus | None:
         try:
@@ -68,7 +68,7 @@ class Comparing:
             return None
         return status
 
-    def _judge(self, index: int, mine: str, others: Counter[str], majority: int) -> None:
+    def judge(self, index: int, mine: str, others: Counter[str], majority: int) -> None:
         most = max(others, key=lambda one: others[one], default=mine)
         if most != mine and others[most] >= majority:
             self._replica.fail(

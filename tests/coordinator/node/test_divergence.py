@@ -14,7 +14,7 @@ from tests.coordinator.ledger.signing import Signing
 from tests.coordinator.node.cluster import Cluster, client, running
 from undoubt.coordinator.errors import LedgerUnusable
 from undoubt.coordinator.ledger.contract import BranchRecord, Session
-from undoubt.coordinator.node import comparing, fsm
+from undoubt.coordinator.node import divergence, fsm
 from undoubt.coordinator.node.node import Node
 from undoubt.participants.contract import Decision
 
@@ -24,7 +24,7 @@ BRANCHES = (BranchRecord(1, "orders"), BranchRecord(2, "payments"))
 @pytest.fixture
 async def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Cluster]:
     monkeypatch.setattr(fsm, "HASH_INTERVAL_ENTRIES", 8)
-    monkeypatch.setattr(comparing, "COMPARE_S", 0.05)
+    monkeypatch.setattr(divergence, "COMPARE_S", 0.05)
     async with running(tmp_path) as made:
         yield made
 
@@ -39,7 +39,7 @@ async def decided(ledger: Signing, session: Session, first: int, count: int) -> 
 
 async def compared(cluster: Cluster) -> None:
     for node in list(cluster.nodes.values()):
-        await node._comparing.look()
+        await node.divergence_check.look()
 
 
 @pytest.mark.parametrize("leads", [False, True])
@@ -86,12 +86,12 @@ async def test_sound_nodes_go_on(cluster: Cluster) -> None:
 async def test_without_a_majority_nobody_stops(cluster: Cluster, caplog: pytest.LogCaptureFixture) -> None:
     """Nobody can tell who is right; somebody is told."""
     leader = await cluster.leader()
-    one = leader._comparing
-    one._judge(8, "a" * 64, Counter({"b" * 64: 1}), 2)
-    one._judge(8, "a" * 64, Counter({"b" * 64: 1}), 2)
-    one._judge(8, "a" * 64, Counter({"b" * 64: 1, "c" * 64: 1}), 2)
-    one._judge(16, "a" * 64, Counter({"a" * 64: 1}), 2)
-    one._judge(24, "a" * 64, Counter(), 2)
+    one = leader.divergence_check
+    one.judge(8, "a" * 64, Counter({"b" * 64: 1}), 2)
+    one.judge(8, "a" * 64, Counter({"b" * 64: 1}), 2)
+    one.judge(8, "a" * 64, Counter({"b" * 64: 1, "c" * 64: 1}), 2)
+    one.judge(16, "a" * 64, Counter({"a" * 64: 1}), 2)
+    one.judge(24, "a" * 64, Counter(), 2)
     assert not leader.failed.done()
     assert [record.message for record in caplog.records if "no majority" in record.message][1:] == []
     assert "different states after entry 8" in caplog.text

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from undoubt.coordinator.ledger.anchor import Anchor, Mark
 from undoubt.coordinator.ledger.durable import sync_folder
-from undoubt.coordinator.ledger.sqlite import anchored, former, store
+from undoubt.coordinator.ledger.sqlite import anchored, ledger_files, store
 from undoubt.participants.ids import new_ledger_id
 
 
@@ -29,12 +29,12 @@ def make_beside(
 ) -> Path:
     """Make a complete, synced file beside ``ledger``; returns its path. ``snapshot``: what it begins with.
     Raises ``LedgerUnusable``, ``LedgerUnavailable``."""
-    new = former.part(ledger, suffix)
-    former.remove(new)
+    new = ledger_files.part(ledger, suffix)
+    ledger_files.remove(new)
     try:
         store.make(new, ledger_id, snapshot)
     except BaseException:
-        former.remove(new)  # on a full disk the unfinished file would use up the room
+        ledger_files.remove(new)  # on a full disk the unfinished file would use up the room
         raise
     return new
 
@@ -46,7 +46,7 @@ def make_new(ledger: Path) -> None:
     ledger_id = new_ledger_id()
     new = make_beside(ledger, ".making", ledger_id)
     Anchor.create(anchored.path_of(ledger), ledger_id).close()
-    for suffix in former.OF_SQLITE:
-        former.part(ledger, suffix).unlink(missing_ok=True)
+    for suffix in ledger_files.OF_SQLITE:
+        ledger_files.part(ledger, suffix).unlink(missing_ok=True)
     new.rename(ledger)
     sync_folder(ledger.parent)

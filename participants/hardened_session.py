@@ -5,7 +5,7 @@ functions, operators and tables there. A session that looked up names along its 
 these objects with its own rights, perhaps a superuser's (CVE-2018-1058). So every statement of undoubt is
 qualified (the ``queries.sql`` of two rooms), a session that only undoubt uses sets everything that it relies
 on, and a schema of undoubt is believed only if all roles that can change its meaning are trusted
-(:mod:`undoubt.participants.believed`).
+(:mod:`undoubt.participants.schema_trust`).
 
 https://www.postgresql.org/docs/current/ddl-schemas.html#DDL-SCHEMAS-PATTERNS, and
 runtime-config-client.html of that manual.

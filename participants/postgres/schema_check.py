@@ -1,5 +1,5 @@
 """Checks schema ``undoubt`` in a participant's database before it is used
-(:mod:`undoubt.participants.believed`).
+(:mod:`undoubt.participants.schema_trust`).
 
 A session checks the schema when it is opened, and keeps the schema's number (oid). A role that was not
 trusted then can change nothing in the schema; but the schema can be dropped, and that role can create another
@@ -11,10 +11,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 
-from undoubt.participants.believed import PARTICIPANT, Fault, faults_of, faults_query, refusal
 from undoubt.participants.errors import ParticipantRefused
 from undoubt.participants.postgres.session import ServerError, ServerParameters, ServerSession
 from undoubt.participants.postgres.sql import fill, query
+from undoubt.participants.schema_trust import PARTICIPANT, Fault, faults_of, faults_query, refusal
 
 NO_SCHEMA = "3F000"
 _USES = re.compile(r"(?<![\w.'])undoubt\.\w")

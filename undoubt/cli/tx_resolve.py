@@ -17,7 +17,7 @@ from undoubt.participants.plural import plural
 from undoubt.recovery.errors import Conflict, NotAllSeen
 from undoubt.recovery.operator.survey import ROLE_GONE
 from undoubt.recovery.operator.transaction import Resolver
-from undoubt.recovery.operator.whole import BranchNow, Whole, check, impostor_line, look
+from undoubt.recovery.operator.whole_transaction import BranchNow, Whole, check, impostor_line, look
 
 
 @click.command()
