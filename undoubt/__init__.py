@@ -32,6 +32,7 @@ The modules and rooms, in the order in which an application uses them:
 :mod:`.errors`        lists every error, as one tree.
 :mod:`.logs`          formats log records as JSON, with the transaction as a field.
 :mod:`.metrics`       exports metrics to Prometheus.
+:mod:`.report`        gives the JSON and the sentences that commands, doctor and the console have in common.
 :mod:`.cli`           implements the command ``undoubt``.
 :mod:`.doctor`        checks settings, ledger and databases, and proposes repairs.
 :mod:`.serve`         runs a node of the ledger's cluster, and makes its disk and certificates.

@@ -12,8 +12,7 @@ commands:
 :mod:`.context`       defines the flags of all commands, loads the settings, and opens ledger and
                       participants.
 :mod:`.names`         parses transaction ids and gids on the command line.
-:mod:`.durations`     parses and prints lengths of time.
-:mod:`.shapes`        defines the JSON of every result.
+:mod:`.duration`      parses a length of time on the command line.
 :mod:`.output`        prints results as a table or as JSON.
 :mod:`.exits`         defines the exit statuses, and gives each error one.
 :mod:`.node`          ``undoubt node``: runs a member of the ledger's cluster.
@@ -30,7 +29,6 @@ commands:
 :mod:`.relay`         ``undoubt relay``: delivers what transactions have published.
 :mod:`.tx_resolve`    ``undoubt tx resolve``: ends all branches of one transaction.
 :mod:`.indoubt`       ``undoubt indoubt``: lists, explains and ends prepared branches.
-:mod:`.explain`       the JSON of ``undoubt indoubt explain``.
 :mod:`.explain_page`  the page of ``undoubt indoubt explain``.
 :mod:`.recover`       ``undoubt recover``: runs recovery by hand.
 :mod:`.adopt`         ``undoubt recover --adopt``: ends the branches of a ledger that is lost.

@@ -12,9 +12,7 @@ import click
 import msgspec
 
 from undoubt import wiring
-from undoubt.cli import shapes
 from undoubt.cli.context import Context
-from undoubt.cli.durations import show_duration
 from undoubt.cli.exits import CommandError, Exit, status_of
 from undoubt.cli.names import TxIdParam
 from undoubt.cli.output import printable
@@ -31,6 +29,8 @@ from undoubt.participants.ids import TxId
 from undoubt.participants.plural import plural
 from undoubt.recovery.operator.adopt import Adoption, LostBranch, LostBranches, LostTransaction
 from undoubt.recovery.report import ReportedBranch
+from undoubt.report import shapes
+from undoubt.report.times import show_duration
 from undoubt.serve.secrets import read_secret
 
 TERMINATE = "terminate"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import click
 
-from undoubt.cli import shapes
 from undoubt.cli.context import Context, common, opened, pass_context
-from undoubt.cli.output import iso
 from undoubt.coordinator.ledger.contract import ACTS_MAX, Act
+from undoubt.report import shapes
+from undoubt.report.times import iso
 
 
 @click.command()

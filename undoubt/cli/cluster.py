@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 import msgspec
@@ -16,9 +16,9 @@ from undoubt.cli.exits import CommandError, Exit
 from undoubt.cli.members import OPERATIONS
 from undoubt.participants.ids import check_ledger_id
 from undoubt.participants.plural import plural
+from undoubt.report import shapes
 
 if TYPE_CHECKING:
-    from undoubt.coordinator.ledger.cluster.messages import NodeStatus
     from undoubt.coordinator.ledger.cluster.status import ClusterStatus
     from undoubt.serve.certs import Folder, Issued
 
@@ -92,32 +92,11 @@ def status(context: Context) -> None:
     settings = context.settings()
     found = context.run(survey(settings.ledger))
     if context.output.json:
-        context.output.document(document(found))
+        context.output.document(shapes.cluster(found))
     else:
         _page(context, found)
     if not found.leader:
         raise CommandError(Exit.UNREACHABLE, "no node leads: no transaction can be decided now")
-
-
-def document(found: ClusterStatus) -> dict[str, Any]:
-    """``cluster status`` as JSON: the keys that scripts may rely on."""
-    return {
-        "cluster": found.cluster,
-        "leader": found.leader or None,
-        "version": None if (leading := found.leading) is None else leading.agreed_version,
-        "version_held_up_by": list(found.held_up_by),
-        "nodes": [
-            {"address": seen.address, "error": seen.error}
-            | (_node(seen.status, found.leading) if seen.status is not None else {})
-            for seen in found.nodes
-        ],
-    }
-
-
-def _node(node: NodeStatus, leading: NodeStatus | None) -> dict[str, Any]:
-    """``member``: null if no node leads."""
-    member = None if leading is None else node.node in leading.nodes
-    return {**msgspec.to_builtins(node, str_keys=True), "member": member}
 
 
 def _page(context: Context, found: ClusterStatus) -> None:

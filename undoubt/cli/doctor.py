@@ -10,13 +10,13 @@ from typing import Any, TypeVar
 
 import click
 
-from undoubt.cli import shapes
 from undoubt.cli.context import Context, common, pass_context
-from undoubt.cli.durations import Duration
+from undoubt.cli.duration import Duration
 from undoubt.cli.exits import CommandError, Exit
 from undoubt.cli.output import Output, printable, styled
 from undoubt.doctor import examine
 from undoubt.participants.findings import Finding, Severity
+from undoubt.report import shapes
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from undoubt.cli.context import Context, common, pass_context
-from undoubt.cli.durations import Duration
+from undoubt.cli.duration import Duration
 from undoubt.cli.exits import CommandError, Exit
 
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import click
 
-from undoubt.cli import shapes
 from undoubt.cli.context import (
     Context,
     OpenedLedger,
@@ -20,12 +19,11 @@ from undoubt.cli.context import (
     without_ledger,
     yes_option,
 )
-from undoubt.cli.durations import Duration, show_duration
+from undoubt.cli.duration import Duration
 from undoubt.cli.exits import CommandError, Exit
-from undoubt.cli.explain import document, heuristic_document
 from undoubt.cli.explain_page import explain_page
 from undoubt.cli.names import GidParam, NameParam
-from undoubt.cli.tx_resolve import end_unless_all_seen, not_seen, page, splitting
+from undoubt.cli.tx_resolve import end_unless_all_seen, page
 from undoubt.coordinator.errors import LedgerError, LedgerMisconfigured, LedgerMissing
 from undoubt.coordinator.ledger.contract import Heuristic
 from undoubt.participants.contract import Decision
@@ -38,6 +36,10 @@ from undoubt.recovery.operator.resolve import Operator
 from undoubt.recovery.operator.survey import ROLE_GONE, Survey, SurveyedBranch, survey, survey_alone
 from undoubt.recovery.operator.whole_transaction import Whole, look
 from undoubt.recovery.plan import BranchStanding
+from undoubt.report import shapes
+from undoubt.report.explain import document, heuristic_document
+from undoubt.report.times import age, show_duration
+from undoubt.report.transactions import not_seen, splitting
 
 WAIT_PAUSE_S = 0.2
 
@@ -490,7 +492,7 @@ def _tables(context: Context, seen: Survey, found: tuple[SurveyedBranch, ...] | 
                 (
                     str(one.kind).replace("_", " "),
                     one.decision or "-",
-                    f"{show_duration(shapes.age(one.found_at) or 0.0)} ago",
+                    f"{show_duration(age(one.found_at) or 0.0)} ago",
                     one.gid,
                     one.note,
                 )

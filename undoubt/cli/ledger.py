@@ -18,9 +18,9 @@ from undoubt.cli.context import (
     yes_option,
 )
 from undoubt.cli.exits import CommandError, Exit
-from undoubt.cli.output import iso
 from undoubt.participants.plural import plural
 from undoubt.participants.redact import redact
+from undoubt.report.times import iso
 
 if TYPE_CHECKING:
     from undoubt.coordinator.ledger.sqlite.restoring import Restoring

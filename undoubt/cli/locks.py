@@ -6,14 +6,14 @@ from collections.abc import Sequence
 
 import click
 
-from undoubt.cli import shapes
 from undoubt.cli.context import Context, common, note_option, opened, pass_context, yes_option
-from undoubt.cli.durations import show_duration
 from undoubt.cli.exits import CommandError, Exit
 from undoubt.coordinator.ledger.acting import acting, new_act
 from undoubt.coordinator.ledger.contract import Ledger
 from undoubt.coordinator.ledger.lock_queue import name_fault
 from undoubt.coordinator.ledger.locks import LOCKS_PAGE_MAX, LockEntry, LockInfo
+from undoubt.report import shapes
+from undoubt.report.times import age, show_duration
 
 _HEADINGS = ("lock", "state", "mode", "token", "session", "owner", "since", "transaction")
 
@@ -135,7 +135,7 @@ def _rows(info: LockInfo, owners: dict[int, str]) -> Sequence[Sequence[object]]:
 
 
 def _since(entry: LockEntry) -> str:
-    passed = shapes.age(entry.request.at)
+    passed = age(entry.request.at)
     return "-" if passed is None else f"{show_duration(passed)} ago"
 
 

@@ -12,7 +12,7 @@ import click
 import msgspec
 
 from undoubt.cli.context import Context, common, note_option, pass_context, yes_option
-from undoubt.cli.durations import Duration
+from undoubt.cli.duration import Duration
 from undoubt.cli.exits import CommandError, Exit
 from undoubt.coordinator.errors import LedgerError, UnknownNode
 from undoubt.participants.plural import plural

@@ -7,7 +7,6 @@ What comes from a database's catalog may hold any character: control characters 
 
 from __future__ import annotations
 
-import datetime
 import os
 import sys
 from collections.abc import Iterable, Sequence
@@ -17,14 +16,6 @@ import click
 import msgspec
 
 TABLE, JSON = "table", "json"
-
-
-def iso(seconds: float | None) -> str | None:
-    """``2026-03-01T12:00:00.250Z`` of seconds since 1970."""
-    if seconds is None:
-        return None
-    moment = datetime.datetime.fromtimestamp(seconds, tz=datetime.UTC)
-    return moment.isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"
 
 
 def printable(value: object) -> str:

@@ -8,7 +8,7 @@ import click
 
 from undoubt.cli.context import Context, common, note_option, opened, pass_context, recorded
 from undoubt.cli.doctor import older_than_option, report
-from undoubt.cli.durations import Duration
+from undoubt.cli.duration import Duration
 from undoubt.cli.exits import CommandError, Exit
 from undoubt.config import redact
 from undoubt.coordinator.errors import LedgerMissing

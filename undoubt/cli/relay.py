@@ -13,7 +13,7 @@ import click
 
 from undoubt import logs, wiring
 from undoubt.cli.context import NO_LEDGER, Context, common, json_log, pass_context
-from undoubt.cli.durations import Duration
+from undoubt.cli.duration import Duration
 from undoubt.cli.exits import CommandError, Exit
 from undoubt.coordinator.wire.address import Address
 from undoubt.participants.errors import UsageError

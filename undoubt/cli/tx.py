@@ -6,17 +6,18 @@ import contextlib
 
 import click
 
-from undoubt.cli import shapes
 from undoubt.cli.context import Context, common, opened, pass_context
-from undoubt.cli.durations import show_duration
 from undoubt.cli.exits import CommandError, Exit
 from undoubt.cli.names import TxIdParam
 from undoubt.cli.output import Output
 from undoubt.cli.tx_resolve import resolve
 from undoubt.coordinator.errors import LedgerError
-from undoubt.coordinator.ledger.contract import Ledger, RecordedDecision, TransactionInfo, Verdict
+from undoubt.coordinator.ledger.contract import Ledger, TransactionInfo
 from undoubt.coordinator.ledger.session_mark import transactions_without_marks
 from undoubt.participants.ids import Protocol, TxId
+from undoubt.report import shapes
+from undoubt.report.times import age, show_duration
+from undoubt.report.transactions import known, state
 
 
 @click.group()
@@ -102,20 +103,6 @@ def show(context: Context, txid: TxId) -> None:
         _page(context.output, info, ledger_id, agent)
 
 
-def state(info: TransactionInfo) -> str:
-    """The outcome in words; a transaction without a decision may have committed in one phase, so it is never
-    called aborted."""
-    if open_ones := [found for found in info.heuristics if not found.forgotten]:
-        return str(open_ones[0].kind).replace("_", " ")
-    match info.record:
-        case RecordedDecision.COMMIT:
-            return "committed" if info.finished else "committed, not yet applied everywhere"
-        case RecordedDecision.ABORT:
-            return "aborted" if info.finished else "aborted, not yet applied everywhere"
-        case RecordedDecision.NOT_RECORDED:
-            return "active" if info.verdict is Verdict.ACTIVE else "no decision recorded"
-
-
 async def _list(context: Context, limit: int, before: TxId | None) -> tuple[list[TransactionInfo], str]:
     async with opened(context) as tools:
         found = await transactions_without_marks(tools.ledger, limit=limit, before=before)
@@ -138,31 +125,6 @@ async def _agent(ledger: Ledger, info: TransactionInfo | None) -> str:
         [key] = await ledger.agent_keys([info.txid])
         return "" if key is None else key.binding.participant
     return ""
-
-
-async def known(ledger: Ledger, txid: TxId) -> TransactionInfo | None:
-    """What the ledger knows about the transaction. None if nothing."""
-    return await ledger.transaction(txid) or await _ended_by_hand(ledger, txid)
-
-
-async def _ended_by_hand(ledger: Ledger, txid: TxId) -> TransactionInfo | None:
-    """For an undecided transaction with a branch that an operator has ended."""
-    known = [one for one in await ledger.heuristics(include_forgotten=True) if one.gid.txid == txid]
-    if not known:
-        return None
-    gid = known[0].gid
-    verdict = (await ledger.outcomes([gid]))[gid]
-    return TransactionInfo(
-        txid,
-        RecordedDecision.NOT_RECORDED,
-        verdict,
-        gid.protocol,
-        (),
-        None,
-        "",
-        finished=False,
-        heuristics=tuple(known),
-    )
 
 
 def _page(out: Output, info: TransactionInfo, ledger_id: str, agent: str) -> None:
@@ -201,5 +163,5 @@ def _page(out: Output, info: TransactionInfo, ledger_id: str, agent: str) -> Non
 
 
 def _ago(seconds: float | None) -> str:
-    passed = shapes.age(seconds)
+    passed = age(seconds)
     return "-" if passed is None else f"{show_duration(passed)} ago"

@@ -6,7 +6,6 @@ from typing import Any
 
 import click
 
-from undoubt.cli import shapes
 from undoubt.cli.context import Context, common, note_option, opened, pass_context, yes_option
 from undoubt.cli.exits import CommandError, Exit
 from undoubt.cli.names import TxIdParam
@@ -18,6 +17,8 @@ from undoubt.recovery.errors import Conflict, NotAllSeen
 from undoubt.recovery.operator.survey import ROLE_GONE
 from undoubt.recovery.operator.transaction import Resolver
 from undoubt.recovery.operator.whole_transaction import BranchNow, Whole, check, impostor_line, look
+from undoubt.report import shapes
+from undoubt.report.transactions import not_seen, warnings
 
 
 @click.command()
@@ -111,34 +112,6 @@ def _ask(context: Context, found: Whole, chosen: Decision, *, yes: bool) -> None
         context.output.note(line)
     branches = plural(len(found.prepared), "branch", "branches")
     context.confirm(f"{_word(chosen)} {branches} of {found.txid}?", yes=yes)
-
-
-def warnings(found: Whole, chosen: Decision) -> list[str]:
-    """The warnings that are shown before the question."""
-    lines = []
-    recorded = None if found.info is None else str(found.info.record)
-    if chosen is Decision.ABORT and (recorded == "commit" or found.direction is Decision.COMMIT):
-        lines.append("COMMIT IS RECORDED: the other branches have committed, or will commit.")
-    if chosen is Decision.COMMIT and found.direction is Decision.ABORT:
-        lines.append("ABORTED: the other branches are rolled back, or will be.")
-    lines += splitting(found.contradicts(chosen))
-    lines += [
-        f"Branch {one.number} in {one.participant} is not known: {one.why or 'it is not configured'}."
-        for one in found.branches
-        if one.now in {"no_answer", "not_configured"}
-    ]
-    return lines + not_seen(found)
-
-
-def splitting(against: list[str]) -> list[str]:
-    """The warning that an order splits a transaction; ``against`` is what :meth:`Whole.contradicts` says."""
-    return [f"{line[0].upper()}{line[1:]}: this splits the transaction." for line in against]
-
-
-def not_seen(found: Whole) -> list[str]:
-    """The warning that there may be other, unknown branches."""
-    lines = [*found.not_seen, *filter(None, [found.more_unknown])]
-    return [f"{line[0].upper()}{line[1:]}." for line in lines]
 
 
 def page(out: Output, found: Whole) -> None:

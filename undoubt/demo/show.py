@@ -12,12 +12,12 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from undoubt.cli.explain import document
 from undoubt.cli.explain_page import explain_page
 from undoubt.cli.output import Output, printable_lines
 from undoubt.demo.proof import Proof
 from undoubt.recovery.operator.explain import Explanation
 from undoubt.recovery.operator.survey import SurveyedBranch
+from undoubt.report.explain import document
 
 REFRESH_S = 0.1
 ROWS_MAX = 12

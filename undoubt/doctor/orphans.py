@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 
-from undoubt.cli.durations import show_duration
 from undoubt.participants.contract import Participant
 from undoubt.participants.findings import Finding, Severity
 from undoubt.participants.ids import Gid
@@ -14,6 +13,7 @@ from undoubt.recovery.operator.explain import mending
 from undoubt.recovery.operator.holding_cost import Burden, burden, waits_of
 from undoubt.recovery.operator.survey import Survey, SurveyedBranch
 from undoubt.recovery.plan import BranchStanding
+from undoubt.report.times import show_duration
 
 CHECK = "prepared"
 SHOWN_MAX = 20

@@ -8,7 +8,8 @@ import sys
 import pytest
 
 from undoubt.cli import output
-from undoubt.cli.output import Output, iso, printable
+from undoubt.cli.output import Output, printable
+from undoubt.report.times import iso
 
 FOREIGN = "evil\x1b[2J\r\n\u202egid"
 

@@ -11,8 +11,6 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from undoubt.cli import shapes
-from undoubt.cli.tx_resolve import warnings
 from undoubt.coordinator.ledger.acting import acting_for
 from undoubt.coordinator.ledger.contract import Ledger
 from undoubt.participants.contract import Decision
@@ -22,6 +20,8 @@ from undoubt.participants.registry import Registry
 from undoubt.recovery.operator.resolve import Operator
 from undoubt.recovery.operator.transaction import Resolver
 from undoubt.recovery.operator.whole_transaction import Whole, check, look
+from undoubt.report import shapes
+from undoubt.report.transactions import warnings
 from undoubt.serve.console.readings import without_ages
 from undoubt.serve.sidecar.problems import RequestRefused
 

@@ -5,12 +5,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from undoubt.cli import shapes
-from undoubt.cli.explain import document, heuristic_document
-from undoubt.cli.explain_page import sections
-from undoubt.cli.tx import known as known_transaction
-from undoubt.cli.tx import state
-from undoubt.cli.tx_resolve import not_seen
 from undoubt.coordinator.ledger.contract import Ledger
 from undoubt.participants.ids import Gid, TxId
 from undoubt.participants.redact import redact
@@ -19,6 +13,11 @@ from undoubt.recovery.errors import NotAllSeen, NotPrepared
 from undoubt.recovery.operator.explain import explain
 from undoubt.recovery.operator.explain_heuristic import explain_heuristic
 from undoubt.recovery.operator.whole_transaction import Whole, impostor_line, look
+from undoubt.report import shapes
+from undoubt.report.explain import document, heuristic_document
+from undoubt.report.sections import sections
+from undoubt.report.transactions import known as known_transaction
+from undoubt.report.transactions import not_seen, state
 from undoubt.serve.console import acts
 from undoubt.serve.console.readings import survey_of
 from undoubt.serve.console.traces import Traces

@@ -11,9 +11,6 @@ from typing import Any
 
 import msgspec
 
-from undoubt.cli import shapes
-from undoubt.cli.cluster import document as cluster_document
-from undoubt.cli.explain import session_document
 from undoubt.config import Settings
 from undoubt.coordinator.ledger.cluster.status import survey as cluster_survey
 from undoubt.coordinator.ledger.cluster.url import RAFT
@@ -28,6 +25,8 @@ from undoubt.participants.registry import Registry
 from undoubt.recovery.operator.holding_cost import waits_of
 from undoubt.recovery.operator.survey import Survey, survey
 from undoubt.recovery.report import WorkerStatus
+from undoubt.report import shapes
+from undoubt.report.explain import session_document
 
 ACTS = 500
 LOCKS_MAX = 10_000
@@ -155,7 +154,7 @@ async def cluster_part(settings: Settings) -> Document:
     """The nodes of a replicated ledger, as ``cluster status`` has them; for another ledger, none."""
     if not settings.ledger.url.startswith(RAFT):
         return {"cluster": None, "leader": None, "version": None, "version_held_up_by": [], "nodes": []}
-    found = cluster_document(await cluster_survey(settings.ledger))
+    found = shapes.cluster(await cluster_survey(settings.ledger))
     for node in found["nodes"]:
         node.pop("state_hashes", None)
         node["error"] = redact(node["error"])

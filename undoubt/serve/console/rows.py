@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from undoubt.cli import shapes
-from undoubt.cli.tx import state
 from undoubt.coordinator.ledger.contract import Ledger, RecordedDecision, TransactionInfo
 from undoubt.coordinator.ledger.pages import every_unfinished
 from undoubt.coordinator.ledger.session_mark import is_mark
 from undoubt.participants.ids import InvalidName, TxId
 from undoubt.participants.redact import redact
+from undoubt.report import shapes
+from undoubt.report.transactions import state
 
 ROWS_MAX = 10_000
 PAGE = 500

@@ -1,16 +1,29 @@
-"""Lengths of time as people write them: ``30s``, ``5m``, ``2h``, ``1h30m``, ``7d``, ``500ms``."""
+"""Moments and lengths of time as text: ISO 8601, and what people write: ``30s``, ``2h``, ``1h30m``."""
 
 from __future__ import annotations
 
+import datetime
 import re
-
-import click
+import time
 
 from undoubt.participants.bounds import DURATION_S_MAX
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0}
 _PART = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d)")
 _WHOLE = re.compile(rf"(?:{_PART.pattern})+")
+
+
+def iso(seconds: float | None) -> str | None:
+    """``2026-03-01T12:00:00.250Z`` of seconds since 1970."""
+    if seconds is None:
+        return None
+    moment = datetime.datetime.fromtimestamp(seconds, tz=datetime.UTC)
+    return moment.isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"
+
+
+def age(seconds: float | None) -> float | None:
+    """Seconds since that moment by this machine's clock, never negative; milliseconds are enough."""
+    return None if seconds is None else round(max(time.time() - seconds, 0.0), 3)
 
 
 def parse_duration(text: str) -> float:
@@ -41,17 +54,3 @@ def show_duration(seconds: float) -> str:
     if whole < 86_400:
         return f"{whole // 3_600}h {whole % 3_600 // 60:02}m"
     return f"{whole // 86_400}d {whole % 86_400 // 3_600:02}h"
-
-
-class Duration(click.ParamType[float]):
-    """A click parameter that gives seconds."""
-
-    name = "duration"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        if isinstance(value, int | float):
-            return float(value)
-        try:
-            return parse_duration(str(value))
-        except ValueError as error:
-            self.fail(str(error), param, ctx)

@@ -6,11 +6,11 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from undoubt.cli import shapes
-from undoubt.cli.output import iso
 from undoubt.coordinator.ledger.contract import Heuristic, RecordedDecision, SessionInfo
 from undoubt.recovery.operator.explain import Explanation
 from undoubt.recovery.operator.explain_heuristic import HeuristicExplanation
+from undoubt.report import shapes
+from undoubt.report.times import age, iso
 
 
 def document(explanation: Explanation, siblings: Sequence[Heuristic] = ()) -> dict[str, Any]:
@@ -54,7 +54,7 @@ def _decision(explanation: Explanation) -> dict[str, Any]:
         "recorded": recorded,
         "why": explanation.found.why,
         "decided_at": iso(info.decided_at) if info else None,
-        "age_s": shapes.age(info.decided_at) if info else None,
+        "age_s": age(info.decided_at) if info else None,
         "coordinator": info.coordinator if info else None,
     }
 

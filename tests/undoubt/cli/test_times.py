@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from undoubt.cli.durations import parse_duration, show_duration
+from undoubt.report.times import parse_duration, show_duration
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from undoubt.cli.output import iso
+import msgspec
+
 from undoubt.coordinator.ledger.contract import Act, BranchRecord, Heuristic, TransactionInfo
 from undoubt.coordinator.ledger.locks import LockEntry, LockInfo
 from undoubt.coordinator.settings import PROTOCOL_NAMES
@@ -15,11 +15,11 @@ from undoubt.participants.ids import Gid, Protocol
 from undoubt.recovery.operator.holding_cost import Burden
 from undoubt.recovery.operator.survey import Survey, SurveyedBranch
 from undoubt.recovery.operator.whole_transaction import Whole
+from undoubt.report.times import age, iso
 
-
-def age(seconds: float | None) -> float | None:
-    """Seconds since that moment by this machine's clock, never negative; milliseconds are enough."""
-    return None if seconds is None else round(max(time.time() - seconds, 0.0), 3)
+if TYPE_CHECKING:
+    from undoubt.coordinator.ledger.cluster.messages import NodeStatus
+    from undoubt.coordinator.ledger.cluster.status import ClusterStatus
 
 
 def lock(info: LockInfo, owners: Mapping[int, str]) -> dict[str, Any]:
@@ -206,3 +206,24 @@ def survey(seen: Survey) -> dict[str, Any]:
             {"participant": name, "error": str(error)} for name, error in seen.unreachable.items()
         ],
     }
+
+
+def cluster(found: ClusterStatus) -> dict[str, Any]:
+    """``cluster status`` as JSON: the keys that scripts may rely on."""
+    return {
+        "cluster": found.cluster,
+        "leader": found.leader or None,
+        "version": None if (leading := found.leading) is None else leading.agreed_version,
+        "version_held_up_by": list(found.held_up_by),
+        "nodes": [
+            {"address": seen.address, "error": seen.error}
+            | (_node(seen.status, found.leading) if seen.status is not None else {})
+            for seen in found.nodes
+        ],
+    }
+
+
+def _node(node: NodeStatus, leading: NodeStatus | None) -> dict[str, Any]:
+    """``member``: null if no node leads."""
+    member = None if leading is None else node.node in leading.nodes
+    return {**msgspec.to_builtins(node, str_keys=True), "member": member}
