@@ -54,6 +54,7 @@ from undoubt.participants.postgres.pipeline import (
     ROLLBACK,
     end_reading_steps,
     guards_of_prepare,
+    last_result,
     note_steps,
     one_phase_steps,
     reset_steps,
@@ -69,7 +70,6 @@ from undoubt.participants.postgres.session import (
     ServerError,
     ServerSession,
     Step,
-    standby_warning,
 )
 from undoubt.participants.postgres.session_setup import branch_name, known_pid, marker
 from undoubt.participants.postgres.sql import fill, query
@@ -240,7 +240,7 @@ class PostgresBranch:
             answers = answered.result()
         except (ServerError, NotSent, NoAnswer) as error:
             return self._not_prepared(error)
-        if (failure := self._look_at_prepared(_last_result(answers))) is not None:
+        if (failure := self._look_at_prepared(last_result(answers))) is not None:
             self._asked = False
             return PrepareResult(Vote.ABORT, reason=failure)
         self._evidence = self._evidence_of(answers)
@@ -446,7 +446,7 @@ class PostgresBranch:
     def _committed(self, answered: Answered[Answers]) -> Settled | Coroutine[Any, Any, Settled]:
         """What the answer to the pipeline of COMMIT PREPARED means."""
         try:
-            warning = _last_result(answered.result()).unconfirmed
+            warning = last_result(answered.result()).unconfirmed
         except ServerError as error:
             if error.sqlstate != IN_USE:
                 return self._commit_elsewhere()
@@ -532,7 +532,7 @@ class PostgresBranch:
 
     async def _last_of(self, steps: Sequence[Step]) -> CommandResult:
         """The answer to the last of ``steps``, which end the transaction; the reset goes behind them."""
-        return _last_result(
+        return last_result(
             await self.session.pipeline(steps, behind=self._reset(), timeout_s=self._timeout_s)
         )
 
@@ -595,8 +595,3 @@ class PostgresBranch:
 
     def _failed(self, message: str) -> BranchFailed:
         return BranchFailed(self._around.name, message)
-
-
-def _last_result(answers: Answers) -> CommandResult:
-    """The answer to the last step of a pipeline."""
-    return CommandResult(answers.tags[-1], standby_warning(answers.notices) if answers.notices else None)
