@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -109,3 +110,16 @@ def test_a_branch_that_is_prepared_between_two_lists_is_no_impostor(stage: Stage
     stage.payments.in_doubt = first_none  # type: ignore[method-assign, assignment]
     shown = {one["gid"]: one for one in stage.json("indoubt", "list")["branches"]}[str(gid)]
     assert (shown["participant"], shown["standing"]) == ("payments", "active")
+
+
+def test_the_command_that_is_shown_for_an_impostor_leaves_the_branch_alone(stage: Stage) -> None:
+    """Broken if an operator who follows the page rolls back a branch of a live transaction, since its name
+    alone does not say which of two databases is meant."""
+    _, gid = stage.prepare(1, Verdict.ACTIVE)
+    stage.foreign(gid)
+    told = stage.run("indoubt", "explain", str(gid.txid)).out
+    command = re.search(r"`undoubt (indoubt rollback [^`]*)`", told)
+    assert command is not None
+    assert stage.run(*command.group(1).split(), "--yes").status == 0
+    assert gid in stage.payments.prepared
+    assert [one.gid for one in stage.orders.ended] == [gid]
