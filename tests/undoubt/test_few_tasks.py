@@ -101,7 +101,13 @@ async def test_a_commit_of_two_branches(
         for _ in range(2):  # the timers that serve all commits are set
             await transfer(coordinator)
         counted = Counted(monkeypatch)
-        tasks = [await transfer(coordinator, counted) for _ in range(COMMITS)]
+        tasks = []
+        for _ in range(COMMITS):
+            tasks.append(await transfer(coordinator, counted))
+            for participant in coordinator.participants:
+                sessions: Any = participant
+                while sessions.pool.cleaning:  # the next transaction would wait for them
+                    await asyncio.sleep(0)
         asyncio.get_running_loop().set_task_factory(None)
     for begins, commit in tasks:
         assert len(begins) == TASKS_OF_BEGINS, begins

@@ -38,7 +38,7 @@ def test_show_takes_a_transaction_or_any_of_its_gids(stage: Stage) -> None:
     assert shown == stage.json("tx", "show", str(other)) | {"age_s": shown["age_s"]}
     assert set(shown) == {
         "txid", "decision", "verdict", "finished", "protocol", "coordinator", "decided_at", "age_s",
-        "branches", "heuristics", "key",
+        "branches", "heuristics", "key", "agent",
     }  # fmt: skip
     assert (shown["decision"], shown["protocol"], shown["finished"]) == ("commit", "2pc", False)
     assert [one["gid"] for one in shown["branches"]] == [str(gid), str(other)]
