@@ -18,6 +18,7 @@ from undoubt.recovery.errors import Conflict, NotAllSeen
 from undoubt.recovery.operator.survey import ROLE_GONE
 from undoubt.recovery.operator.transaction import Resolver
 from undoubt.recovery.operator.whole import BranchNow, Whole, check, impostor_line, look
+from undoubt.recovery.plan import BranchStanding
 
 
 @click.command()
@@ -121,6 +122,8 @@ def warnings(found: Whole, chosen: Decision) -> list[str]:
         lines.append("COMMIT IS RECORDED: the other branches have committed, or will commit.")
     if chosen is Decision.COMMIT and found.direction is Decision.ABORT:
         lines.append("ABORTED: the other branches are rolled back, or will be.")
+    if chosen is Decision.COMMIT and any(one.standing is BranchStanding.ACTIVE for one in found.prepared):
+        lines.append("ITS COORDINATOR IS ALIVE: it may still abort, and then the transaction is split.")
     lines += splitting(found.contradicts(chosen))
     lines += [
         f"Branch {one.number} in {one.participant} is not known: {one.why or 'it is not configured'}."

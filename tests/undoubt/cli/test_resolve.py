@@ -316,6 +316,14 @@ def test_forget_is_recorded(stage: Stage) -> None:
     assert replace(gid, branch=9) not in stage.ledger.known
 
 
+def test_a_commit_beside_a_live_coordinator_is_warned_of(stage: Stage) -> None:
+    """Broken if nobody is told that the coordinator may abort what an operator commits."""
+    gid, _ = stage.prepare(1, Verdict.ACTIVE)
+    asked = stage.run("tx", "resolve", str(gid.txid), "--commit", "--heuristic")
+    assert (asked.status, "COORDINATOR IS ALIVE" in asked.err) == (2, True)
+    assert gid in stage.orders.prepared
+
+
 def test_an_impostor_is_told_to_who_looks_at_the_transaction(stage: Stage) -> None:
     """Broken if its branch is "not prepared" while somebody's transaction of its name holds its locks."""
     gid, other = stage.prepare(9, Decision.COMMIT)
@@ -326,7 +334,7 @@ def test_an_impostor_is_told_to_who_looks_at_the_transaction(stage: Stage) -> No
         ran = stage.run(*words)
         assert ran.status == 0, ran.err
         assert f"{gid} is prepared in orders by role dba and is an impostor" in ran.out
-        assert f"undoubt indoubt rollback {gid}" in ran.out
+        assert f"undoubt indoubt rollback {gid} --participant orders" in ran.out
         assert [one["gid"] for one in stage.json(*words)["impostors"]] == [str(gid)]
     refused = stage.run("indoubt", "commit", str(gid), "--yes")
     assert (refused.status, "is an impostor" in refused.err) == (5, True)
