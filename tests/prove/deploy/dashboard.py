@@ -32,7 +32,7 @@ FILE, RULES = "grafana/undoubt.json", "prometheus/undoubt.rules.yaml"
 PAGE = ROOT / "docs/monitoring.md"
 LOOK_S = 0.3
 TRANSFERS = 10
-VARIABLES = {"$__rate_interval": "30s", "$__range": "5m", "$participant": ".*"}
+VARIABLES = {"$__rate_interval": "5m", "$__range": "5m", "$participant": ".*"}
 FAULTS = (
     Fault(
         FILE,
