@@ -19,16 +19,6 @@ from undoubt.participants.ids import Gid
 from undoubt.participants.registry import Registry
 
 
-@pytest.fixture
-def stage(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Stage:
-    monkeypatch.chdir(tmp_path)
-    return Stage(monkeypatch, capsys)
-
-
-def down(stage: Stage) -> None:
-    stage.payments.down = ParticipantUnavailable("payments", "connection refused")
-
-
 def by_hand(stage: Stage, gid: Gid, kind: Settled) -> None:
     order = Decision.COMMIT if kind is Settled.HEURISTIC_COMMIT else Decision.ABORT
     (stage.orders if gid.participant == "orders" else stage.payments).finish_by_hand(gid, order)
@@ -186,7 +176,7 @@ def test_resolve_of_a_participant_that_is_gone(stage: Stage) -> None:
     one, other = stage.prepare(1, Decision.COMMIT)
     gone = ("tx", "resolve", str(one.txid), "--participant-gone", "payments", "--yes")
     assert stage.run(*gone).status == 5
-    down(stage)
+    stage.silence_payments()
     seen = stage.run("tx", "resolve", str(one.txid), "--yes")
     assert seen.status == 4
     assert stage.orders.xact_status(one) is XactStatus.COMMITTED
@@ -252,7 +242,7 @@ def test_explain_takes_a_transaction_and_answers_while_a_database_is_down(stage:
     told = stage.json("indoubt", "explain", str(one.txid))
     assert [branch["now"] for branch in told["branches"]] == ["prepared", "prepared"]
     assert told["direction"] == "commit"
-    down(stage)
+    stage.silence_payments()
     for name in (str(other), str(one.txid)):
         ran = stage.run("indoubt", "explain", name)
         assert ran.status == 4

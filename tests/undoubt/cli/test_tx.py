@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import msgspec
-import pytest
 
 from tests.undoubt.cli.stage import Stage
 from undoubt.coordinator.ledger.contract import Heuristic
 from undoubt.participants.contract import Decision, Settled
-
-
-@pytest.fixture
-def stage(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Stage:
-    monkeypatch.chdir(tmp_path)
-    return Stage(monkeypatch, capsys)
 
 
 def test_list_is_newest_first_and_pages(stage: Stage) -> None:
