@@ -13,7 +13,7 @@ may or may not have happened."""
 from __future__ import annotations
 
 import enum
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -126,6 +126,31 @@ class Evidence:
     timeline: str | None = None
     history: str | None = None
     position: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TimelineHistory:
+    """Where the history of a server that was promoted, or restored to a point in time, left the histories
+    before it (https://www.postgresql.org/docs/current/continuous-archiving.html, section Timelines).
+
+    ``ancestors`` has for each former timeline the position in the WAL, in bytes, up to which its records are
+    part of this history; None if the database does not let this role read that."""
+
+    system: int
+    timeline: str
+    ancestors: Mapping[str, int] | None
+
+    def lost(self, evidence: Evidence) -> bool | None:
+        """Whether the PREPARE of ``evidence`` is certainly not part of this history. False: everything
+        before it is. None if that is not known, and for evidence of the present timeline."""
+        if self.ancestors is None or evidence.timeline is None or evidence.system != self.system:
+            return None
+        if evidence.timeline == self.timeline:
+            return None
+        left_at = self.ancestors.get(evidence.timeline)
+        if left_at is None:
+            return True  # written on a timeline of which this history has no record at all
+        return None if evidence.position is None else evidence.position >= left_at
 
 
 @dataclass(frozen=True, slots=True)
@@ -396,6 +421,12 @@ class Participant(Protocol):
 
     async def evidence(self, evidence: Evidence) -> XactStatus:
         """The outcome of the *prepared* branch with that evidence. Fails; may be repeated."""
+        ...
+
+    async def timeline_history(self) -> TimelineHistory | None:
+        """From which histories the database comes. None if it has no timelines, or does not let this role
+        read the one that it is on. Fails, in particular with ``ParticipantRefused`` on a standby; may be
+        repeated."""
         ...
 
     async def forget(self, gid: Gid) -> None:

@@ -22,6 +22,7 @@ from undoubt.participants.contract import (
     PrepareResult,
     PrepareUnanswered,
     Settled,
+    TimelineHistory,
     Vote,
     Waiting,
     Work,
@@ -96,6 +97,7 @@ class ScriptedParticipant:
         self.findings: list[Finding] = []
         self.system = 7_000_000_000_000_000_001
         self.timeline = "00000001"
+        self.history: TimelineHistory | None = None
         self.age_s = 60.0
         """How long ago each branch was prepared, as the list shows it."""
         self.at_once = False
@@ -213,6 +215,11 @@ class ScriptedParticipant:
         if evidence.xid > self.next_xid:
             return XactStatus.NEVER_ASSIGNED
         return self.xact_statuses.get(evidence.xid, XactStatus.UNKNOWN)
+
+    async def timeline_history(self) -> TimelineHistory | None:
+        if self.down is not None:
+            raise self.down
+        return self.history
 
     async def forget(self, gid: Gid) -> None:
         await self.record("forget", gid)

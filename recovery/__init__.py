@@ -25,6 +25,7 @@ In the order in which one pass over one participant goes through them:
 :mod:`.unfinished`      asks the databases about recorded branches that are no longer prepared, and finishes
                         decisions that were applied everywhere.
 :mod:`.heuristics`      records in the ledger that a database did something else than was decided.
+:mod:`.promotion`       finds the committed branches that a promoted or restored server has lost.
 :mod:`.sweep`           deletes rows of three-phase commit whose transactions are finished.
 :mod:`.deadlocks`       finds deadlocks across databases in the joined wait graphs, and aborts one transaction
                         of each.

@@ -16,6 +16,7 @@ from undoubt.participants.errors import UndoubtError
 from undoubt.participants.registry import Registry
 from undoubt.recovery.deadlocks import Cancel, DeadlockDetector
 from undoubt.recovery.meter import RecoveryMeter
+from undoubt.recovery.promotion import PromotionCheck
 from undoubt.recovery.report import Report, Status
 from undoubt.recovery.resolve import LEFT_TO_LIVE_S, RecoveryContext
 from undoubt.recovery.scan import unfinished
@@ -108,6 +109,7 @@ class RecoveryService:
             passes = {name: passes.get(name, Passed(())).followed_by(now) for name, now in again.items()}
         if not dry_run:
             await self._tidy(tools)
+            await self._look_for_lost()
         if tools.progress.doubts and not dry_run:
             await asyncio.sleep(tools.hazard_grace_s)
             again = await self._pass(tools, dry_run=False)
@@ -130,6 +132,16 @@ class RecoveryService:
                     pass
             except UndoubtError as error:
                 log.info("rows of last-agent commit are left at %r: %s", participant.name, error)
+
+    async def _look_for_lost(self) -> None:
+        """Look for what promoted servers have lost."""
+        for participant in self._participants:
+            check = PromotionCheck(self._ledger, participant)
+            try:
+                while not await check.go_on():
+                    pass
+            except UndoubtError as error:
+                log.info("what %r has lost is not known: %s", participant.name, error)
 
     async def _pass(self, tools: RecoveryContext, *, dry_run: bool) -> dict[str, Passed]:
         everyone = list(self._participants)

@@ -17,6 +17,7 @@ from undoubt.participants.contract import Participant, Settled
 from undoubt.participants.errors import UndoubtError
 from undoubt.participants.ids import TxId
 from undoubt.recovery import heuristics
+from undoubt.recovery.promotion import PromotionCheck
 from undoubt.recovery.report import ReportedBranch, WorkerStatus
 from undoubt.recovery.resolve import RecoveryContext, Resolution, finish
 from undoubt.recovery.scan import scan, unfinished
@@ -141,6 +142,7 @@ class RecoveryWorker:
         self._failures = 0
         self._hazards_s = -math.inf
         self._swept_s = asyncio.get_running_loop().time()
+        self._promotion = PromotionCheck(tools.ledger, participant)
         self._tidied = b""
         """The key of the agent's row behind which the next sweep goes on."""
         self._last_error: str | None = None
@@ -164,7 +166,7 @@ class RecoveryWorker:
         due = now_s - self._hazards_s >= HAZARDS_S
         passed = await one_pass(self._tools, self.participant, young_s=YOUNG_S, hazards=due)
         if due and passed.error is None:
-            self._hazards_s = now_s
+            self._hazards_s = now_s if await self._look_for_lost() else -math.inf
         if self._on_pass is not None:
             self._on_pass(self.participant.name, passed)
         if passed.error is not None:
@@ -177,6 +179,17 @@ class RecoveryWorker:
         listed = [line for line in passed.lines if line.standing is not None]
         self._prepared = len(listed)
         self._reported = tuple(line.gid for line in listed if line.action == "report")
+
+    async def _look_for_lost(self) -> bool:
+        """Look for what a promoted server has lost; False if the next pass has to go on."""
+        try:
+            return await self._promotion.go_on()
+        except UndoubtError as error:
+            log.info("what %r has lost is not known: %s", self.participant.name, error)
+        except Exception:  # a bug of ours or of a driver's must not stop the resolving of branches
+            restarts["recovery worker"] += 1
+            log.exception("looking for what %r has lost failed", self.participant.name)
+        return True
 
     def _log(self, failed: dict[str, str]) -> None:
         """Log each branch that cannot be ended, once: it stays so until an operator acts."""

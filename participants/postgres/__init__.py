@@ -43,6 +43,7 @@ The modules, in the order in which a branch passes them:
 :mod:`.history`           identifies the history of a database in which a transaction id is valid.
 :mod:`.settle`            ends a prepared branch where its own session cannot, after a crash or as another
                           role; and reads evidence.
+:mod:`.timelines`         reads from which histories a promoted server comes.
 :mod:`.settle_each`       ends many prepared branches, several at once in each session, for recovery.
 :mod:`.one_phase`         finds out whether a plain COMMIT happened whose answer was lost.
 :mod:`.admin_pool`        runs statements outside branches, on separate sessions.

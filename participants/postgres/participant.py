@@ -17,6 +17,7 @@ from undoubt.participants.contract import (
     Evidence,
     PreparedBranch,
     Settled,
+    TimelineHistory,
     Waiting,
     XactStatus,
 )
@@ -74,6 +75,7 @@ from undoubt.participants.postgres.session_setup import (
 from undoubt.participants.postgres.settle_each import PipelinedSettler
 from undoubt.participants.postgres.sqlstate import participant_error, pooler_refusal
 from undoubt.participants.postgres.three_phase import PostgresStates
+from undoubt.participants.postgres.timelines import timeline_history
 from undoubt.participants.postgres.waits import WaitGraph
 from undoubt.participants.settings import ParticipantSettings
 
@@ -392,6 +394,9 @@ class PostgresParticipant:
 
     async def evidence(self, evidence: Evidence) -> XactStatus:
         return await self._settler.evidence(evidence)
+
+    async def timeline_history(self) -> TimelineHistory | None:
+        return await timeline_history(self.admin_pool)
 
     async def forget(self, gid: Gid) -> None:
         """PostgreSQL keeps no record of heuristic outcomes: nothing to do."""

@@ -582,6 +582,17 @@ select pg_catalog.pg_is_in_recovery() as standby, w.here, w.behind,
   from (select coalesce(undoubt.current_history() operator(pg_catalog.=) $2::pg_catalog.text, false) as here,
                {behind} as behind) as w
 
+-- name: timeline
+select pg_catalog.pg_is_in_recovery() as standby, {place}
+
+-- name: timeline_history
+-- The history file of the timeline on which the server writes: for each ancestor its number and the position at which
+-- it was left. Null if there is no such file: the first timeline has none.
+select pg_catalog.pg_is_in_recovery() as standby, w.system, w.timeline,
+       pg_catalog.pg_read_file('pg_wal/' operator(pg_catalog.||) w.timeline operator(pg_catalog.||) '.history',
+                               0, 1048576, true) as ancestors
+  from (select {place}) as w
+
 -- name: status
 pg_catalog.pg_xact_status($1::pg_catalog.text::pg_catalog.xid8)
 

@@ -24,6 +24,8 @@ The proofs, and under each what only it uses; then what several use:
 :mod:`.relay`                kills those who publish, deliver and receive messages of an outbox.
 :mod:`.relay_producer`       publishes in transactions.
 :mod:`.relay_receiver`       notes what is delivered, and fails at random.
+:mod:`.failover`             fails a participant over and back, with and without a synchronous standby.
+:mod:`.standby`              makes, promotes and rewinds streaming standbys.
 :mod:`.last_failover`        fails the agent of last-agent commit over, with and without a confirmation.
 :mod:`.live_recovery`        runs two recoveries beside live transactions.
 :mod:`.scanner_process`      is the process of such a recovery.

@@ -21,6 +21,7 @@ PROOFS = {
     "dev": "tests.prove.dev",
     "disk": "tests.prove.disk",
     "examples": "tests.prove.examples",
+    "failover": "tests.prove.failover",
     "fencing": "tests.prove.fencing",
     "f0": "tests.prove.f0",
     "frameworks": "tests.prove.frameworks",

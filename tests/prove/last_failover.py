@@ -16,21 +16,17 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
-import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
-
-import asyncpg
 
 import undoubt
 from tests.prove.bank import TRANSFER_ERRORS, audit, set_up, transfer
 from tests.prove.control import control
+from tests.prove.standby import REPLICATION, WITHIN_S, ask, either, standby_of, until
 from undoubt import wiring
 from undoubt.config import load
 from undoubt.embedded import EmbeddedServer
@@ -46,7 +42,6 @@ TIMEOUT_S = 2.0
 PASSES_MAX = 40
 TOLD = "another history"
 MUTANT = "agent-believes-an-unconfirmed-commit"
-WITHIN_S = 120.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -87,8 +82,7 @@ class Failover:
         async with asyncio.timeout(WITHIN_S * 2), AsyncExitStack() as stack:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="undoubt-failover-")))
             orders = await stack.enter_async_context(EmbeddedServer())
-            hba = ["host replication all 127.0.0.1/32 scram-sha-256"]
-            primary = await stack.enter_async_context(EmbeddedServer(hba=hba))
+            primary = await stack.enter_async_context(EmbeddedServer(hba=REPLICATION))
             dsns = {
                 "orders": await orders.create_database(DATABASE),
                 "payments": await primary.create_database(DATABASE),
@@ -97,13 +91,13 @@ class Failover:
             for name, dsn in dsns.items():
                 await migrate(name, ParticipantSettings(dsn=dsn))
             await primary.stop()
-            standby = await stack.enter_async_context(_standby_of(primary))
+            standby = await stack.enter_async_context(standby_of(primary))
             if self._synchronous:
                 primary.settings["synchronous_standby_names"] = "*"
             await primary.start()
-            await _until(primary, "select exists (select from pg_stat_replication where state = 'streaming')")
-            either = _either(dsns["payments"], standby.port)
-            settings = self._settings(folder, {"orders": dsns["orders"], "payments": either})
+            await until(primary, "select exists (select from pg_stat_replication where state = 'streaming')")
+            both = either(dsns["payments"], standby.port)
+            settings = self._settings(folder, {"orders": dsns["orders"], "payments": both})
             await self._commit_and_fail_over(settings, primary, standby)
             told = await _recovered(settings)
             dsns["payments"] = standby.dsn(DATABASE)
@@ -136,7 +130,7 @@ class Failover:
         async with undoubt.connect(settings, recover=False) as coordinator:
             for number in range(BEFORE):
                 await self._transfer(coordinator, f"before-{number}", number, timeout=30.0)
-            sender = await _ask(primary, "select pid from pg_stat_replication")
+            sender = await ask(primary, "select pid from pg_stat_replication")
             os.kill(sender, signal.SIGSTOP)
             under_way = [
                 asyncio.create_task(self._transfer(coordinator, f"after-{number}", number, timeout=TIMEOUT_S))
@@ -144,14 +138,14 @@ class Failover:
             ]
             if self._synchronous:
                 waits = "from pg_stat_activity where wait_event = 'SyncRep'"
-                await _until(primary, f"select count(*) >= {UNDER_WAY} {waits}")
-                await _ask(primary, f"select pg_cancel_backend(pid) {waits} limit {UNDER_WAY // 2}")
+                await until(primary, f"select count(*) >= {UNDER_WAY} {waits}")
+                await ask(primary, f"select pg_cancel_backend(pid) {waits} limit {UNDER_WAY // 2}")
                 # The answers are on their way, and where they are believed, the others commit.
                 await asyncio.sleep(TIMEOUT_S / 2)
             else:
                 await asyncio.wait(under_way)
             await primary.kill()
-            await _ask(standby, "select pg_promote()")
+            await ask(standby, "select pg_promote()")
             await asyncio.wait(under_way)
 
     async def _transfer(
@@ -170,32 +164,6 @@ class Failover:
             self._acknowledged.append(name)
 
 
-@asynccontextmanager
-async def _standby_of(primary: EmbeddedServer) -> AsyncIterator[EmbeddedServer]:
-    """A streaming standby, copied from ``primary``, which is stopped now."""
-    if primary.folder is None:
-        raise RuntimeError("the primary was never started")
-    folder = Path(tempfile.mkdtemp(prefix="undoubt-standby-"))
-    await asyncio.to_thread(shutil.copytree, primary.folder / "data", folder / "data", symlinks=True)
-    (folder / "data" / "standby.signal").touch()
-    owner = primary.folder.stat()
-    for place in (folder, *folder.rglob("*")):
-        os.chown(place, owner.st_uid, owner.st_gid)
-    folder.chmod(0o700)
-    source = f"host=127.0.0.1 port={primary.port} user=postgres password={primary.password}"
-    standby = EmbeddedServer({"primary_conninfo": source, "wal_retrieve_retry_interval": "100ms"})
-    standby.folder = folder
-    async with standby:
-        yield standby
-
-
-def _either(dsn: str, port: int) -> str:
-    """``dsn`` with a second host, on that port; the driver looks for the one that can be written."""
-    parts = urlsplit(dsn)
-    user, _, address = parts.netloc.rpartition("@")
-    return urlunsplit(parts._replace(netloc=f"{user}@{address},127.0.0.1:{port}"))
-
-
 async def _recovered(settings: dict[str, Any]) -> dict[str, str]:
     """What recovery says about each branch that it leaves, by gid."""
     loaded = load(settings)
@@ -209,22 +177,6 @@ async def _recovered(settings: dict[str, Any]) -> dict[str, str]:
             await asyncio.sleep(0.2)
         await service.close()
     return left
-
-
-async def _ask(server: EmbeddedServer, sql: str) -> Any:
-    connection = await asyncpg.connect(server.socket_dsn())
-    try:
-        rows = await connection.fetch(sql)
-        return rows[0][0] if rows else None
-    finally:
-        with suppress(OSError, asyncpg.PostgresError):
-            await connection.close()
-
-
-async def _until(server: EmbeddedServer, sql: str) -> None:
-    async with asyncio.timeout(WITHIN_S):
-        while not await _ask(server, sql):
-            await asyncio.sleep(0.02)
 
 
 __all__ = ["add_arguments", "main"]

@@ -229,6 +229,9 @@ class SimulatedParticipant:
             raise ParticipantRefused(self.name, str(error), sqlstate=error.sqlstate) from error
         return _XACT_STATUSES.get(status, XactStatus.UNKNOWN)
 
+    async def timeline_history(self) -> None:
+        """Its role may not read that."""
+
     async def forget(self, gid: Gid) -> None:
         """It keeps no record of heuristic outcomes."""
 
