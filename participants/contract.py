@@ -145,11 +145,11 @@ class TimelineHistory:
         before it is. None if that is not known, and for evidence of the present timeline."""
         if self.ancestors is None or evidence.timeline is None or evidence.system != self.system:
             return None
-        if evidence.timeline == self.timeline:
-            return None
+        if evidence.timeline >= self.timeline:
+            return None  # of a later one, this server may be a former primary that should not be asked
         left_at = self.ancestors.get(evidence.timeline)
         if left_at is None:
-            return True  # written on a timeline of which this history has no record at all
+            return True  # of a server that was promoted beside an ancestor of this one
         return None if evidence.position is None else evidence.position >= left_at
 
 

@@ -61,6 +61,15 @@ async def test_circles_of_waits() -> None:
     assert told["control"] > 0
 
 
+async def test_a_participant_fails_over() -> None:
+    """Broken if a failover splits a transaction where a standby confirms, or splits one untold elsewhere."""
+    told = await prove("failover", "--pairs", "1", "--async", "1")
+    assert (told["failovers"], told["half_applied_sync"], told["acknowledged_lost"]) == (4, 0, 0)
+    assert (told["untold_heuristics"], told["prepared_after"]) == (0, 0)
+    assert told["half_applied_async"] > 0
+    assert told["control"] == 2
+
+
 async def test_locking_in_one_order() -> None:
     """Broken if the detector of deadlocks aborts a transaction of those that only wait."""
     told = await prove("contention", "--waits", "300", "--seconds", "5")

@@ -109,8 +109,8 @@ def _follow(standby: EmbeddedServer, primary: EmbeddedServer) -> None:
 
 
 def _configure(server: EmbeddedServer) -> None:
-    """``pg_rewind`` starts the server for its crash recovery, which reads this setting from the file only; and
-    it copies the file of the other one."""
+    """``pg_rewind`` starts the server for its crash recovery, which reads this setting from the file only;
+    and it copies the file of the other one."""
     if server.folder is not None:
         line = f"max_prepared_transactions = {server.settings['max_prepared_transactions']}\n"
         file = server.folder / "data" / "postgresql.conf"
