@@ -55,6 +55,7 @@ def test_a_history_that_is_not_known_says_nothing() -> None:
         ("", None),
         ("# nothing\n", None),
         ("1\n", None),
+        ("1\t0/3000148\tknown\ntwo\t0/4000148\tno number\n", None),
         ("1\t3000148\tno slash\n", None),
         ("one\t0/3000148\tno number\n", None),
         ("1\t0/xyz\tno position\n", None),
