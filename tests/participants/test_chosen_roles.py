@@ -69,8 +69,11 @@ async def test_doctor_sees_that_a_setting_chooses_the_role(scene: Scene, where: 
     """Broken if nobody is told that branches begin as another role, or are refused, and who decides that."""
     name, admin = scene.database.name, scene.database.admin
     statement, fix, severity = SETTINGS_OF_ROLE[where]
+    if where == "database":
+        if int(await admin.fetchval("show server_version_num")) < 160000:
+            pytest.skip("memberships have no options before version 16")
+        await admin.execute("grant clerk to app with set false")
     participant = scene.at("app")
-    await admin.execute("grant clerk to app with set false" if where == "database" else "select")
     try:
         for each in statement.format(db=name).split("; "):
             await admin.execute(each)

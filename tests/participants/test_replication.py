@@ -14,7 +14,7 @@ from tests.coordinator.ledger.signing import TaggingLedger
 from tests.participants.hands import at
 from tests.participants.support import WRITE, new_gid, participant_at, run_on
 from undoubt.embedded import EmbeddedServer
-from undoubt.embedded.binaries import DEBIAN, bin_folder
+from undoubt.embedded.binaries import DEBIAN, ENV_BIN, bin_folder
 from undoubt.embedded.places import give, server_user
 from undoubt.participants.contract import Decision, Settled, Vote
 from undoubt.participants.ids import Foreign
@@ -80,11 +80,10 @@ async def eventually(server: EmbeddedServer, sql: str) -> None:
         await connection.close()
 
 
-def older() -> Path:
-    """The programs of an older version beside the usual ones."""
-    usual = bin_folder()
+def other_than(new: Path) -> Path:
+    """The programs of an older version."""
     for found in sorted(DEBIAN.glob("*/bin/initdb")):
-        if (found.parent / "pg_ctl").exists() and found.parent != usual:
+        if found.parent != new:
             return found.parent
     lacking = "pg_upgrade needs a second, older PostgreSQL: Debian's package postgresql"
     if os.environ.get("CI") == "true":
@@ -92,14 +91,18 @@ def older() -> Path:
     pytest.skip(lacking)
 
 
-async def test_pg_upgrade_refuses_what_is_prepared(tmp_path_factory: pytest.TempPathFactory) -> None:
+async def test_pg_upgrade_refuses_what_is_prepared(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Broken if the page for operators is wrong: prepared transactions would be lost by an upgrade, silently
     (https://www.postgresql.org/docs/current/pgupgrade.html)."""
-    old, new = older(), bin_folder()
     folder = tmp_path_factory.mktemp("upgrade")
     for parent in (folder, *list(folder.parents)[:-2]):
         parent.chmod(parent.stat().st_mode | 0o011)
     give(folder, server_user())
+    monkeypatch.delenv(ENV_BIN, raising=False)  # to the version of the wheel, whatever the others run on
+    new = bin_folder(folder)
+    old = other_than(new)
 
     def run(*command: str) -> subprocess.CompletedProcess[str]:
         user = server_user()

@@ -273,7 +273,8 @@ async def test_time_stands_still_while_the_leader_is_stopped(settings: LedgerSet
         await ledger.open_session("test", 10)
         clock.now_s += 3_600
         await ledger.upkeep.beat()
-        assert (await ledger.info()).ledger_time_s <= upkeep.BEAT_S_MAX
+        # Beats of the ledger's own may come between, each of as much at most.
+        assert (await ledger.info()).ledger_time_s < 10
         assert [info.state for info in await ledger.sessions()] == [SessionState.OPEN]
 
 
