@@ -113,7 +113,7 @@ class EtcdKeys:
                 messages.put(keys.decision(txid), encode(value_of(decide, decision))),
                 messages.put(keys.decided(command.at, txid)),
             ]
-            if branches or not holds:  # otherwise no participant has anything to apply
+            if branches:  # otherwise no participant has anything to apply
                 written.append(messages.put(keys.unfinished(txid)))
             if holds:
                 kept_ms = (snapshot.get(keys.clock, LedgerClock) or LedgerClock()).time_ms

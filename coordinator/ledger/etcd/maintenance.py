@@ -156,7 +156,7 @@ class EtcdLeadership:
         dropped = []
         for info, record in await self._sessions.records():
             old = record.closed_ms is not None and record.closed_ms <= retained_ms
-            if old and await self._drop(info):
+            if old and await self._drop(info, record):
                 dropped.append(info.id)
         await self._drop_keys(retained_ms)
         for kv in await self._store.every(self._store.keys.all("dropped")):
@@ -165,9 +165,11 @@ class EtcdLeadership:
                 await self._purge(kv)
         return dropped
 
-    async def _drop(self, info: SessionInfo) -> bool:
+    async def _drop(self, info: SessionInfo, ended: SessionRecord) -> bool:
         """Drop a session, unless it is held: a transaction of it is unfinished, or precommitted and
-        undecided, or has an open heuristic outcome. That is compared in the transaction that drops it."""
+        undecided, or has an open heuristic outcome. That is compared in the transaction that drops it; and
+        that the session still is as it was when it was found old: if etcd was set back since, its end is a
+        later one."""
         keys, store = self._store.keys, self._store
         key = keys.session(info.id, info.nonce)
         held = []
@@ -183,8 +185,7 @@ class EtcdLeadership:
         if await store.count(unfinished) or await store.count(heuristics):
             return False
         snapshot = await store.read([key, *held])
-        value = snapshot[key]
-        if value is None:
+        if snapshot.get(key, SessionRecord) != ended:
             return False
         gone = ("forgotten", "doomed", "lock-of", "precommit", "summary")
         answer = await store.client.transact(
@@ -192,7 +193,7 @@ class EtcdLeadership:
                 [*snapshot.unchanged([keys.era, key, *held]), *(map(_none, (unfinished, heuristics)))],
                 [
                     messages.delete(key),
-                    messages.put(keys.dropped(info.id, info.nonce), value),
+                    messages.put(keys.dropped(info.id, info.nonce), encode(ended)),
                     messages.delete(keys.floor(info.id)),
                     *(map(_all, (keys.all(kind, info.id) for kind in gone))),
                 ],

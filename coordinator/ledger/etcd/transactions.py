@@ -131,6 +131,8 @@ class Transactions:
         standing = self._sessions.standing(snapshot, txid.session, txid.nonce)
         name = "" if standing.record is None else standing.record.name
         found = recorded(keys, snapshot, txid)
+        if found is not None and found.details is not None and standing.state is not None:
+            return await self.transaction(txid)  # it was decided since its details were looked for
         if found is not None and standing.state is not None:
             verdict = verdict_of(found.decision, standing.state, standing.floor, txid.seq, None)
             heuristics = await self._heuristics_of(txid)

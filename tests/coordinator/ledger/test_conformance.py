@@ -366,6 +366,23 @@ async def test_retention_drops_old_sessions_and_their_answers_become_forgotten(b
         await ledger.decide(session.txid(2), COMMIT, BRANCHES)
 
 
+async def test_an_ended_session_is_kept_for_the_whole_retention(backend: Backend) -> None:
+    """Broken if a session that has ended is dropped before the retention has passed: opened, closed, upkeep,
+    and what is undecided is forgotten. ABORTED is right: no COMMIT can be recorded any more. FORGOTTEN lets
+    recovery end nothing wrongly, but leaves to a person, who may guess, what the ledger knew."""
+    ledger = backend.ledger
+    closed, expired = await opened(ledger), await opened(ledger)
+    txids = [closed.txid(1), expired.txid(1)]
+    await ledger.close_session(closed)
+    await backend.elapse(0)
+    assert await verdict(ledger, closed.txid(1)) is Verdict.ABORTED
+    await backend.elapse(expired.ttl_s + 1)
+    await backend.elapse(backend.retention_s - expired.ttl_s - 2)
+    assert set((await ledger.outcomes(txids)).values()) == {Verdict.ABORTED}
+    await backend.elapse(expired.ttl_s + 1 + TIME_STEP_S_MAX)
+    assert set((await ledger.outcomes(txids)).values()) == {Verdict.FORGOTTEN}
+
+
 async def test_retention_keeps_what_is_unfinished_or_has_an_open_heuristic(backend: Backend) -> None:
     """A participant that is down for longer than retention must still learn its decision."""
     ledger = backend.ledger

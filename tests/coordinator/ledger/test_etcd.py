@@ -313,6 +313,29 @@ async def test_an_end_and_a_decision_are_read_at_one_revision(place: Place, ledg
     assert set(verdicts.values()) <= {Verdict.ACTIVE, Verdict.COMMITTED}
 
 
+async def test_a_transaction_that_is_decided_between_two_reads_is_not_finished(
+    place: Place, ledger: Signing
+) -> None:
+    """An operator is told that all branches have committed, of a transaction that was only decided: it was
+    looked for with its details before the decision, and without them after it."""
+    session = await ledger.open_session("test", 600)
+    txid = session.txid(1)
+    reader = await place.open()
+    line, key = Line(reader), store_of(reader).keys.decision(txid)
+    decided: list[Decision] = []
+
+    async def after(path: str, sent: msgspec.Struct, answer: Any) -> Any:
+        ranges = [each.request_range for each in getattr(sent, "success", ())]
+        if not decided and any(ranged is not None and ranged.key == key for ranged in ranges):
+            decided.append(await ledger.decide(txid, COMMIT, BRANCHES))
+        return answer
+
+    line.after = after
+    info = await reader.transaction(txid)
+    assert decided == [COMMIT]
+    assert (info.record, info.finished, len(info.branches)) == (RecordedDecision.COMMIT, False, 2)
+
+
 async def test_a_key_that_was_written_twice_is_one_record(ledger: Signing) -> None:
     """The count of decisions, or the pages of history, contain a transaction twice."""
     session = await ledger.open_session("test", 600)

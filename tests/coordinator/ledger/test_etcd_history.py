@@ -182,3 +182,29 @@ async def test_a_late_deletion_of_history_deletes_nothing_that_is_kept(aging: Et
     for path, sent in late:
         await line.again(path, sent)
     assert len(await _all_of(ledger, "session", "decision", "decided")) == 3
+
+
+async def test_a_session_that_was_set_back_to_before_its_end_is_kept(aging: Etcd) -> None:
+    """A leader finds a session that ended long ago, etcd is set back to the time before that end, and the
+    leader drops the session: what recovery could end by itself is forgotten, and nothing is retained."""
+    ledger = aging.ledger
+    session = await ledger.open_session("test", 5)
+    store = store_of(ledger)
+    key = store.keys.session(session.id, session.nonce)
+    [kv] = (await store.client.range(messages.Range(key))).kvs
+    await ledger.close_session(session)
+    line = Line(ledger)
+    before = [messages.put(key, kv.value)]
+
+    async def hold(path: str, sent: msgspec.Struct) -> None:
+        if before and isinstance(sent, messages.Range) and sent.count_only:  # the session was found old
+            await store.client.transact(messages.EtcdTransaction(success=[before.pop()]))
+
+    line.hold = hold
+    await aging.elapse(aging.retention_s + KEPT_LONGER_S)
+    assert not before
+    assert await verdict_of(ledger, session.txid(1)) is Verdict.ABORTED
+    await aging.elapse(aging.retention_s)
+    assert await verdict_of(ledger, session.txid(1)) is Verdict.ABORTED
+    await aging.elapse(KEPT_LONGER_S)
+    assert await verdict_of(ledger, session.txid(1)) is Verdict.FORGOTTEN

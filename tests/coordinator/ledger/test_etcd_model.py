@@ -58,6 +58,10 @@ class EtcdStage(Stage):
 class Keys(Rows):
     """What the machine's tests ask of a machine, asked of the ledger."""
 
+    @property
+    def kept_longer_s(self) -> float:
+        return upkeep.KEPT_LONGER_S
+
     def apply(self, command: c.Command) -> object:
         """As coordinators do, repeated until it is answered."""
         while isinstance(answer := super().apply(command), LedgerUnavailable):

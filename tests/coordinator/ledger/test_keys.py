@@ -270,6 +270,14 @@ async def test_a_key_alone_can_be_committed(one: Client) -> None:
     assert not await one.ledger.unfinished()
 
 
+async def test_a_key_alone_leaves_nothing_to_finish(one: Client) -> None:
+    """A ledger without a recovery would keep the session of a transaction without branches for ever."""
+    await one.claim(1, "k")
+    assert await one.commit(1, "k", b"r", ()) is COMMIT
+    assert await one.commit(2, "another", b"r", ()) is ABORT  # without a claim
+    assert not await one.ledger.unfinished()
+
+
 async def test_one_transaction_has_one_key(one: Client) -> None:
     """COMMIT records one key: the other one would stay claimed, and be free without an abort."""
     await one.claim(1, "k")

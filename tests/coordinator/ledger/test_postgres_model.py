@@ -72,6 +72,12 @@ class Rows:
         self._known: dict[TxId, tuple[Verdict, RecordedDecision]] = {}
 
     @property
+    def kept_longer_s(self) -> float:
+        """By how much longer than the retention this ledger keeps what is old. The model keeps it for the
+        retention exactly."""
+        return BEAT_S_MAX
+
+    @property
     def state(self) -> SimpleNamespace:
         return SimpleNamespace(incarnation=self._stage.run(self._ledger.info()).incarnation)
 
@@ -110,7 +116,8 @@ class Rows:
                 return await ledger.forget_heuristic(command.gid)
             case c.AdvanceTime():
                 upkeep = ledger.upkeep
-                retention_s = command.retention_ms / 1000 - BEAT_S_MAX
+                retention_s = command.retention_ms / 1000 - self.kept_longer_s
+                assert retention_s >= 0, "the ledger would drop what the model keeps"
                 upkeep._settings = msgspec.structs.replace(upkeep._settings, retention_s=retention_s)
                 await upkeep.move(command.elapsed_ms)
                 return await upkeep.retire()
