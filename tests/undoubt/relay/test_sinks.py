@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -179,3 +180,63 @@ async def test_a_function_that_only_makes_a_generator_acknowledges_nothing() -> 
             await FunctionSink(wrapper).deliver(MESSAGE)
     with pytest.raises(UsageError, match="generator"):
         await FunctionSink(awaited).deliver(MESSAGE)
+
+
+async def test_what_a_function_has_not_begun_is_begun_or_refused() -> None:
+    """Broken if a message is acknowledged whose work only exists as an object that was returned: a coroutine
+    of a coroutine, or what ``map`` would do."""
+    done: list[str] = []
+
+    async def work(name: str) -> None:
+        done.append(name)
+
+    async def coroutine(_: Message) -> object:
+        return work("a coroutine of a coroutine function")
+
+    async def twice(_: Message) -> object:
+        async def between() -> object:
+            return work("a coroutine of a coroutine")
+
+        return between()
+
+    for function in (coroutine, twice, lambda _: work("a coroutine of a function")):
+        await FunctionSink(function).deliver(MESSAGE)
+    assert done == [
+        "a coroutine of a coroutine function",
+        "a coroutine of a coroutine",
+        "a coroutine of a function",
+    ]
+
+    async def awaited(message: Message) -> Any:
+        return map(done.append, [message.topic])
+
+    lazy: tuple[Callable[[Message], object], ...] = (
+        lambda message: map(done.append, [message.topic]),
+        lambda message: filter(done.append, [message.topic]),
+        lambda message: iter([message]),
+        awaited,
+    )
+    for each in lazy:
+        with pytest.raises(UsageError, match="iterator"):
+            await FunctionSink(each).deliver(MESSAGE)
+    assert len(done) == 3
+
+    async def endless(message: Message) -> object:
+        return endless(message)
+
+    with pytest.raises(UsageError, match="without end"):
+        await FunctionSink(endless).deliver(MESSAGE)
+
+
+async def test_a_future_of_another_thread_is_waited_for() -> None:
+    """Broken if a message is acknowledged that a pool of the application has not handled yet."""
+    future = concurrent.futures.Future[None]()
+    delivery = asyncio.create_task(FunctionSink(lambda _: future).deliver(MESSAGE))
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(asyncio.shield(delivery), 0.05)
+    future.set_result(None)
+    await delivery
+    failed = concurrent.futures.Future[None]()
+    failed.set_exception(ZeroDivisionError())
+    with pytest.raises(ZeroDivisionError):
+        await FunctionSink(lambda _: failed).deliver(MESSAGE)
