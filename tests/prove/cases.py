@@ -250,6 +250,10 @@ ROLLS_BACK: frozenset[enum.StrEnum] = frozenset(
 COPIES: frozenset[enum.StrEnum] = frozenset({AgentStep.BEFORE_COPY, AgentStep.AFTER_COPY})
 """Steps that recovery passes for every row that was left."""
 
+CONCLUDES: frozenset[enum.StrEnum] = frozenset({AgentStep.BEFORE_CONCLUDE, AgentStep.AFTER_CONCLUDE})
+"""Steps that recovery surely passes only for a transaction without a row. If a session ends between a pass
+over the branches and one over the rows, a row of it is copied, and its transaction decided, without these."""
+
 
 def _before(step: enum.StrEnum, protocol: Protocol) -> Trap:
     """Where the coordinator dies so that recovery passes ``step``: it must abort with everything prepared, or
@@ -266,4 +270,4 @@ def _before(step: enum.StrEnum, protocol: Protocol) -> Trap:
     }
     if step in COPIES:
         return Trap(KILL, LastAgentStep.BEFORE_FORGET, 0, UNDER_LOAD)
-    return Trap(KILL, dies_at[protocol, step in ROLLS_BACK], 0, UNDER_LOAD)
+    return Trap(KILL, dies_at[protocol, step in ROLLS_BACK | CONCLUDES], 0, UNDER_LOAD)
