@@ -69,10 +69,15 @@ class Victim(enum.StrEnum):
     holds the row, until recovery terminates it."""
     ARRIVED = "arrived"
     """The same; but that session commits while recovery waits for it with the tombstone."""
+    UNCONFIRMED = "unconfirmed"
+    """The same; but the COMMIT has happened, and its session waits for a standby that is gone. So it stays
+    committed when recovery terminates that session. Then there is no standby to wait for any more."""
     POWER = "power"
     """All at once: the coordinator, the databases, every node; then everything but the coordinator starts."""
 
 
+IN_ITS_COMMIT = (Victim.IN_FLIGHT, Victim.ARRIVED, Victim.UNCONFIRMED)
+"""The coordinator dies while the agent executes its COMMIT."""
 NODES = (Victim.LEADER, Victim.FOLLOWER, Victim.OTHER_FOLLOWER)
 CLUSTERED = frozenset(
     {
@@ -146,7 +151,7 @@ def cases(
         recovers += AgentStep
         more += (Victim.AGENT, Victim.AGENT_DOWN)
         both = (1,)  # the other one is the agent's, which passes no step of a branch
-        found += [Case(victim, False, NO_TRAP) for victim in (Victim.IN_FLIGHT, Victim.ARRIVED)]
+        found += [Case(victim, False, NO_TRAP) for victim in IN_ITS_COMMIT]
     for victim in (Victim.COORDINATOR, Victim.DATABASE, Victim.DATABASE_DOWN, *more):
         how = KILL if victim is Victim.COORDINATOR else PAUSE
         for step in STEPS[protocol]:

@@ -2,8 +2,8 @@
 
 Each call of a plain function has a thread of its own, which is not of the event loop's executor: that has few
 threads, other work of the program shares them, and the program would wait for them when it ends. A thread
-cannot be stopped, so a call goes on after its timeout; until it has ended, messages of its lane are
-refused."""
+cannot be stopped, so a call goes on after its timeout, like work that it gave to a pool of the application;
+until it has ended, messages of its lane are refused."""
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ from undoubt.relay.sink import Undelivered
 
 CALLS_MAX = 1_000
 """Calls that run in threads at once; most of them have timed out if there are so many."""
+LAZY = frozenset({"builtins", "itertools"})
+"""The modules of the iterators that may stand for work that has not begun: ``map``, ``itertools.chain``."""
 ANSWERS_MAX = 10
 """How often the result of what a function returned may be something to wait for again."""
 
@@ -32,8 +34,9 @@ ANSWERS_MAX = 10
 class FunctionSink:
     """Calls ``function`` with each message: a coroutine function in the event loop, any other one in a
     thread. What it returns is waited for if it is awaitable or a ``concurrent.futures.Future``, and then
-    what that results in. An iterator or a generator has delivered nothing: ``UsageError``. While a call still
-    runs in its thread after its timeout, further messages of its lane are refused (``Undelivered``)."""
+    what that results in. A generator, or an iterator of Python's own such as ``map(…)``, has delivered
+    nothing: ``UsageError``. While a call, or its future, still runs after its timeout, further messages of
+    its lane are refused (``Undelivered``)."""
 
     def __init__(self, function: Callable[[Message], object]) -> None:
         having("function", function, "a function of a message")
@@ -42,7 +45,7 @@ class FunctionSink:
         self._function = function
         self._awaits = inspect.iscoroutinefunction(function)
         self._running: set[Lane] = set()
-        """The lanes with a call that runs in a thread."""
+        """The lanes with a call that runs in a thread, or with its future."""
 
     @classmethod
     def named(cls, name: str) -> FunctionSink:
@@ -64,13 +67,18 @@ class FunctionSink:
         return cls(found)
 
     async def deliver(self, message: Message) -> None:
+        lane = message.lane
+        if lane in self._running:
+            raise Undelivered("an earlier call for its key has timed out, and still runs")
         answer = self._function(message) if self._awaits else await self._in_thread(message)
         for _ in range(ANSWERS_MAX):
             if isinstance(answer, Future):
+                self._running.add(lane)
+                answer.add_done_callback(lambda _: self._running.discard(lane))
                 answer = await asyncio.wrap_future(answer)
             elif isinstance(answer, Awaitable):
                 answer = await answer
-            elif isinstance(answer, Iterator | AsyncIterator):
+            elif _is_lazy(answer):
                 raise UsageError(
                     f"the function of messages returned {_a_kind(answer)}, of which nothing has run"
                 )
@@ -99,8 +107,6 @@ class FunctionSink:
             with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
                 loop.call_soon_threadsafe(_end, ended, (answer, failure))
 
-        if lane in self._running:
-            raise Undelivered("an earlier call for its key has timed out, and still runs in its thread")
         if len(self._running) >= CALLS_MAX:
             raise Undelivered(f"{CALLS_MAX:,} calls have not ended in their threads; none is begun")
         self._running.add(lane)
@@ -120,6 +126,14 @@ def _end(
 ) -> None:
     if not ended.done():  # else the delivery has timed out
         ended.set_result(result)
+
+
+def _is_lazy(answer: object) -> bool:
+    """Whether ``answer`` is work that has not begun. A cursor or a file can be iterated over too, and is what
+    is left of work that was done."""
+    if inspect.isgenerator(answer) or inspect.isasyncgen(answer):
+        return True
+    return isinstance(answer, Iterator | AsyncIterator) and type(answer).__module__ in LAZY
 
 
 def _a_kind(answer: object) -> str:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
+import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -240,3 +243,39 @@ async def test_a_future_of_another_thread_is_waited_for() -> None:
     failed.set_exception(ZeroDivisionError())
     with pytest.raises(ZeroDivisionError):
         await FunctionSink(lambda _: failed).deliver(MESSAGE)
+
+
+async def test_a_future_that_still_runs_keeps_its_key() -> None:
+    """Broken if two pieces of work for one key run at once in a pool of the application, because the first
+    one took too long; or if the key is never delivered again."""
+    future, calls = concurrent.futures.Future[None](), 0
+
+    def receive(_: Message) -> object:
+        nonlocal calls
+        calls += 1
+        return future
+
+    async def awaited(message: Message) -> object:
+        return receive(message)
+
+    for function in (receive, awaited):
+        future, calls = concurrent.futures.Future[None](), 0
+        future.set_running_or_notify_cancel()
+        sink = FunctionSink(function)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(sink.deliver(MESSAGE), 0.05)
+        with pytest.raises(Undelivered, match="still runs"):
+            await sink.deliver(MESSAGE)
+        assert calls == 1
+        future.set_result(None)
+        await sink.deliver(MESSAGE)
+        assert calls == 2
+
+
+async def test_a_function_may_return_a_cursor_or_a_file(tmp_path: Path) -> None:
+    """Broken if a message is delivered for ever, each time with its effects, because its function returns
+    what the last statement of its work returned, and that can be iterated over."""
+    connection = sqlite3.connect(":memory:", check_same_thread=False)
+    with (tmp_path / "file").open("w") as file, contextlib.closing(connection):
+        await FunctionSink(lambda _: connection.execute("create table t (id integer)")).deliver(MESSAGE)
+        await FunctionSink(lambda _: file).deliver(MESSAGE)
