@@ -211,7 +211,8 @@ async def test_a_cancelled_relay_ends(shop: Shop, receiver: Receiver) -> None:
     that are under way finish, the second one does not."""
     await shop.publish("1", key="k")
     await shop.publish("2", key="l")
-    running = asyncio.create_task(Relay(shop.outbox(), FunctionSink(receiver.receive)).run())
+    relay = Relay(shop.outbox(), FunctionSink(receiver.receive), timeout=2 * PATIENCE_S)
+    running = asyncio.create_task(relay.run())
     receiver.gate.clear()
     await receiver.until(lambda: len(receiver.got) == 2)
     for _ in range(2):
