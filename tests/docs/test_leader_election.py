@@ -30,8 +30,10 @@ async def candidates(stack: AsyncExitStack, ledger: MemoryLedger, count: int) ->
     return [await stack.enter_async_context(each) for each in made]
 
 
-async def test_a_candidate_that_is_cancelled_has_ended_before_the_next_leads() -> None:
-    """Two leaders at once."""
+@pytest.mark.parametrize("cancellations", [1, 3])
+async def test_a_candidate_that_is_cancelled_has_ended_before_the_next_leads(cancellations: int) -> None:
+    """Two leaders at once: the lock is given back while the work of its holder is still cleaned up, at the
+    first cancellation or at a later one."""
     lead, leading, most, turns = recipe(), set[int](), 0, asyncio.Semaphore(0)
     ledger, cleaning, clean = MemoryLedger(), asyncio.Event(), asyncio.Event()
 
@@ -53,17 +55,47 @@ async def test_a_candidate_that_is_cancelled_has_ended_before_the_next_leads() -
         await turns.acquire()
         other = asyncio.create_task(lead(made[1], lambda _: serve(2)))
         [leader] = await ledger.locks()
-        one.cancel()
-        await cleaning.wait()
+        for _ in range(cancellations):
+            one.cancel()
+            await cleaning.wait()
+            await asyncio.sleep(0)
         assert await made[1].lock("another").try_acquire()  # the ledger has heard what was sent before
         [now] = await ledger.locks(only=leader.name)
         assert (now.holders, leading) == (leader.holders, {1})
         clean.set()
         await turns.acquire()
-        assert (one.done(), leading, most) == (True, {2}, 1)
+        await asyncio.wait([one])
+        assert (one.cancelled(), leading, most) == (True, {2}, 1)
         other.cancel()
         await asyncio.wait([other])
         assert leading == set()
+
+
+async def test_a_candidate_that_is_cancelled_after_its_lock_was_lost_ends() -> None:
+    """Broken if a cancellation is swallowed while a deposed leader cleans up: it would lead again."""
+    lead, ledger = recipe(), MemoryLedger()
+    leading, cleaning, clean = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def serve(_: object) -> None:
+        leading.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cleaning.set()
+            await clean.wait()
+
+    async with asyncio.timeout(60), AsyncExitStack() as stack:
+        [coordinator] = await candidates(stack, ledger, 1)
+        candidate = asyncio.create_task(lead(coordinator, serve))
+        await leading.wait()
+        [lock] = await ledger.locks()
+        await ledger.unlock(lock.holders[0].request)
+        await cleaning.wait()
+        candidate.cancel()
+        await asyncio.sleep(0)
+        clean.set()
+        await asyncio.wait([candidate])
+        assert candidate.cancelled()
 
 
 async def test_a_stale_leader_is_a_candidate_again() -> None:

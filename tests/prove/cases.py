@@ -69,10 +69,15 @@ class Victim(enum.StrEnum):
     holds the row, until recovery terminates it."""
     ARRIVED = "arrived"
     """The same; but that session commits while recovery waits for it with the tombstone."""
+    UNCONFIRMED = "unconfirmed"
+    """The same; but the COMMIT has happened, and its session waits for a standby that is gone. So it stays
+    committed when recovery terminates that session. Then there is no standby to wait for any more."""
     POWER = "power"
     """All at once: the coordinator, the databases, every node; then everything but the coordinator starts."""
 
 
+IN_ITS_COMMIT = (Victim.IN_FLIGHT, Victim.ARRIVED, Victim.UNCONFIRMED)
+"""The coordinator dies while the agent executes its COMMIT."""
 NODES = (Victim.LEADER, Victim.FOLLOWER, Victim.OTHER_FOLLOWER)
 CLUSTERED = frozenset(
     {
@@ -146,7 +151,7 @@ def cases(
         recovers += AgentStep
         more += (Victim.AGENT, Victim.AGENT_DOWN)
         both = (1,)  # the other one is the agent's, which passes no step of a branch
-        found += [Case(victim, False, NO_TRAP) for victim in (Victim.IN_FLIGHT, Victim.ARRIVED)]
+        found += [Case(victim, False, NO_TRAP) for victim in IN_ITS_COMMIT]
     for victim in (Victim.COORDINATOR, Victim.DATABASE, Victim.DATABASE_DOWN, *more):
         how = KILL if victim is Victim.COORDINATOR else PAUSE
         for step in STEPS[protocol]:
@@ -250,6 +255,10 @@ ROLLS_BACK: frozenset[enum.StrEnum] = frozenset(
 COPIES: frozenset[enum.StrEnum] = frozenset({AgentStep.BEFORE_COPY, AgentStep.AFTER_COPY})
 """Steps that recovery passes for every row that was left."""
 
+CONCLUDES: frozenset[enum.StrEnum] = frozenset({AgentStep.BEFORE_CONCLUDE, AgentStep.AFTER_CONCLUDE})
+"""Steps that recovery surely passes only for a transaction without a row. If a session ends between a pass
+over the branches and one over the rows, a row of it is copied, and its transaction decided, without these."""
+
 
 def _before(step: enum.StrEnum, protocol: Protocol) -> Trap:
     """Where the coordinator dies so that recovery passes ``step``: it must abort with everything prepared, or
@@ -266,4 +275,4 @@ def _before(step: enum.StrEnum, protocol: Protocol) -> Trap:
     }
     if step in COPIES:
         return Trap(KILL, LastAgentStep.BEFORE_FORGET, 0, UNDER_LOAD)
-    return Trap(KILL, dies_at[protocol, step in ROLLS_BACK], 0, UNDER_LOAD)
+    return Trap(KILL, dies_at[protocol, step in ROLLS_BACK | CONCLUDES], 0, UNDER_LOAD)

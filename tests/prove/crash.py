@@ -27,7 +27,7 @@ from typing import Any
 
 from tests.prove.agent_run import AgentRun
 from tests.prove.bank import NAMES
-from tests.prove.cases import CLUSTERED, Case, Victim, cases
+from tests.prove.cases import CLUSTERED, IN_ITS_COMMIT, Case, cases
 from tests.prove.ledgers import LEDGERS
 from tests.prove.node_run import NodeRun
 from tests.prove.run import Run
@@ -115,7 +115,7 @@ def _run_of(
 ) -> Run:
     if isinstance(case, SidecarCase):
         return SidecarRun(number, case, stage, totals, protocol)
-    if case.victim in {Victim.IN_FLIGHT, Victim.ARRIVED}:
+    if case.victim in IN_ITS_COMMIT:
         return AgentRun(number, case, stage, totals, protocol)
     return (NodeRun if case.victim in CLUSTERED else Run)(number, case, stage, totals, protocol)
 

@@ -147,6 +147,6 @@ async def recovered(settings: str) -> list[str]:
     """What recovery leaves in doubt: nothing, once the sessions of killed processes have expired.
     ``settings`` as JSON."""
     never = Trap(NEVER, "-", 0, 1).encode()
-    recovery = await Child.start("tests.prove.recovery_process", settings, never, "600", "600")
+    recovery = await Child.start("tests.prove.recovery_process", settings, never, "600", "600", "branches")
     await recovery.ended()
     return [*map(str, recovery.heard.last.get("left", ["recovery died"]))]

@@ -97,7 +97,10 @@ class Run:
 
     async def start_recovery(self, trap: Trap, passes: int) -> Child:
         after = PASSES_DOWN_MAX if self.case.victim in STAYS_DOWN else passes
-        return await self._start("recovery_process", trap, passes, after)
+        # A coordinator that goes on deletes its rows itself.
+        goes_on = self.case.victim in {Victim.STOPPED, Victim.SPARED}
+        waits = "rows" if self.protocol == "last" and not goes_on else "branches"
+        return await self._start("recovery_process", trap, passes, after, waits)
 
     async def _start(self, module: str, trap: Trap, *more: object) -> Child:
         return await self.start_child(module, self._settings, trap.encode(), *more)

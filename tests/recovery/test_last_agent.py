@@ -147,6 +147,25 @@ async def test_recovery_terminates_the_session_that_holds_the_row(stage: Stage) 
     assert stage.xact_statuses(left) == {XactStatus.ABORTED}
 
 
+async def test_a_session_that_is_terminated_may_have_committed(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Broken if the end of the session is taken for a rollback: its COMMIT had happened, and waited for a
+    standby."""
+    left = await stage.undecided()
+    stage.agent.holder = Holder(4711, "1.5")
+    terminate = stage.agent.terminate
+
+    async def terminated(holder: Holder) -> bool:
+        assert stage.agent.commit(left.entry, left.row.branches)
+        return await terminate(holder)
+
+    monkeypatch.setattr(stage.agent, "terminate", terminated)
+    await stage.end_session()
+    await stage.recover()
+    assert stage.xact_statuses(left) == {XactStatus.COMMITTED}
+
+
 async def test_a_session_that_cannot_be_terminated_is_named(stage: Stage) -> None:
     """Broken if an operator does not learn which session the transaction waits for, or it is decided before
     that session has ended."""

@@ -29,6 +29,8 @@ class AgentTable:
 
     def __init__(self) -> None:
         self.rows: dict[bytes, TableRow] = {}
+        self.unseen: set[bytes] = set()
+        """Keys of rows that are durable, and that nobody sees: their COMMIT waits for a standby."""
 
     def write(self, judge: Any, key: bytes, decision: str, ledger: str, txid: str, branches: bytes) -> None:
         now = asyncio.get_running_loop().time()
@@ -36,17 +38,19 @@ class AgentTable:
         judge.agent_wrote(txid, decision)
 
     def find(self, keys: Sequence[bytes]) -> list[tuple[bytes, str, bytes]]:
-        return [(key, self.rows[key].decision, self.rows[key].branches) for key in keys if key in self.rows]
+        seen = [key for key in keys if key in self.rows and key not in self.unseen]
+        return [(key, self.rows[key].decision, self.rows[key].branches) for key in seen]
 
     def page(self, ledger: str, after: bytes, limit: int) -> list[tuple[bytes, str, str, float]]:
         now = asyncio.get_running_loop().time()
-        keys = sorted(key for key, row in self.rows.items() if row.ledger == ledger and key > after)
+        seen = {key: row for key, row in self.rows.items() if key not in self.unseen}
+        keys = sorted(key for key, row in seen.items() if row.ledger == ledger and key > after)
         rows = [(key, self.rows[key]) for key in keys[:limit]]
         return [(key, row.decision, row.txid, max(now - row.written_at, 0.0)) for key, row in rows]
 
     def delete(self, judge: Any, keys: Sequence[bytes], decision: str) -> None:
         for key in keys:
-            if key in self.rows and self.rows[key].decision == decision:
+            if key in self.rows and key not in self.unseen and self.rows[key].decision == decision:
                 row = self.rows.pop(key)
                 if decision == "commit":
                     judge.agent_deleted(row.txid)

@@ -141,6 +141,7 @@ class Server:
         self.sessions: dict[int, Session] = {}
         self._pid = 100
         disk.starts += 1
+        disk.agent.unseen.clear()  # they are seen after a restart
         for work in disk.prepared.values():
             work.busy, work.pid, work.waits_for, work.ended = False, 0, None, None
             for account in work.deltas:
@@ -375,8 +376,23 @@ class Session(asyncio.Protocol):
             self._end(work, State.ABORTED)
             raise
         self.disk.agent.write(server.judge, key, "commit", ledger, txid, branches)
-        self._end(work, State.COMMITTED)
+        self.disk.commit(work)
+        server.judge.ended(self.disk.name, work, prepared=False)
+        try:
+            if server.faulty("commit of an agent waits for its standby", 0.1):
+                await self._await_standby(work, key)
+        finally:
+            self.work = None
+            server.free(work)
         return "COMMIT", not server.faulty("unconfirmed commit", 0.01)
+
+    async def _await_standby(self, work: Work, key: bytes) -> None:
+        """The row is durable, and nobody sees it. If the session is terminated, its COMMIT has happened."""
+        self.disk.agent.unseen.add(key)
+        try:
+            await self._linger(work, self.server.random.uniform(0.2, SLOWEST_COMMIT_S))
+        finally:
+            self.disk.agent.unseen.discard(key)
 
     async def _linger(self, work: Work, seconds: float) -> None:
         """The row is written, and the COMMIT is under way."""

@@ -310,7 +310,7 @@ class World:
         self.counts["promotions" if promote else "database crashes"] += 1
         process.kill()
         for session in server.sessions.values():
-            if session.work is not None:
+            if session.work is not None and session.work.state is not State.COMMITTED:
                 disk.abort(session.work)
                 disk.books.pop(session.work.xid or 0, None)
                 self.judge.ended(name, session.work, prepared=False)

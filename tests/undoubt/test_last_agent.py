@@ -15,11 +15,14 @@ import undoubt
 from tests.servers import prepared
 from tests.undoubt.test_end_to_end import TABLE, run, source
 from undoubt import TransactionAborted
+from undoubt.coordinator.ledger.contract import Session, SessionState
 from undoubt.coordinator.protocols.steps import STEPS, LastAgentStep, TwoPhaseStep
 from undoubt.embedded import EmbeddedServer
+from undoubt.errors import UndoubtError
 from undoubt.participants.ids import Protocol
 from undoubt.participants.postgres.schema import migrate
 from undoubt.participants.settings import ParticipantSettings
+from undoubt.recovery.service import RecoveryService
 
 ROWS = "select decision from undoubt.undoubt_agent"
 
@@ -150,6 +153,36 @@ async def test_the_settings_name_the_agent(tmp_path: Path, databases: dict[str, 
                 await (await tx.branch(name)).execute("insert into note (id) values (1)")
         assert tx.lease.agent is not None and tx.lease.agent.participant == "orders"
     assert await found(databases) == {"orders": [1], "payments": [1]}
+
+
+async def test_only_the_agents_database_needs_tables(
+    tmp_path: Path, databases: dict[str, str], steps: Steps
+) -> None:
+    """Broken if the other databases have to be migrated for a commit, or for recovery, against what the
+    documentation says; or if nobody tells that the agent's has to be."""
+    for dsn in databases.values():
+        await run(dsn, TABLE)
+    await migrate("payments", ParticipantSettings(dsn=databases["payments"]))
+    given = source(tmp_path, databases, recovery={"interval_s": 600.0})
+    async with undoubt.connect(given, observe=steps.observe) as coordinator:
+
+        async def expire() -> None:
+            assert len(await prepared(databases["orders"])) == 1
+            for one in await coordinator.ledger.sessions():
+                if one.state is SessionState.OPEN:
+                    await coordinator.ledger.close_session(Session(one.id, one.nonce, one.name, one.ttl_s))
+            while await prepared(databases["orders"]):
+                await RecoveryService(coordinator.ledger, coordinator.participants).run_once()
+
+        await insert(coordinator)
+        steps.at[LastAgentStep.BEFORE_AGENT] = expire
+        with pytest.raises(TransactionAborted):
+            await insert(coordinator, 2)
+        with pytest.raises(UndoubtError, match="undoubt participants migrate orders"):
+            async with coordinator.transaction(protocol="last", agent="orders") as tx:
+                await tx.branch("payments")
+    assert await found(databases) == {"orders": [1], "payments": [1]}
+    assert await run(databases["orders"], "select to_regnamespace('undoubt') as made") == [(None,)]
 
 
 async def test_an_agent_that_cannot_prepare_takes_part(tmp_path: Path, database: str) -> None:

@@ -77,7 +77,8 @@ def relay(
     Each message is delivered at least once, those of one key in the order of their commits, and is removed
     once the sink has acknowledged it: by a status of 200 to 299, or by the return of the function. A message
     that fails is repeated, and only its own key waits. One relay at a time delivers a topic. SIGTERM ends it
-    after the deliveries that are under way. With --once the exit status is 1 if a message was not delivered.
+    after the deliveries that are under way, so after --timeout at the latest. With --once the exit status is
+    1 if a message was not delivered.
 
     \b
     Example:

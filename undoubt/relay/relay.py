@@ -3,7 +3,9 @@
 There is no high-water mark: what is in the outbox was not acknowledged, whatever its id. A lane (the messages
 of one topic and key) is delivered by one task, one message after another. Its messages are read again only
 after those that were acknowledged are removed. After a failure, whatever the receiver raises, the lane rests,
-for longer each time, and its messages are read anew."""
+for longer each time, and its messages are read anew. A delivery that was too long is cancelled. If it goes on
+for as long again, its lane is overdue: it takes no place of other lanes any more, and nothing is delivered in
+it before that delivery has ended."""
 
 from __future__ import annotations
 
@@ -31,6 +33,8 @@ RETRY_S, RETRY_S_MAX = 0.2, 60.0
 RECONNECT_S_MAX = 10.0
 LOOK_S = 10.0
 """How often the backlog is measured, which reads the whole outbox."""
+OVERDUE_MAX = 1_000
+"""With so many overdue lanes nothing more is read until one of them has ended."""
 
 
 @dataclass(slots=True)
@@ -73,6 +77,8 @@ class Relay:
         self._slots = asyncio.Semaphore(self._concurrency)
         self._lanes: dict[Lane, asyncio.Task[None]] = {}
         """The lanes with messages that were read and are not removed yet."""
+        self._overdue: set[Lane] = set()
+        """Those of them whose delivery goes on long after it was cancelled."""
         self._resting: dict[Lane, _Rest] = {}
         self._acknowledged: list[str] = []
         """Dedupe ids of messages that have to be removed, and must not be delivered again before."""
@@ -118,12 +124,13 @@ class Relay:
         self._wake.clear()
         await self._remove()
         read: Sequence[Message] = ()
-        if len(self._lanes) < 2 * self._concurrency:
+        overdue = len(self._overdue)
+        if len(self._lanes) - overdue < 2 * self._concurrency and overdue < OVERDUE_MAX:
             read = await self._read(once=once)
         for lane, messages in _by_lane(read).items():
             self._lanes[lane] = asyncio.create_task(self._deliver(lane, messages), name="undoubt-lane")
         await self._look()
-        if once and not self._lanes and not self._acknowledged:
+        if once and self._overdue.issuperset(self._lanes) and not self._acknowledged:
             return True
         await self._pause(POLL_S)
         return False
@@ -154,36 +161,39 @@ class Relay:
                     if self._stopped or self._halted:
                         return
                     began = asyncio.get_running_loop().time()
-                    failure = await self._attempt(message)
-                if failure is not None:
+                    attempt = _delivered(self._sink, message, self._timeout_s)
+                    delivery = asyncio.create_task(attempt, name="undoubt-delivery")
+                    overdue = not await _ended(delivery, 2 * self._timeout_s)
+                if overdue:
+                    self._rest(lane, message, TimeoutError("it has not ended since its timeout"))
+                    await self._overrun(lane, delivery)
+                failure = asyncio.CancelledError() if delivery.cancelled() else delivery.result()
+                if failure is None:
+                    self._acknowledge(lane, message, asyncio.get_running_loop().time() - began)
+                elif not overdue:
                     self._rest(lane, message, failure)
+                if failure is not None or overdue:  # later messages may be of another relay by now
                     return
-                self.delivered += 1
-                if self._meter is not None:
-                    self._meter.delivered(message.topic, asyncio.get_running_loop().time() - began)
-                self._resting.pop(lane, None)
-                self._acknowledged.append(message.dedupe_id)
-                self._wake.set()
         finally:
             self._wake.set()
 
-    async def _attempt(self, message: Message) -> BaseException | None:
-        """Deliver ``message`` in a task of its own, which the receiver may cancel without cancelling the
-        relay. Returns what has failed. A delivery that was too long is cancelled, and waited for: the next
-        one of its key must not begin beside it."""
-        delivery = asyncio.create_task(_delivered(self._sink, message), name="undoubt-delivery")
+    async def _overrun(self, lane: Lane, delivery: asyncio.Task[BaseException | None]) -> None:
+        """Wait, in no slot, for the end of a delivery that hangs: the next one of its key must not begin
+        beside it, and those of other keys need not wait."""
+        self._overdue.add(lane)
+        self._wake.set()
         try:
-            done, _ = await asyncio.wait({delivery}, timeout=self._timeout_s)
-            if not done:
-                delivery.cancel()
-                await asyncio.wait({delivery})
-        except asyncio.CancelledError:  # the relay's own, never the receiver's
-            delivery.cancel()
-            raise
-        failure = asyncio.CancelledError() if delivery.cancelled() else delivery.result()
-        if not done and isinstance(failure, asyncio.CancelledError):
-            return TimeoutError(f"it was not acknowledged within {self._timeout_s:g} s")
-        return failure
+            await _ended(delivery, None)
+        finally:
+            self._overdue.discard(lane)
+
+    def _acknowledge(self, lane: Lane, message: Message, seconds: float) -> None:
+        self.delivered += 1
+        if self._meter is not None:
+            self._meter.delivered(message.topic, seconds)
+        self._resting.pop(lane, None)
+        self._acknowledged.append(message.dedupe_id)
+        self._wake.set()
 
     def _rest(self, lane: Lane, message: Message, error: BaseException) -> None:
         self.failed += 1
@@ -199,7 +209,7 @@ class Relay:
             message.topic,
             message.key,
             rest.attempts,
-            (isinstance(error, Exception) and str(error)) or type(error).__name__,
+            _told(error),
         )
 
     async def _remove(self) -> None:
@@ -213,11 +223,13 @@ class Relay:
 
     async def _halt(self) -> None:
         """Wait for the deliveries that are under way; none begins meanwhile. What was acknowledged is still
-        to be removed."""
+        to be removed. Overdue lanes are left as they are: they may never end."""
         self._halted = True
-        if tasks := list(self._lanes.values()):
-            await asyncio.wait(tasks)
-        self._lanes.clear()
+        while tasks := [
+            task for lane, task in self._lanes.items() if lane not in self._overdue and not task.done()
+        ]:
+            await asyncio.wait(tasks, timeout=POLL_S)  # one of them may become overdue
+        self._lanes = {lane: task for lane, task in self._lanes.items() if not task.done()}
         self._halted = False
 
     async def _finish(self) -> None:
@@ -242,13 +254,37 @@ class Relay:
             return
 
 
-async def _delivered(sink: Sink, message: Message) -> BaseException | None:
-    """What the sink has raised; None if it has acknowledged ``message``."""
+async def _ended(delivery: asyncio.Task[BaseException | None], within_s: float | None) -> bool:
+    """Wait for the end of ``delivery``, a task of its own, which the receiver may cancel without cancelling
+    the relay. False if it has not ended in time."""
     try:
-        await sink.deliver(message)
+        done, _ = await asyncio.wait({delivery}, timeout=within_s)
+    except asyncio.CancelledError:  # the relay's own, never the receiver's
+        delivery.cancel()
+        raise
+    return bool(done)
+
+
+async def _delivered(sink: Sink, message: Message, within_s: float) -> BaseException | None:
+    """What the sink has raised; None if it has acknowledged ``message``. Cancelled after ``within_s``."""
+    limit = asyncio.timeout(within_s)
+    try:
+        async with limit:
+            await sink.deliver(message)
     except BaseException as error:  # noqa: BLE001 - asyncio would end the event loop with a SystemExit
+        if isinstance(error, TimeoutError) and limit.expired():
+            return TimeoutError(f"it was not acknowledged within {within_s:g} s")
         return error
     return None
+
+
+def _told(error: BaseException) -> str:
+    """What a log tells of a receiver's error, which may be of any class."""
+    try:
+        text = str(error) if isinstance(error, Exception) else ""
+    except Exception:  # noqa: BLE001 - of a __str__ of the application
+        text = ""
+    return text or type(error).__name__
 
 
 def _by_lane(messages: Iterable[Message]) -> dict[Lane, list[Message]]:

@@ -19,6 +19,10 @@ def receive(message):
 
 def refuse(message):
     raise ValueError("not today")
+
+def hang(message):
+    receive(message)
+    time.sleep(10_000)
 """
 RELAY = ("relay", "--participant", "orders", "--to", "receiver:receive")
 
@@ -62,6 +66,30 @@ async def test_sigterm_ends_it(shop: Shop) -> None:
     assert process.returncode == 0
     assert b"delivered: 1, failed: 0" in err
     assert await shop.left() == []
+
+
+async def test_sigterm_ends_it_while_its_function_hangs(shop: Shop) -> None:
+    """Broken if each restart of such a relay ends with a SIGKILL."""
+    (shop.folder / "receiver.py").write_text(RECEIVER)
+    await shop.publish("1")
+    hanging = ("relay", "--participant", "orders", "--to", "receiver:hang", "--timeout", "100ms")
+    process = await asyncio.create_subprocess_exec(
+        *COMMAND, *hanging, cwd=shop.folder, env=environment(), stderr=subprocess.PIPE
+    )
+    try:
+        assert process.stderr is not None
+        async with asyncio.timeout(60):
+            while b"was not acknowledged within 0.1 s" not in await process.stderr.readline():
+                pass
+            process.send_signal(signal.SIGTERM)
+            _, err = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+    assert process.returncode == 0
+    assert b"delivered: 0, failed: " in err
+    assert (shop.folder / "got").read_text().count("\n") == 1
+    assert len(await shop.left()) == 1
 
 
 async def test_mistakes_are_told(shop: Shop) -> None:

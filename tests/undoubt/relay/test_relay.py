@@ -135,6 +135,19 @@ def _interrupted() -> None:
     raise KeyboardInterrupt
 
 
+def _stops() -> None:
+    raise StopIteration
+
+
+class Unprintable(Exception):
+    def __str__(self) -> str:
+        raise ZeroDivisionError
+
+
+def _fails_unprintably() -> None:
+    raise Unprintable
+
+
 async def _cancels_its_task() -> None:
     task = asyncio.current_task()
     assert task is not None
@@ -148,12 +161,12 @@ async def _awaits_what_is_cancelled() -> None:
     await inner
 
 
+ANYWHERE = (_cancelled, _exits, _interrupted, _stops, _fails_unprintably)
 FAILURES = [
-    *((fails, "coroutine") for fails in (_cancelled, _exits, _interrupted)),
-    *((fails, "coroutine") for fails in (_cancels_its_task, _awaits_what_is_cancelled)),
-    *((fails, "thread") for fails in (_cancelled, _exits, _interrupted)),
+    *((fails, "coroutine") for fails in (*ANYWHERE, _cancels_its_task, _awaits_what_is_cancelled)),
+    *((fails, "thread") for fails in ANYWHERE),
 ]
-"""Receivers that raise what is no ``Exception``, and would end a program; and where they run."""
+"""Receivers that raise what would end a program or a task, or cannot be told; and where they run."""
 
 
 @pytest.mark.parametrize(("fails", "where"), FAILURES)
@@ -174,11 +187,12 @@ async def test_whatever_a_receiver_raises_delays_its_own_key_alone(
         if message.key == "bad" and not mended:
             fails()
 
-    relay = Relay(shop.outbox(), FunctionSink(awaited if where == "coroutine" else called))
+    function = awaited if where == "coroutine" else called
+    relay = Relay(shop.outbox(), FunctionSink(function), timeout=2 * PATIENCE_S)
     async with asyncio.timeout(PATIENCE_S):
         await relay.run(once=True)
     assert (relay.delivered, relay.failed, receiver.payloads("bad")) == (0, 1, [b"1"])
-    relay = Relay(shop.outbox(), FunctionSink(awaited if where == "coroutine" else called))
+    relay = Relay(shop.outbox(), FunctionSink(function), timeout=2 * PATIENCE_S)
     running = asyncio.create_task(relay.run())
     await receiver.until(lambda: relay.failed == 2)
     for number in range(5):
@@ -197,7 +211,8 @@ async def test_a_cancelled_relay_ends(shop: Shop, receiver: Receiver) -> None:
     that are under way finish, the second one does not."""
     await shop.publish("1", key="k")
     await shop.publish("2", key="l")
-    running = asyncio.create_task(Relay(shop.outbox(), FunctionSink(receiver.receive)).run())
+    relay = Relay(shop.outbox(), FunctionSink(receiver.receive), timeout=2 * PATIENCE_S)
+    running = asyncio.create_task(relay.run())
     receiver.gate.clear()
     await receiver.until(lambda: len(receiver.got) == 2)
     for _ in range(2):

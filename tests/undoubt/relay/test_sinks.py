@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
+import contextlib
+import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -179,3 +183,99 @@ async def test_a_function_that_only_makes_a_generator_acknowledges_nothing() -> 
             await FunctionSink(wrapper).deliver(MESSAGE)
     with pytest.raises(UsageError, match="generator"):
         await FunctionSink(awaited).deliver(MESSAGE)
+
+
+async def test_what_a_function_has_not_begun_is_begun_or_refused() -> None:
+    """Broken if a message is acknowledged whose work only exists as an object that was returned: a coroutine
+    of a coroutine, or what ``map`` would do."""
+    done: list[str] = []
+
+    async def work(name: str) -> None:
+        done.append(name)
+
+    async def coroutine(_: Message) -> object:
+        return work("a coroutine of a coroutine function")
+
+    async def twice(_: Message) -> object:
+        async def between() -> object:
+            return work("a coroutine of a coroutine")
+
+        return between()
+
+    for function in (coroutine, twice, lambda _: work("a coroutine of a function")):
+        await FunctionSink(function).deliver(MESSAGE)
+    assert done == [
+        "a coroutine of a coroutine function",
+        "a coroutine of a coroutine",
+        "a coroutine of a function",
+    ]
+
+    async def awaited(message: Message) -> Any:
+        return map(done.append, [message.topic])
+
+    lazy: tuple[Callable[[Message], object], ...] = (
+        lambda message: map(done.append, [message.topic]),
+        lambda message: filter(done.append, [message.topic]),
+        lambda message: iter([message]),
+        awaited,
+    )
+    for each in lazy:
+        with pytest.raises(UsageError, match="iterator"):
+            await FunctionSink(each).deliver(MESSAGE)
+    assert len(done) == 3
+
+    async def endless(message: Message) -> object:
+        return endless(message)
+
+    with pytest.raises(UsageError, match="without end"):
+        await FunctionSink(endless).deliver(MESSAGE)
+
+
+async def test_a_future_of_another_thread_is_waited_for() -> None:
+    """Broken if a message is acknowledged that a pool of the application has not handled yet."""
+    future = concurrent.futures.Future[None]()
+    delivery = asyncio.create_task(FunctionSink(lambda _: future).deliver(MESSAGE))
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(asyncio.shield(delivery), 0.05)
+    future.set_result(None)
+    await delivery
+    failed = concurrent.futures.Future[None]()
+    failed.set_exception(ZeroDivisionError())
+    with pytest.raises(ZeroDivisionError):
+        await FunctionSink(lambda _: failed).deliver(MESSAGE)
+
+
+async def test_a_future_that_still_runs_keeps_its_key() -> None:
+    """Broken if two pieces of work for one key run at once in a pool of the application, because the first
+    one took too long; or if the key is never delivered again."""
+    future, calls = concurrent.futures.Future[None](), 0
+
+    def receive(_: Message) -> object:
+        nonlocal calls
+        calls += 1
+        return future
+
+    async def awaited(message: Message) -> object:
+        return receive(message)
+
+    for function in (receive, awaited):
+        future, calls = concurrent.futures.Future[None](), 0
+        future.set_running_or_notify_cancel()
+        sink = FunctionSink(function)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(sink.deliver(MESSAGE), 0.05)
+        with pytest.raises(Undelivered, match="still runs"):
+            await sink.deliver(MESSAGE)
+        assert calls == 1
+        future.set_result(None)
+        await sink.deliver(MESSAGE)
+        assert calls == 2
+
+
+async def test_a_function_may_return_a_cursor_or_a_file(tmp_path: Path) -> None:
+    """Broken if a message is delivered for ever, each time with its effects, because its function returns
+    what the last statement of its work returned, and that can be iterated over."""
+    connection = sqlite3.connect(":memory:", check_same_thread=False)
+    with (tmp_path / "file").open("w") as file, contextlib.closing(connection):
+        await FunctionSink(lambda _: connection.execute("create table t (id integer)")).deliver(MESSAGE)
+        await FunctionSink(lambda _: file).deliver(MESSAGE)
