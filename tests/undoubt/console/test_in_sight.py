@@ -356,3 +356,46 @@ async def test_the_picture_of_a_deadlocks_victim_has_its_wait_and_its_end(one: R
         await expect(picture.locator(".cross")).to_have_count(1)
         await expect(picture.locator(".c-lock")).to_have_count(1)
         assert await seen.clipped() == []
+
+
+async def test_paper_says_of_which_day_it_is(one: Rig, browser: Browser) -> None:
+    """Broken if a sheet of paper says that it is live, or an hour without its day."""
+    async with opened(browser, one.base) as seen:
+        await seen.sign_in(token("watcher"))
+        await expect(seen.page.locator("#paper")).to_be_hidden()
+        await seen.page.emulate_media(media="print")
+        await expect(seen.page.locator("#live")).to_be_hidden()
+        date = re.compile(r"^as of \d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC[+-]\d\d:\d\d$")
+        await expect(seen.page.locator("#paper")).to_have_text(date)
+        await expect(seen.page.locator("#paper")).to_be_visible()
+
+
+async def test_texts_of_the_command_line_are_those_of_a_page(one: Rig, browser: Browser) -> None:
+    """Broken if a command has its backticks, an option is broken in two, or a duration has another form."""
+    async with opened(browser, one.base) as seen:
+        await seen.sign_in(token("watcher"))
+        text = "for 5m 00s: `undoubt indoubt commit x --heuristic`"
+        shown = await seen.page.evaluate("(text) => h('p', {}, sentence(text)).outerHTML", text)
+        command = '<code>undoubt indoubt commit x <span class="nowrap">--heuristic</span></code>'
+        assert shown == f"<p>for 5 min 0 s: {command}</p>"
+
+
+async def test_branches_are_explained_in_their_order(one: Rig, browser: Browser) -> None:
+    """Broken if the second branch of a transaction is explained before the first one."""
+    gids = await one.prepared(1)
+    async with opened(browser, one.base) as seen:
+        await seen.sign_in(token("watcher"))
+        await seen.go(f"tx/{one.session.txid(1)}")
+        titles = seen.page.get_by_role("heading", name="Explained")
+        await expect(titles).to_have_text([f"Explained: {gid}" for gid in gids])
+        await seen.go("gid/nothing")
+        await expect(seen.page.locator("main")).to_contain_text("This address names no prepared transaction")
+
+
+async def test_the_overview_fits_the_narrowest_window(one: Rig, browser: Browser) -> None:
+    """Broken if a column is beside what is in sight at 320 pixels, which is 1280 at 400 %."""
+    await one.prepared(1)
+    async with opened(browser, one.base, width=320) as seen:
+        await seen.sign_in(token("watcher"))
+        await expect(seen.page.locator("#in-doubt")).to_have_text("2")
+        assert await seen.clipped() == []
