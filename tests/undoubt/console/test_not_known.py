@@ -119,7 +119,9 @@ async def test_a_stopped_ledger_is_no_silence_of_the_databases(one: Rig, browser
         main = seen.page.locator("main")
         silent = "The ledger does not answer: no answer within 5 s"
         await expect(main).to_contain_text(silent, timeout=LONG_MS)
-        await seen.page.wait_for_function("serverNow() - known.beat.parts['participant orders'].at > 10")
+        await seen.page.wait_for_function(
+            "() => serverNow() - known.beat.parts['participant orders'].at > 10"
+        )
         await expect(main).not_to_contain_text("Participant orders does not answer")
         await expect(main.locator("[data-key=Participants] [data-stale]")).to_contain_text("as of")
         goes_on.set()
