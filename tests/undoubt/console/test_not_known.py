@@ -124,8 +124,34 @@ async def test_a_stopped_ledger_is_no_silence_of_the_databases(one: Rig, browser
         )
         await expect(main).not_to_contain_text("Participant orders does not answer")
         await expect(main.locator("[data-key=Participants] [data-stale]")).to_contain_text("as of")
+        await expect(seen.page.get_by_label("Sections")).to_contain_text("as of the last reading")
         goes_on.set()
         await expect(main).to_contain_text("The ledger does not answer: it was stopped", timeout=LONG_MS)
+
+
+async def test_a_branch_does_not_age_while_the_ledger_is_silent(one: Rig, browser: Browser) -> None:
+    """Broken if a branch grows older on the page although the last reading of its database is long ago."""
+    await one.prepared(1)
+    true = one.ledger.outcomes
+
+    async def fail(*_: object) -> NoReturn:
+        raise LedgerUnavailable("no quorum")
+
+    async with opened(browser, one.base) as seen:
+        await seen.sign_in(token("watcher"))
+        await expect(seen.page.locator("#in-doubt")).to_have_text("2")
+        await seen.go(f"tx/{one.session.txid(1)}")
+        picture = seen.page.locator("figure svg")
+        await expect(picture).not_to_have_attribute("aria-label", _has("not known since"))
+        one.ledger.outcomes = fail  # type: ignore[assignment, method-assign]
+        await expect(picture).to_have_attribute("aria-label", _has("not known since"), timeout=LONG_MS)
+        first = await seen.page.evaluate("oldestOf(inDoubt())")
+        await seen.page.wait_for_function(
+            "(now) => serverNow() - now > 3", arg=await seen.page.evaluate("serverNow()")
+        )
+        assert await seen.page.evaluate("oldestOf(inDoubt())") == first
+        one.ledger.outcomes = true  # type: ignore[method-assign]
+        await expect(picture).not_to_have_attribute("aria-label", _has("not known since"), timeout=LONG_MS)
 
 
 async def test_a_page_of_a_transaction_says_that_its_database_is_stopped(one: Rig, browser: Browser) -> None:
