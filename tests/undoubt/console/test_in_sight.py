@@ -7,17 +7,19 @@ import time
 from types import SimpleNamespace
 
 import pytest
+from msgspec.structs import replace
 from playwright.async_api import Browser, expect
 
 from tests.undoubt.console.browser import Opened, opened
 from tests.undoubt.console.rig import Rig
 from tests.undoubt.sidecar.stage import token
 from undoubt.coordinator.ledger.acting import new_act
-from undoubt.coordinator.ledger.contract import Heuristic
+from undoubt.coordinator.ledger.contract import Act, Heuristic
 from undoubt.coordinator.ledger.locks import LockRequest
 from undoubt.coordinator.protocols.steps import AbortStep, TwoPhaseStep
 from undoubt.participants.contract import Decision, PreparedBranch, Settled, Waiting
 from undoubt.participants.ids import Foreign
+from undoubt.recovery.operator.resolve import Operator
 from undoubt.serve.console import rows as console_rows
 
 LONG = "the statement was cancelled because the row is held by another transaction, " * 4
@@ -228,6 +230,43 @@ async def test_a_branch_that_did_not_prepare_waits_for_nothing(
         assert await seen.clipped() == []
         await seen.page.get_by_text("moments, with the waits between").click()
         await expect(seen.page.locator("main")).to_contain_text("voted ABORT: PREPARE failed")
+
+
+async def test_what_an_operator_ended_is_drawn_after_the_decision(
+    one: Rig, browser: Browser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Broken if the picture shows a branch as rolled back before the decision by which an operator rolled it
+    back, without the name of its participant, or with the line of the decision over a text."""
+    gids = await one.prepared(1)
+    txid = gids[0].txid
+    with monkeypatch.context() as earlier:
+        earlier.setattr("undoubt.serve.console.traces.time", SimpleNamespace(time=lambda: time.time() - 9))
+        one.console.traces.note(str(txid), "begin")
+    record = one.ledger.record_act
+
+    async def recorded(act: Act) -> None:
+        # The ledger was slow with the first act, and the second one was an operator's later.
+        await record(replace(act, at=act.at + (-1.0 if str(gids[0]) == act.subject else 1.0)))
+
+    one.ledger.record_act = recorded  # type: ignore[method-assign]
+    for gid in gids:
+        await Operator(one.ledger, one.console.participants).roll_back(gid)
+    await one.ledger.finish([txid])
+    async with opened(browser, one.base) as seen:
+        await seen.sign_in(token("watcher"))
+        await seen.go(f"tx/{txid}")
+        picture = seen.page.get_by_role("img", name="The transaction in time")
+        for name in ("1 orders", "2 payments"):
+            told = re.compile(f"{name}: rolled back by an operator")
+            await expect(picture).to_have_attribute("aria-label", told)
+        steps = await seen.page.evaluate("momentsOf(known.one).moments.map(({ step, at }) => [step, at])")
+        [decided] = [at for step, at in steps if step == "after_decide"]
+        assert [at >= decided for step, at in steps if step == "operator_rollback"] == [True, True]
+        await expect(picture.locator(".decision").first).to_be_attached()
+        assert await seen.clipped() == []
+        await seen.page.set_viewport_size({"width": 360, "height": 740})
+        await expect(picture).to_have_attribute("width", re.compile(r"^3\d\d$"))
+        assert await seen.clipped() == []
 
 
 async def test_one_name_in_two_databases_is_two_branches(one: Rig, browser: Browser) -> None:
