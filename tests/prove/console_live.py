@@ -57,7 +57,7 @@ NOTE = """
     for (const act of (part('audit') || { acts: [] }).acts) note(`act ${act.subject}`);
     for (const { name, document } of participantParts()) {
       if (document && document.error) note(`down ${name}`);
-      for (const wait of document ? document.waits : []) note(`waits ${wait.waiter} ${wait.holder}`);
+      for (const wait of (document && document.waits) || []) note(`waits ${wait.waiter} ${wait.holder}`);
     }
     const cluster = part('cluster');
     if (cluster && cluster.leader) note(`leader ${cluster.leader}`);

@@ -8,6 +8,7 @@ What comes from a database's catalog may hold any character: control characters 
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -18,11 +19,29 @@ import msgspec
 TABLE, JSON = "table", "json"
 
 
+_UNSEEN = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
+)
+"""What is drawn as nothing: of Unicode's property Default_Ignorable_Code_Point those characters that
+:meth:`str.isprintable` takes for printable (https://www.unicode.org/reports/tr44/), and the empty cell of
+Braille."""
+_SPACES = re.compile("^ | $|(?<= ) ")
+
+
 def printable(value: object) -> str:
-    """``value`` as text without control characters: a foreign gid could otherwise move the cursor or hide
-    text."""
+    """``value`` as text without control characters, and without those that are not seen: a foreign gid could
+    otherwise move the cursor, hide text, or look like another one."""
     text = "" if value is None else str(value)
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    return "".join(c if c.isprintable() and not _UNSEEN.match(c) else _written(c) for c in text)
+
+
+def printable_cell(value: object) -> str:
+    """As :func:`printable`; a space at an end, or after another one, is written too."""
+    return _SPACES.sub(lambda _: "\\x20", printable(value))
+
+
+def _written(character: str) -> str:
+    return repr(character)[1:-1] if not character.isprintable() else ascii(character)[1:-1]
 
 
 def styled() -> bool:
@@ -56,7 +75,7 @@ class Output:
     def table(self, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
         """Print one line for each row. Plain tables are never cut: a column is as wide as its longest
         value."""
-        cells = [[printable(cell) for cell in row] for row in rows]
+        cells = [[printable_cell(cell) for cell in row] for row in rows]
         if styled():
             _rich_table(columns, cells)
             return

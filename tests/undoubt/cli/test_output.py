@@ -38,6 +38,20 @@ def test_control_characters_of_a_catalog_never_reach_the_terminal(capsys: pytest
     assert printable("plain text, ünïcode") == "plain text, ünïcode"
 
 
+def test_names_that_differ_look_different(capsys: pytest.CaptureFixture[str]) -> None:
+    """Broken if the name of a prepared transaction looks like another one, which an operator then ends."""
+    Output().table(
+        ("gid", "owner"), [("a b", "x"), ("a  b", "x"), (" a b", "x"), ("a b ", "x"), ("a\nb", "x")]
+    )
+    shown = capsys.readouterr().out.splitlines()[1:]
+    assert [line.removesuffix("x").rstrip() for line in shown] == [
+        "a b", "a \\x20b", "\\x20a b", "a b\\x20", "a\\nb"
+    ]  # fmt: skip
+    for unseen in ("\u3164", "\u2800", "\u034f", "\ufe0f", "\u115f", "\uffa0", "\U000e0101"):
+        assert printable(f"a{unseen}b") == f"a{ascii(unseen)[1:-1]}b"
+    assert printable("  indented") == "  indented"
+
+
 def test_json_keeps_every_character(capsys: pytest.CaptureFixture[str]) -> None:
     """There the gid must come back exactly, and JSON escapes control characters by itself."""
     Output("json").document([{"gid": FOREIGN, "none": None}])

@@ -30,6 +30,9 @@ class Reader:
     rows: dict[str, dict[str, Any]] = field(default_factory=dict)
     parts: dict[str, Any] = field(default_factory=dict)
     beats: int = 0
+    lists: dict[str, dict[str, Any]] = field(default_factory=dict)
+    changes: list[dict[str, Any]] = field(default_factory=list)
+    """What was told of branches, event by event."""
 
     async def event(self) -> str:
         """Take one event; its name. Raises ``StopAsyncIteration`` at the end of the stream."""
@@ -40,6 +43,13 @@ class Reader:
         data = json.loads((await anext(self.lines)).removeprefix("data: "))
         if name == "rows":
             self.rows |= {row["id"]: row for row in data["rows"]}
+        elif name.startswith("participant "):
+            self.changes.append(data["branches"])
+            known = self.lists.setdefault(name, {})
+            for gone in data["branches"]["gone"]:
+                del known[gone]
+            known |= data["branches"]["changed"]
+            self.parts[name] = data | {"branches": [*known.values()]}
         else:
             self.parts[name] = data
         self.beats += name == "beat"

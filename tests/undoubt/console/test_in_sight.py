@@ -7,17 +7,19 @@ import time
 from types import SimpleNamespace
 
 import pytest
+from msgspec.structs import replace
 from playwright.async_api import Browser, expect
 
 from tests.undoubt.console.browser import Opened, opened
 from tests.undoubt.console.rig import Rig
 from tests.undoubt.sidecar.stage import token
 from undoubt.coordinator.ledger.acting import new_act
-from undoubt.coordinator.ledger.contract import Heuristic
+from undoubt.coordinator.ledger.contract import Act, Heuristic
 from undoubt.coordinator.ledger.locks import LockRequest
 from undoubt.coordinator.protocols.steps import AbortStep, TwoPhaseStep
 from undoubt.participants.contract import Decision, PreparedBranch, Settled, Waiting
 from undoubt.participants.ids import Foreign
+from undoubt.recovery.operator.resolve import Operator
 from undoubt.serve.console import rows as console_rows
 
 LONG = "the statement was cancelled because the row is held by another transaction, " * 4
@@ -230,6 +232,43 @@ async def test_a_branch_that_did_not_prepare_waits_for_nothing(
         await expect(seen.page.locator("main")).to_contain_text("voted ABORT: PREPARE failed")
 
 
+async def test_what_an_operator_ended_is_drawn_after_the_decision(
+    one: Rig, browser: Browser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Broken if the picture shows a branch as rolled back before the decision by which an operator rolled it
+    back, without the name of its participant, or with the line of the decision over a text."""
+    gids = await one.prepared(1)
+    txid = gids[0].txid
+    with monkeypatch.context() as earlier:
+        earlier.setattr("undoubt.serve.console.traces.time", SimpleNamespace(time=lambda: time.time() - 9))
+        one.console.traces.note(str(txid), "begin")
+    record = one.ledger.record_act
+
+    async def recorded(act: Act) -> None:
+        # The ledger was slow with the first act, and the second one was an operator's later.
+        await record(replace(act, at=act.at + (-1.0 if str(gids[0]) == act.subject else 1.0)))
+
+    one.ledger.record_act = recorded  # type: ignore[method-assign]
+    for gid in gids:
+        await Operator(one.ledger, one.console.participants).roll_back(gid)
+    await one.ledger.finish([txid])
+    async with opened(browser, one.base) as seen:
+        await seen.sign_in(token("watcher"))
+        await seen.go(f"tx/{txid}")
+        picture = seen.page.get_by_role("img", name="The transaction in time")
+        for name in ("1 orders", "2 payments"):
+            told = re.compile(f"{name}: rolled back by an operator")
+            await expect(picture).to_have_attribute("aria-label", told)
+        steps = await seen.page.evaluate("momentsOf(known.one).moments.map(({ step, at }) => [step, at])")
+        [decided] = [at for step, at in steps if step == "after_decide"]
+        assert [at >= decided for step, at in steps if step == "operator_rollback"] == [True, True]
+        await expect(picture.locator(".decision").first).to_be_attached()
+        assert await seen.clipped() == []
+        await seen.page.set_viewport_size({"width": 360, "height": 740})
+        await expect(picture).to_have_attribute("width", re.compile(r"^3\d\d$"))
+        assert await seen.clipped() == []
+
+
 async def test_one_name_in_two_databases_is_two_branches(one: Rig, browser: Browser) -> None:
     """Broken if a branch in doubt is not counted because another database, which was made from a copy of the
     first one, lists the same name."""
@@ -355,4 +394,47 @@ async def test_the_picture_of_a_deadlocks_victim_has_its_wait_and_its_end(one: R
         assert "rolled back: DistributedDeadlock: deadlock across orders, payments" in told
         await expect(picture.locator(".cross")).to_have_count(1)
         await expect(picture.locator(".c-lock")).to_have_count(1)
+        assert await seen.clipped() == []
+
+
+async def test_paper_says_of_which_day_it_is(one: Rig, browser: Browser) -> None:
+    """Broken if a sheet of paper says that it is live, or an hour without its day."""
+    async with opened(browser, one.base) as seen:
+        await seen.sign_in(token("watcher"))
+        await expect(seen.page.locator("#paper")).to_be_hidden()
+        await seen.page.emulate_media(media="print")
+        await expect(seen.page.locator("#live")).to_be_hidden()
+        date = re.compile(r"^as of \d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC[+-]\d\d:\d\d$")
+        await expect(seen.page.locator("#paper")).to_have_text(date)
+        await expect(seen.page.locator("#paper")).to_be_visible()
+
+
+async def test_texts_of_the_command_line_are_those_of_a_page(one: Rig, browser: Browser) -> None:
+    """Broken if a command has its backticks, an option is broken in two, or a duration has another form."""
+    async with opened(browser, one.base) as seen:
+        await seen.sign_in(token("watcher"))
+        text = "for 5m 00s: `undoubt indoubt commit x --heuristic`"
+        shown = await seen.page.evaluate("(text) => h('p', {}, sentence(text)).outerHTML", text)
+        command = '<code>undoubt indoubt commit x <span class="nowrap">--heuristic</span></code>'
+        assert shown == f"<p>for 5 min 0 s: {command}</p>"
+
+
+async def test_branches_are_explained_in_their_order(one: Rig, browser: Browser) -> None:
+    """Broken if the second branch of a transaction is explained before the first one."""
+    gids = await one.prepared(1)
+    async with opened(browser, one.base) as seen:
+        await seen.sign_in(token("watcher"))
+        await seen.go(f"tx/{one.session.txid(1)}")
+        titles = seen.page.get_by_role("heading", name="Explained")
+        await expect(titles).to_have_text([f"Explained: {gid}" for gid in gids])
+        await seen.go("gid/nothing")
+        await expect(seen.page.locator("main")).to_contain_text("This address names no prepared transaction")
+
+
+async def test_the_overview_fits_the_narrowest_window(one: Rig, browser: Browser) -> None:
+    """Broken if a column is beside what is in sight at 320 pixels, which is 1280 at 400 %."""
+    await one.prepared(1)
+    async with opened(browser, one.base, width=320) as seen:
+        await seen.sign_in(token("watcher"))
+        await expect(seen.page.locator("#in-doubt")).to_have_text("2")
         assert await seen.clipped() == []

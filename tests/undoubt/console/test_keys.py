@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any, NoReturn
 
 import pytest
 from msgspec.structs import replace
@@ -11,6 +12,7 @@ from playwright.async_api import Browser, Route, expect
 from tests.undoubt.console.browser import opened
 from tests.undoubt.console.rig import Rig
 from tests.undoubt.sidecar.stage import token
+from undoubt.coordinator.errors import LedgerUnavailable
 from undoubt.coordinator.ledger.acting import new_act
 from undoubt.serve.console import app as console_app
 from undoubt.serve.console.settings import ConsoleSettings
@@ -100,6 +102,30 @@ async def test_an_act_without_an_answer_is_said_to_have_none(one: Rig, browser: 
         await dialog.get_by_role("button", name="Do it").click()
         await expect(seen.page.locator("#answer")).to_contain_text("No answer in 2 min 0 s")
         await expect(dialog).to_be_hidden()
+
+
+async def test_an_act_that_the_ledger_interrupts_is_not_called_undone(one: Rig, browser: Browser) -> None:
+    """Broken if "Not done" is said of an act that has ended one branch before the ledger fell silent."""
+    await one.prepared(1)
+    txid = str(one.session.txid(1))
+    async with opened(browser, one.base) as seen:
+        await seen.sign_in(token("operator"))
+        await seen.go(f"tx/{txid}")
+        await seen.page.get_by_role("button", name="End this transaction").click()
+        dialog = seen.page.get_by_role("dialog")
+        await dialog.get_by_label("Roll back all prepared branches").check()
+        await dialog.get_by_label("Type the id").fill(txid)
+        true = one.ledger.decide
+
+        async def decide(*arguments: Any, **named: Any) -> NoReturn:
+            await true(*arguments, **named)
+            raise LedgerUnavailable("no quorum")
+
+        one.ledger.decide = decide  # type: ignore[method-assign]
+        await dialog.get_by_role("button", name="Do it").click()
+        answer = seen.page.locator("#answer")
+        await expect(answer).to_contain_text("No quorum: whether it was done is not known.")
+        await expect(seen.page.locator("#said")).to_contain_text("It is not known whether it was done.")
 
 
 async def test_what_was_pressed_is_seen_to_have_happened(one: Rig, browser: Browser) -> None:

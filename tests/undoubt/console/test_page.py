@@ -12,7 +12,7 @@ from playwright.async_api import Browser, expect
 from tests.undoubt.console.browser import WAIT_MS, Opened, opened
 from tests.undoubt.console.rig import Rig
 from tests.undoubt.sidecar.stage import token
-from undoubt.cli.output import printable
+from undoubt.cli.output import printable, printable_cell
 from undoubt.coordinator.ledger.acting import new_act
 from undoubt.coordinator.ledger.contract import Heuristic, record_of
 from undoubt.participants.contract import Decision, PreparedBranch, Settled
@@ -391,6 +391,33 @@ async def test_characters_that_are_not_seen_are_written_out(one: Rig, browser: B
         await expect(seen.page.get_by_role("button", name=f"Copy {shown}")).to_have_attribute(
             "data-text", hidden
         )
+
+
+async def test_names_that_differ_look_different(one: Rig, browser: Browser) -> None:
+    """Broken if two names look the same because they differ in spaces, in a line break, or in letters and
+    marks that are drawn as nothing; and if the marks of one letter cover other lines."""
+    unseen = ("\u3164", "\u2800", "\u034f", "\ufe0f", "\u115f", "\U000e0101")
+    names = [
+        "a b",
+        "a  b",
+        " a b",
+        "a b ",
+        "a\nb",
+        "a\tb",
+        *(f"a{one}b" for one in unseen),
+        "e" + "\u0301" * 9,
+    ]
+    for place, name in enumerate(names):
+        branch = PreparedBranch(Foreign(name), "me", "orders", time.time(), 1.0, xid=place + 1)
+        one.participants["orders"].foreign.append(branch)
+    async with opened(browser, one.base) as seen:
+        await seen.sign_in(token("watcher"))
+        await seen.go("impostors")
+        links = seen.page.locator("#rows-impostors a.mono")
+        await expect(links).to_have_count(len(names))
+        shown = {await link.inner_text() for link in await links.all()}
+    wanted = {printable_cell(name) for name in names[:-1]} | {"e" + "\u0301" * 3 + "\\u0301" * 6}
+    assert shown == wanted
 
 
 async def test_a_token_that_no_header_can_carry_is_refused(one: Rig, browser: Browser) -> None:

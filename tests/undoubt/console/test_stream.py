@@ -17,6 +17,7 @@ from undoubt.participants.contract import Decision, PreparedBranch, Settled
 from undoubt.participants.errors import ParticipantUnavailable
 from undoubt.participants.ids import Foreign, SessionKey
 from undoubt.serve.console import app as console_app
+from undoubt.serve.console.readings import Since, participant_part
 from undoubt.serve.console.settings import ConsoleSettings
 
 # Who may.
@@ -70,7 +71,39 @@ async def test_streams_are_bounded(one: Rig, monkeypatch: pytest.MonkeyPatch) ->
             assert (await http.get(STREAM)).status_code == 429
 
 
+async def test_one_client_cannot_take_all_streams(one: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Broken if one token, in many pages, keeps all others from the console."""
+    monkeypatch.setattr(console_app, "STREAMS_OF_CLIENT_MAX", 1)
+    async with reading(one.base) as seen:
+        await seen.until(lambda: seen.beats)
+        async with client(one.base) as http:
+            refused = await http.get(STREAM)
+            assert refused.status_code == 429
+            assert "1 consoles of watcher" in refused.json()["detail"]
+        async with reading(one.base, "operator") as other:
+            await other.until(lambda: other.beats)
+
+
 # What it says.
+
+
+async def test_the_time_of_the_server_is_told_to_those_who_may_look(one: Rig) -> None:
+    """Broken if a page cannot tell how long ago the server sent what the page shows."""
+    async with client(one.base) as http:
+        before = time.time()
+        told = (await http.get("/v1/console/clock")).json()["now"]
+        assert before <= told <= time.time()
+
+
+async def test_a_moment_by_the_clock_of_the_server_stays(one: Rig) -> None:
+    """Broken if a page with many branches gets all of them again with every reading, since their ages are
+    never read in the same instant."""
+    gids = await one.prepared(1)
+    since = Since()
+    registry = one.console.participants
+    parts = [await participant_part(one.ledger, registry, registry.get("orders"), since) for _ in range(3)]
+    assert parts[0]["branches"][0]["gid"] == str(gids[0])
+    assert parts[0] == parts[1] == parts[2]
 
 
 async def test_a_decision_is_told_once_and_again_when_it_is_finished(one: Rig) -> None:
@@ -102,6 +135,20 @@ async def test_what_is_in_doubt_is_told_until_it_is_not(one: Rig) -> None:
         assert (branch["gid"], branch["standing"], branch["in_doubt"]) == (str(gids[0]), "active", True)
         one.participants["orders"].finish_by_hand(gids[0], Decision.ABORT)
         await seen.until(lambda: not seen.parts["participant orders"]["branches"])
+
+
+async def test_of_many_branches_only_the_changes_are_told(one: Rig) -> None:
+    """Broken if each new branch brings all that are in doubt again: with thousands, that is megabytes."""
+    for seq in range(1, 51):
+        await one.prepared(seq, votes=["orders"])
+    async with reading(one.base) as seen:
+        await seen.until(lambda: len(seen.lists.get("participant orders", ())) == 50)
+        before = len(seen.changes)
+        gid = (await one.prepared(51, votes=["orders"]))[0]
+        await seen.until(lambda: str(gid) in seen.lists["participant orders"])
+        one.participants["orders"].finish_by_hand(gid, Decision.ABORT)
+        await seen.until(lambda: str(gid) not in seen.lists["participant orders"])
+        assert sum(len(each["changed"]) + len(each["gone"]) for each in seen.changes[before:]) == 2
 
 
 async def test_of_a_silent_participant_the_last_answer_is_told(one: Rig) -> None:

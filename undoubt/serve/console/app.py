@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TypeVar
 from urllib.parse import parse_qs
@@ -29,6 +30,8 @@ from undoubt.serve.sidecar.tokens import Client, Doorkeeper
 
 PREFIX = "/v1/console/"
 STREAMS_MAX = 32
+STREAMS_OF_CLIENT_MAX = 8
+"""One client's share: others can still open a page."""
 WORKING_MAX = 32
 BODY_BYTES_MAX = 16 * 1024
 BODY_S = 10.0
@@ -54,6 +57,7 @@ class ConsoleApp:
             "/": ("GET", None),
             f"{PREFIX}events": ("GET", None),
             f"{PREFIX}me": ("GET", self._me),
+            f"{PREFIX}clock": ("GET", self._clock),
             f"{PREFIX}transaction": ("GET", self._transaction),
             f"{PREFIX}branch": ("GET", self._branch),
             f"{PREFIX}key": ("GET", self._key),
@@ -123,6 +127,12 @@ class ConsoleApp:
     async def _me(self, _: HttpRequest, client: Client) -> Answer:
         return _json(_of_client(client))
 
+    async def _clock(self, _: HttpRequest, client: Client) -> Answer:
+        """What time it is here. A page compares it with the moment at which an event was sent: on a network
+        that is slow the stream may lag behind."""
+        del client
+        return _json({"now": time.time()})
+
     async def _transaction(self, http: HttpRequest, client: Client) -> Answer:
         del client
         txid = acts.transaction_id(_query(http, "id"))
@@ -177,21 +187,25 @@ class ConsoleApp:
     # The stream.
 
     def _check_stream(self, http: HttpRequest, access: Access) -> Answer:
-        self._client(http, access)
-        if self._console.feed.subscribers >= STREAMS_MAX:
+        client = self._client(http, access)
+        open_ = self._console.feed.clients()
+        if open_.total() >= STREAMS_MAX:
             raise busy("TooManyConsoles", f"{STREAMS_MAX} consoles are open here")
+        if open_[client.name] >= STREAMS_OF_CLIENT_MAX:
+            raise busy("TooManyConsoles", f"{open_[client.name]} consoles of {client.name} are open here")
         headers = {"content-type": "text/event-stream; charset=utf-8", "x-accel-buffering": "no"}
         return Answer(200, b"", headers)
 
     async def _stream(self, answer: Answer, http: HttpRequest, send: Send) -> None:
         client = self._doorkeeper.client(_peer(http.scope), http.headers)
-        await send({"type": "http.response.start", "status": 200, "headers": _encoded(answer)})
-        subscription = self._console.feed.subscribe(_of_client(client))
+        subscription = self._console.feed.subscribe(_of_client(client))  # at once: it counts for the limits
         gone = asyncio.create_task(_gone(http))
         try:
+            await send({"type": "http.response.start", "status": 200, "headers": _encoded(answer)})
             async with contextlib.aclosing(subscription.events()) as events:
                 await self._send(http, events, gone, send)
         finally:
+            self._console.feed.unsubscribe(subscription)
             gone.cancel()
             await asyncio.gather(gone, return_exceptions=True)
         await send({"type": "http.response.body", "body": b""})

@@ -72,7 +72,8 @@ class Console:
         feed.follow("recovery", SLOW_S, self._recovery)
         feed.follow("doctor", CHECKUP_S, self.checked)
         for participant in self.participants:
-            feed.follow(f"participant {participant.name}", FAST_S, self._reads(participant))
+            name = f"participant {participant.name}"
+            feed.follow(name, FAST_S, self._reads(participant), listed="branches")
 
     def _about(self) -> dict[str, Any]:
         return {
@@ -86,9 +87,11 @@ class Console:
         """Reads what is prepared in it. ``last``: what was prepared in a participant that is silent, when it
         last answered; null if it answers now, or has not answered since this process began to ask."""
 
+        since = readings.Since()
+
         async def read() -> dict[str, Any]:
             at = time.time()
-            document = await readings.participant_part(self.ledger, self.participants, participant)
+            document = await readings.participant_part(self.ledger, self.participants, participant, since)
             if document["error"] is not None:
                 return document | {"last": self._answered.get(participant.name)}
             self._answered[participant.name] = {"at": at, "branches": document["branches"]}

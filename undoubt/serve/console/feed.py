@@ -4,13 +4,15 @@ Each part is read by a task of its own, so that one that does not answer delays 
 while a page is open. A subscriber first gets everything, then each part that has changed, and with every
 message, at least once in :data:`BEAT_S`, when each part was read last: a page can tell how old each is.
 
-Memory is bounded: for a slow subscriber the newest version of each part and row waits, and no older one."""
+Memory is bounded: for a slow subscriber the newest version of each part and row waits, and no older one. Of a
+part with a long list only the entries that differ from what the subscriber was told are sent."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -46,10 +48,13 @@ def pause_s(interval_s: float, took_s: float) -> float:
 @dataclass(slots=True)
 class _Part:
     """``event`` is the newest document as a message; ``at``: when its reading began, in seconds since 1970, 0
-    before the first one; ``error``: why the last reading failed."""
+    before the first one; ``error``: why the last reading failed. ``listed`` is the key of its document that
+    has a long list."""
 
     interval_s: float
+    listed: str = ""
     event: bytes = b""
+    document: Any = None
     at: float = 0.0
     error: str = ""
 
@@ -67,14 +72,17 @@ class Feed:
         self.ended = False
         """Whether subscriptions end now."""
 
-    @property
-    def subscribers(self) -> int:
-        return len(self._subscriptions)
+    def clients(self) -> Counter[str]:
+        """How many subscriptions each client has."""
+        return Counter(each.client for each in self._subscriptions)
 
-    def follow(self, name: str, interval_s: float, read: Read, *, unwatched_s: float | None = None) -> None:
+    def follow(
+        self, name: str, interval_s: float, read: Read, *, unwatched_s: float | None = None, listed: str = ""
+    ) -> None:
         """Read a part in the background, in pauses of ``interval_s`` seconds; while no page is open, in
-        pauses of ``unwatched_s``, or not at all. Errors of undoubt belong to the part."""
-        self._parts[name] = _Part(interval_s)
+        pauses of ``unwatched_s``, or not at all. Errors of undoubt belong to the part. The list at the key
+        ``listed`` is told as its changes (:class:`Told`)."""
+        self._parts[name] = _Part(interval_s, listed)
 
         async def loop() -> None:
             while True:
@@ -109,10 +117,16 @@ class Feed:
             part.at, part.error = began, ""
             event = message(name, document)
             if event != part.event:
-                part.event = event
+                part.event, part.document = event, document
                 for each in self._subscriptions:
-                    each.put(name, event)
+                    self._put(each, name, part)
         return time.perf_counter() - began_s
+
+    def _put(self, one: Subscription, name: str, part: _Part) -> None:
+        if part.listed:
+            one.put_list(name, part.document, part.listed)
+        else:
+            one.put(name, part.event)
 
     def _row_changed(self, row: Row) -> None:
         for each in self._subscriptions:
@@ -128,12 +142,12 @@ class Feed:
 
     def subscribe(self, who: dict[str, Any]) -> Subscription:
         """A new subscription, with everything that is known. ``who``: what the page shows of its client."""
-        one = Subscription(self, message("hello", self._about() | who))
+        one = Subscription(self, str(who.get("client", "")), message("hello", self._about() | who))
         for row in self.rows:
             one.put_row(row)
         for name, part in self._parts.items():
             if part.event:
-                one.put(name, part.event)
+                self._put(one, name, part)
         self._subscriptions.add(one)
         self._watched.set()
         return one
@@ -157,11 +171,14 @@ class Feed:
 
 
 class Subscription:
-    """What one page has still to be told."""
+    """What one page of ``client`` has still to be told."""
 
-    def __init__(self, feed: Feed, hello: bytes) -> None:
+    def __init__(self, feed: Feed, client: str, hello: bytes) -> None:
         self._feed = feed
+        self.client = client
         self._parts: dict[str, bytes] = {"hello": hello}
+        self._lists: dict[str, tuple[dict[str, Any], str]] = {}
+        self._told: dict[str, Told] = {}
         self._rows: dict[str, Row] = {}
         self._wake = asyncio.Event()
         self._wake.set()
@@ -171,6 +188,10 @@ class Subscription:
 
     def put(self, name: str, event: bytes) -> None:
         self._parts[name] = event
+        self._wake.set()
+
+    def put_list(self, name: str, document: dict[str, Any], listed: str) -> None:
+        self._lists[name] = document, listed
         self._wake.set()
 
     def put_row(self, row: Row) -> None:
@@ -201,6 +222,33 @@ class Subscription:
         for first in range(0, len(rows), CHUNK_ROWS):
             yield message("rows", {"rows": rows[first : first + CHUNK_ROWS]})
         yield from parts.values()
+        lists, self._lists = self._lists, {}
+        for name, (document, listed) in lists.items():
+            told = self._told.setdefault(name, Told())
+            yield message(name, document | {listed: told.changes(document[listed])})
+
+
+class Told:
+    """What a page knows of a long list, whose entries have a ``gid``."""
+
+    def __init__(self) -> None:
+        self._entries: dict[str, dict[str, Any]] = {}
+
+    def changes(self, entries: Iterable[dict[str, Any]]) -> dict[str, Any]:
+        """From what was told before to ``entries``: ``changed`` has new and other ones by name, ``gone`` the
+        names of those that are no more. A second entry of one gid has a name of its own."""
+        now: dict[str, dict[str, Any]] = {}
+        for entry in entries:
+            name, place = entry["gid"], 1
+            while name in now:
+                place += 1
+                name = f"{entry['gid']} ({place})"
+            now[name] = entry
+        before, self._entries = self._entries, now
+        return {
+            "changed": {name: entry for name, entry in now.items() if before.get(name) != entry},
+            "gone": [name for name in before if name not in now],
+        }
 
 
 def message(name: str, document: Any) -> bytes:

@@ -1,10 +1,12 @@
 """Reads the parts of the page, each as a document: what the command line says, in the shapes of its JSON.
 
 Ages are left out, since each would change a document with every reading: the page computes them from the
-moments beside them."""
+moments beside them. ``prepared_at`` is by the clock of a database, which may be wrong: the page computes the
+age of a branch from ``since``, the same moment by the clock of this process (:class:`Since`)."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -23,13 +25,15 @@ from undoubt.participants.ids import Gid, TxId
 from undoubt.participants.redact import redact
 from undoubt.participants.registry import Registry
 from undoubt.recovery.operator.holding_cost import waits_of
-from undoubt.recovery.operator.survey import Survey, survey
+from undoubt.recovery.operator.survey import Survey, SurveyedBranch, survey
 from undoubt.recovery.report import WorkerStatus
 from undoubt.report import shapes
 from undoubt.report.explain import session_document
 
 ACTS = 500
 LOCKS_MAX = 10_000
+SINCE_S = 1.0
+"""Clocks do not run alike, and a database rounds."""
 OLDER_THAN_S = 300.0
 """Younger branches are left to recovery: the default of ``undoubt doctor``."""
 
@@ -103,33 +107,63 @@ def _registry(*participants: Participant) -> Registry:
     return some
 
 
-async def participant_part(ledger: Ledger, participants: Registry, participant: Participant) -> Document:
+class Since:
+    """When the branches of one participant were prepared, by the clock of this process: its database says how
+    old each is. At which moment of a reading it says so is not known. So a moment stays as it is while later
+    readings allow it, give or take :data:`SINCE_S`."""
+
+    def __init__(self) -> None:
+        self._since: dict[tuple[str, int | None], float] = {}
+
+    def of(self, found: Iterable[SurveyedBranch], began: float, ended: float) -> list[float]:
+        """The moments of all branches that a reading between these moments has found."""
+        now: dict[tuple[str, int | None], float] = {}
+        moments = []
+        for one in found:
+            name, at = (str(one.branch.gid), one.branch.xid), round(began - one.branch.age_s, 3)
+            known = self._since.get(name, at)
+            now[name] = known if -SINCE_S < known - at < ended - began + SINCE_S else at
+            moments.append(now[name])
+        self._since = now
+        return moments
+
+
+async def participant_part(
+    ledger: Ledger, participants: Registry, participant: Participant, since: Since
+) -> Document:
     """What is prepared in one of the ``participants``, and who waits for whom there. A participant that does
-    not answer has ``error``."""
+    not answer has ``error``. ``waits`` is null where it is not known who waits; ``waits_error`` says why."""
+    began = time.time()
     seen = await survey_of(ledger, participants, participant)
     if error := seen.unreachable.get(participant.name):
-        return {"participant": participant.name, "error": redact(str(error)), "branches": [], "waits": []}
+        known: Document = {"branches": [], "waits": None, "waits_error": ""}
+        return known | {"participant": participant.name, "error": redact(str(error))}
+    waits = await waits_documents(ledger, participant)
     return {
         "participant": participant.name,
         "error": None,
-        "branches": prepared_documents(seen),
-        "waits": await waits_documents(ledger, participant),
+        "branches": prepared_documents(seen, since.of(seen.found, began, time.time())),
+        "waits": None if isinstance(waits, ParticipantError) else waits,
+        "waits_error": redact(str(waits)) if isinstance(waits, ParticipantError) else "",
     }
 
 
-def prepared_documents(seen: Survey) -> list[Document]:
-    """The prepared branches as ``indoubt list`` has them, and whether each is in doubt."""
+def prepared_documents(seen: Survey, since: Iterable[float]) -> list[Document]:
+    """The prepared branches as ``indoubt list`` has them, whether each is in doubt, and since when it has
+    been prepared, by the clock of this process."""
     return [
-        without_ages(shapes.prepared(one, seen.siblings(one))) | {"in_doubt": one.standing.in_doubt}
-        for one in seen.found
+        without_ages(shapes.prepared(one, seen.siblings(one)))
+        | {"in_doubt": one.standing.in_doubt, "since": at}
+        for one, at in zip(seen.found, since, strict=True)
     ]
 
 
-async def waits_documents(ledger: Ledger, participant: Participant) -> list[Document]:
-    """The edges of its wait graph. An end without a proved transaction has only a name."""
+async def waits_documents(ledger: Ledger, participant: Participant) -> list[Document] | ParticipantError:
+    """The edges of its wait graph, or why they are not known. An end without a proved transaction has only a
+    name."""
     waits = await waits_of(participant)
     if isinstance(waits, ParticipantError):
-        return []
+        return waits
     claims = [end for wait in waits for end in (wait.waiter, wait.holder) if isinstance(end, Claim)]
     proved = dict(zip(claims, await ledger.backends(claims), strict=True)) if claims else {}
     return [_wait(wait, proved) for wait in waits]
