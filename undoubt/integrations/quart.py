@@ -16,7 +16,14 @@ from __future__ import annotations
 from typing import Any
 
 from undoubt.integrations import validation
-from undoubt.integrations.asgi import CommitBeforeResponse, on_commit, session, sync_transaction, transaction
+from undoubt.integrations.asgi import (
+    CommitBeforeResponse,
+    note_raised,
+    on_commit,
+    session,
+    sync_transaction,
+    transaction,
+)
 from undoubt.integrations.extras import needs
 from undoubt.integrations.per_process import Source
 
@@ -30,5 +37,12 @@ def commit_before_response(app: Quart, source: Source = None, **options: Any) ->
     """Put :class:`~undoubt.integrations.asgi.CommitBeforeResponse` around ``app``, with its ``options``."""
     validation.instance("app", app, Quart)
     inner: Any = app.asgi_app
+    handle: Any = app.handle_user_exception
+
+    async def noticed(error: Exception) -> Any:
+        note_raised()
+        return await handle(error)
+
+    app.handle_user_exception = noticed  # type: ignore[method-assign]
     around: Any = CommitBeforeResponse(inner, source, **options)
     app.asgi_app = around  # type: ignore[method-assign]
