@@ -80,10 +80,10 @@ class Undoubt:
         inner: Wsgi = app.wsgi_app
         handle: Any = app.handle_user_exception
 
-        def noticed(error: Exception) -> Any:
+        def noticed(e: Exception) -> Any:
             if (work := _current.get()) is not None:
                 work.raised = True
-            return handle(error)
+            return handle(e)
 
         def around(environ: Environ, start_response: Start) -> Iterable[bytes]:
             work = ThreadRequestWork(self._process.get, self._sessions, self._options)

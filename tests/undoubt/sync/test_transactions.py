@@ -378,7 +378,7 @@ def test_a_transaction_inside_the_block_of_its_own_key(stage: Stage) -> None:
             stage.coordinator.run(transfer, key="k", timeout=60)
 
     for _ in range(2):
-        assert stage.coordinator.run(work, key="k") == ["a lamp"]  # type: ignore[func-returns-value]
+        assert stage.coordinator.run(work, key="k") == ["a lamp"]
 
 
 def test_last_agent_commit_in_threads(stages: Callable[..., Stage]) -> None:

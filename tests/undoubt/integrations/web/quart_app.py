@@ -26,7 +26,7 @@ def application(shop: Shop, **options: Any) -> Quart:
     async def handler(what: str, number: int) -> Any:
         await act(await transaction(), what, number)
         if what == "redirects":
-            abort(redirect("/idle", 303))
+            abort(redirect("/idle", 303))  # type: ignore[arg-type]
         if what == "stream":
             return Response(late_body(number))
         if what.startswith("background"):
