@@ -427,9 +427,12 @@ class Coordinator:
         )
 
     def _entered_by(self, use: KeyUse, holder: TxId) -> bool:
-        """Whether the task or thread that claims the key of ``use`` is in the block of ``holder``."""
+        """Whether the task or thread that claims the key of ``use`` is in the block of ``holder``. A commit
+        that has begun may go on after its block: it can be waited for."""
         transaction = self.live.get(holder)
-        if transaction is None or transaction.key_use is None or transaction.key_use.entered_in is None:
+        if transaction is None or not transaction.active or transaction.key_use is None:
+            return False
+        if transaction.key_use.entered_in is None:
             return False
         return transaction.key_use.entered_in is (use.entered_in or asyncio.current_task())
 

@@ -399,3 +399,15 @@ async def test_a_function_that_sets_its_result_may_return_nothing(shop: Shop) ->
     for _ in range(2):
         assert await shop.coordinator.run(work, key="k") == "set"  # type: ignore[func-returns-value]
     assert shop.made == 1
+
+
+async def test_a_commit_that_goes_on_after_its_block_is_waited_for(shop: Shop) -> None:
+    """Its outcome is unknown to the task that has left the block, which may ask again with the key."""
+    arrived = shop.hold("before_decide")
+    with pytest.raises(OutcomeUnknown):
+        await shop.coordinator.run(shop.order, key="k", timeout=SOON_S)
+    assert arrived.is_set()
+    with pytest.raises(KeyInUse):
+        await shop.coordinator.run(shop.order, key="k", timeout=SOON_S)
+    shop.gates["before_decide"].set()
+    assert await shop.coordinator.run(shop.order, key="k", timeout=30) == {"order": 1}
