@@ -59,7 +59,7 @@ class OneSession:
         left = [each for each in current._resources if commits_alone(each)]
         if len(left) > 1:
             raise UsageError(
-                f"{len(left)} sessions or other data managers of one phase write in one transaction, and each"
+                "several sessions or other data managers of one phase write in one transaction, and each"
                 f" commits by itself ({', '.join(type(each).__name__ for each in left)}): use"
                 " one sessionmaker(class_=undoubt.integrations.sqlalchemy.Session, participants={…}) with all"
                 " engines"
