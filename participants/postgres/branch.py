@@ -37,7 +37,6 @@ from undoubt.participants.postgres.guard import (
     lock_script,
     note_script,
     read_report,
-    read_row,
     report_head,
     still_locked,
 )
@@ -51,6 +50,7 @@ from undoubt.participants.postgres.last_agent import (
 )
 from undoubt.participants.postgres.outbox import publish_statement
 from undoubt.participants.postgres.pipeline import (
+    GUARD_COLUMNS,
     ROLLBACK,
     end_reading_steps,
     guards_of_prepare,
@@ -75,7 +75,10 @@ from undoubt.participants.postgres.session_setup import branch_name, known_pid, 
 from undoubt.participants.postgres.sql import fill, query
 from undoubt.participants.postgres.sqlstate import (
     ENDED_BY_APPLICATION,
+    GUARD_REPLACED,
     IN_USE,
+    POOL_USED_UP,
+    STILL_RUNNING,
     UNDEFINED_FUNCTION,
     branch_failure,
     guard_undone,
@@ -92,22 +95,9 @@ from undoubt.participants.tasks import Answered, Continued
 
 log = logging.getLogger(__name__)
 
-_POOL_USED_UP = (
-    "participant %r: the second phase of %s got no answer within %g s through the pooler; if all servers"
-    " of its pool are used by branches that wait for this branch, only timeouts end the wait: give the pool"
-    " more servers than connections_max of all processes together, or lower connections_max"
-)
-
 _NO_TABLE = "it has no {} (or its schema undoubt is not to be believed): undoubt participants migrate {}"
 
-STILL_RUNNING = (
-    "a statement of the application is still running in this branch (or a pipeline, stream or COPY is open):"
-    " finish it before commit"
-)
-
 _POLL = query("poll")
-
-GUARD_REPLACED = "a prepared statement of undoubt in its session was replaced by the application"
 
 
 class PostgresBranch:
@@ -289,13 +279,23 @@ class PostgresBranch:
     def _evidence_of(self, answers: Answers) -> Evidence | None:
         """The evidence that the guard has given in its row before PREPARE. None if the row is not one that
         the guard gives: the guard has been replaced."""
-        return read_row(answers.rows[-4 if self._note_proof else -2], self._place)
+        rows = answers.rows[-4 if self._note_proof else -2]
+        guard = rows[0] if len(rows) == 1 else ()
+        if len(guard) != GUARD_COLUMNS or guard[0] is None or not guard[0].isdecimal():
+            return None
+        xid = int(guard[0])
+        if self._place is None:
+            return Evidence(xid)
+        high, _, low = (guard[1] or "0/0").partition("/")
+        return Evidence(xid, *self._place, (int(high, 16) << 32) + int(low, 16) or None)
 
     def _still_locked(self) -> list[Step]:
-        return [Step(each) for each in still_locked(len(self._guards), self._marker)]
+        guards = len(self._guards)
+        return [Step(each) for each in still_locked(guards, self._marker)] if guards else []
 
     def _if_still_locked(self, script: str) -> str:
-        return "; ".join([*still_locked(len(self._guards), self._marker), script])
+        guards = len(self._guards)
+        return "; ".join([*still_locked(guards, self._marker), script]) if guards else script
 
     def _prepare_script(self) -> str:
         intro = self.session.intro
@@ -488,7 +488,7 @@ class PostgresBranch:
                 return Settled.BUSY
         except (NoAnswer, NotSent) as error:
             if isinstance(error, AnswerTimedOut) and self.session.intro.pooled:
-                log.warning(_POOL_USED_UP, self._around.name, self._gid, timeout_s)
+                log.warning(POOL_USED_UP, self._around.name, self._gid, timeout_s)
         return await self._around.settle(self._gid, order, self._evidence)
 
     async def _end_reading(self) -> Settled:

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Sequence
 
 from undoubt.participants.contract import Evidence
 from undoubt.participants.hardened_session import ALONE_WRITING
@@ -118,23 +117,6 @@ def still_locked(count: int, marked: str) -> list[str]:
 
 def _locked(number: int) -> str:
     return f"undoubt.locked_{number}"
-
-
-GUARD_COLUMNS = 4
-"""Of the row of PREPARE's guard: transaction id, position in the WAL, and two that only have effects."""
-
-
-def read_row(rows: Sequence[Sequence[str | None]], place: Place | None) -> Evidence | None:
-    """The evidence in the row of PREPARE's guard in a pipeline. None if it is not a row that the guard
-    gives."""
-    guard = rows[0] if len(rows) == 1 else ()
-    if len(guard) != GUARD_COLUMNS or guard[0] is None or not guard[0].isdecimal():
-        return None
-    xid = int(guard[0])
-    if place is None:
-        return Evidence(xid)
-    high, _, low = (guard[1] or "0/0").partition("/")
-    return Evidence(xid, *place, (int(high, 16) << 32) + int(low, 16) or None)
 
 
 _REPORT = re.compile(r"([A-Za-z0-9+/]{16})\.(?:((?:[A-Za-z0-9+/]{4}){0,4})\.)?")

@@ -28,6 +28,9 @@ from undoubt.participants.postgres.session import (
 from undoubt.participants.postgres.session_setup import mark_statements, setting_statements
 from undoubt.participants.postgres.sql import query
 
+GUARD_COLUMNS = 4
+"""Of the row of PREPARE's guard: transaction id, position in the WAL, and two that only have effects."""
+
 BEGIN = Step("begin")
 """Not kept prepared: if a function of the database had replaced it, the statements of the application behind
 it would run outside the branch. Of the other statements the tag is checked, or the guard stops them."""

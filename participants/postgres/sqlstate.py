@@ -85,6 +85,19 @@ GUARD_UNDONE = (
     " been in this database since. Guard before the savepoint, or again behind it, before anything is read"
 )
 
+STILL_RUNNING = (
+    "a statement of the application is still running in this branch (or a pipeline, stream or COPY is open):"
+    " finish it before commit"
+)
+
+GUARD_REPLACED = "a prepared statement of undoubt in its session was replaced by the application"
+
+POOL_USED_UP = (
+    "participant %r: the second phase of %s got no answer within %g s through the pooler; if all servers"
+    " of its pool are used by branches that wait for this branch, only timeouts end the wait: give the pool"
+    " more servers than connections_max of all processes together, or lower connections_max"
+)
+
 _ROLE_LEFT = (
     "it ends in role '{role}', which would own the prepared branch, but recovery does not finish branches of"
     " that role: execute 'reset role' at the end of the branch, or name the role in the participant's"

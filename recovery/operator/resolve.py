@@ -168,7 +168,7 @@ class Operator:
         if found.standing is BranchStanding.IMPOSTOR:
             raise NotOurs(
                 f"{gid} is an impostor: {found.why}. Nothing was done; it can only be rolled back, after a"
-                " warning: undoubt indoubt rollback"
+                f" warning: undoubt indoubt rollback {gid} --participant {found.participant}"
             )
         if found.standing is BranchStanding.NOT_KNOWN:
             raise NotAllSeen(f"{gid}: {found.why}. Nothing was done; look again once it does")

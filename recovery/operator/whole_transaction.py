@@ -219,7 +219,8 @@ def impostor_line(one: SurveyedBranch) -> str:
     """What is prepared under a name of a transaction, and is no branch of it."""
     return (
         f"{one.branch.gid} is prepared in {one.participant} by role {one.branch.owner} and is an impostor:"
-        f" {one.why}. It holds its locks until it is ended: `undoubt indoubt rollback {one.branch.gid}`"
+        f" {one.why}. It holds its locks until it is ended: `undoubt indoubt rollback {one.branch.gid}"
+        f" --participant {one.participant}`"
     )
 
 

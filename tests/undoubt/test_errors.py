@@ -19,6 +19,7 @@ INTERNAL = {
     "ConfigRefused": "of Raft, within a node",
     "ConnectionGone": "within the ledger's client, which asks again",
     "ContenderFailed": "of the benchmark",
+    "EtcdRefused": "within the ledger's client, which names what it means",
     "LogSetBack": "within a node, as LedgerUnusable",
     "MessageRefused": "of Raft, within a node",
     "ChildFailed": "undoubt.serve.local",

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 import undoubt
+from tests.participants.hands import cleaned
 from tests.undoubt.test_end_to_end import TABLE, run, source
 from undoubt.coordinator.coordinator import Coordinator
-from undoubt.participants.postgres import pool
+from undoubt.participants.postgres import PostgresParticipant, pool
 from undoubt.participants.tasks import Uncancellable
 
 TASKS_MAX = 2
@@ -101,7 +102,12 @@ async def test_a_commit_of_two_branches(
         for _ in range(2):  # the timers that serve all commits are set
             await transfer(coordinator)
         counted = Counted(monkeypatch)
-        tasks = [await transfer(coordinator, counted) for _ in range(COMMITS)]
+        tasks = []
+        for _ in range(COMMITS):
+            tasks.append(await transfer(coordinator, counted))
+            for participant in coordinator.participants:
+                assert isinstance(participant, PostgresParticipant)
+                await cleaned(participant)  # else the next transaction waits for its sessions
         asyncio.get_running_loop().set_task_factory(None)
     for begins, commit in tasks:
         assert len(begins) == TASKS_OF_BEGINS, begins

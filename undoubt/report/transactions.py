@@ -6,6 +6,7 @@ from undoubt.coordinator.ledger.contract import Ledger, RecordedDecision, Transa
 from undoubt.participants.contract import Decision
 from undoubt.participants.ids import TxId
 from undoubt.recovery.operator.whole_transaction import Whole
+from undoubt.recovery.plan import BranchStanding
 
 
 def state(info: TransactionInfo) -> str:
@@ -55,6 +56,8 @@ def warnings(found: Whole, chosen: Decision) -> list[str]:
         lines.append("COMMIT IS RECORDED: the other branches have committed, or will commit.")
     if chosen is Decision.COMMIT and found.direction is Decision.ABORT:
         lines.append("ABORTED: the other branches are rolled back, or will be.")
+    if chosen is Decision.COMMIT and any(one.standing is BranchStanding.ACTIVE for one in found.prepared):
+        lines.append("ITS COORDINATOR IS ALIVE: it may still abort, and then the transaction is split.")
     lines += splitting(found.contradicts(chosen))
     lines += [
         f"Branch {one.number} in {one.participant} is not known: {one.why or 'it is not configured'}."

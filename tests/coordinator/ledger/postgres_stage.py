@@ -10,7 +10,7 @@ from typing import Any
 import psycopg
 
 from tests.coordinator.ledger.signing import Signing
-from undoubt.coordinator.ledger.contract import TERMINATES_BY_ITSELF, BranchRecord
+from undoubt.coordinator.ledger.contract import ABORTS_BY_ABSENCE, TERMINATES_BY_ITSELF, BranchRecord
 from undoubt.coordinator.ledger.postgres.decisions import encode_branches
 from undoubt.coordinator.ledger.postgres.ledger import PostgresLedger
 from undoubt.coordinator.ledger.postgres.sql import query
@@ -79,6 +79,7 @@ class Held:
             decided_at=[1.0],
             cause=[""],
             by_itself=sorted(TERMINATES_BY_ITSELF),
+            by_absence=sorted(ABORTS_BY_ABSENCE),
         )
 
     async def somebody_waits(self) -> None:

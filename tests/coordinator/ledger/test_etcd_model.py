@@ -120,6 +120,8 @@ class EtcdAgainstModel(LedgerAgainstModel):
         super().verdicts_agree()
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_ledger_in_etcd_against_the_model(etcd: EtcdCluster, monkeypatch: pytest.MonkeyPatch) -> None:
     """Broken if a sequence of commands exists after which keys tell something else than the rules say."""
     monkeypatch.setattr(upkeep, "KEPT_LONGER_S", 0.0)

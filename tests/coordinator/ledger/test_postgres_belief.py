@@ -310,7 +310,7 @@ _AS_BEFORE = """
     alter table undoubt_ledger.ledger drop column next_token, drop column token_incarnation;
     drop table undoubt_ledger.secret;
     drop table undoubt_ledger.doomed;
-    alter table undoubt_ledger.session drop column tagged;
+    alter table undoubt_ledger.session drop column tagged, drop column agent;
     alter table undoubt_ledger.decision drop column cause;
     update undoubt_ledger.migration set version_num = 'g001';
 """

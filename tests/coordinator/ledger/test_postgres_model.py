@@ -144,7 +144,7 @@ class Rows:
 
     async def _opened(self, command: c.OpenSession) -> Session:
         ((number,),) = await self._ledger._ask(
-            "open_session", nonce=command.nonce, name=command.name, ttl_ms=FOR_EVER_MS
+            "open_session", nonce=command.nonce, name=command.name, ttl_ms=FOR_EVER_MS, agent=None
         )
         key = self._ledger._names.key_bytes(number, command.nonce)
         return Session(number, command.nonce, command.name, 1.0, key=key)

@@ -32,7 +32,7 @@ FILE, RULES = "grafana/undoubt.json", "prometheus/undoubt.rules.yaml"
 PAGE = ROOT / "docs/monitoring.md"
 LOOK_S = 0.3
 TRANSFERS = 10
-VARIABLES = {"$__rate_interval": "30s", "$__range": "5m", "$participant": ".*"}
+VARIABLES = {"$__rate_interval": "5m", "$__range": "5m", "$participant": ".*"}
 FAULTS = (
     Fault(
         FILE,
@@ -190,8 +190,11 @@ async def measured() -> AsyncIterator[Prometheus]:
         http = await stack.enter_async_context(
             httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60)
         )
-        await _read_first(http)
+        await _read(http, "count(count_over_time(up[1m]) >= 2 and up == 1)", 4)
         await _work(whole)
+        # Series that begin with the work: a rate needs two samples of each.
+        for metric in ("undoubt_transactions_total", "undoubt_transaction_phase_seconds_bucket"):
+            await _read(http, f"count(min(count_over_time({metric}[5m])) >= 2)", 1)
         yield Prometheus(http, await _names(http, whole, ports))
 
 
@@ -206,14 +209,14 @@ async def _with_health(whole: System, ports: list[int]) -> None:
     assert NODE in whole.nodes.pids
 
 
-async def _read_first(http: httpx.AsyncClient) -> None:
-    """Wait until each has been read twice: a rate needs two samples."""
-    query = {"query": "count(count_over_time(up[1m]) >= 2 and up == 1)"}
+async def _read(http: httpx.AsyncClient, asked: str, least: int) -> None:
+    """Wait until the answer to ``asked`` is at least ``least``."""
+    query = {"query": asked}
     async with within("prometheus reads all metrics"):
         while True:
             with contextlib.suppress(httpx.TransportError):
                 answer = (await http.get("/api/v1/query", params=query)).json()
-                if answer["data"]["result"] and answer["data"]["result"][0]["value"][1] == "4":
+                if answer["data"]["result"] and int(answer["data"]["result"][0]["value"][1]) >= least:
                     return
             await asyncio.sleep(LOOK_S)
 

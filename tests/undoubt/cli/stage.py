@@ -33,6 +33,7 @@ from undoubt.coordinator.ledger.contract import (
 )
 from undoubt.coordinator.ledger.pages import behind
 from undoubt.participants.contract import Decision, Evidence, PreparedBranch
+from undoubt.participants.errors import ParticipantUnavailable
 from undoubt.participants.ids import Foreign, Gid, Protocol, TxId
 from undoubt.participants.registry import Registry
 from undoubt.participants.scripted import ScriptedParticipant
@@ -159,6 +160,10 @@ class Stage:
         registry.add(self.orders)
         registry.add(self.payments)
         yield self.ledger, registry
+
+    def silence_payments(self) -> None:
+        """From now on participant payments does not answer."""
+        self.payments.down = ParticipantUnavailable("payments", "connection refused")
 
     def gid(self, seq: int, number: int = 1, participant: str = "orders", ledger: str = LEDGER_ID) -> Gid:
         return Gid(ledger, Protocol.TWO_PHASE, TxId(1, NONCE, seq), number, participant)

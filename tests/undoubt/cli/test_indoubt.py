@@ -5,26 +5,13 @@ from __future__ import annotations
 import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
 from tests.undoubt.cli.stage import NONCE, WRONG_TAG, Stage, aged
 from undoubt.coordinator.ledger.contract import Heuristic, SessionInfo, SessionState, Verdict
 from undoubt.participants.contract import Decision, PreparedBranch, Settled, Waiting, XactStatus
-from undoubt.participants.errors import ParticipantUnavailable
 from undoubt.participants.ids import Foreign, Gid
-
-
-@pytest.fixture
-def stage(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Stage:
-    monkeypatch.chdir(tmp_path)
-    return Stage(monkeypatch, capsys)
-
-
-def down(stage: Stage) -> None:
-    stage.payments.down = ParticipantUnavailable("payments", "connection refused")
-
 
 # ------------------------------------------------------------------------------------------ list
 
@@ -194,7 +181,7 @@ def test_list_shows_whole_gids_and_remarks_go_to_stderr(stage: Stage) -> None:
 
 def test_a_participant_that_is_down_hides_no_other_and_exits_4(stage: Stage) -> None:
     gid, _ = stage.prepare(1, Verdict.ABORTED)
-    down(stage)
+    stage.silence_payments()
     ran = stage.run("indoubt", "list")
     assert ran.status == 4
     assert str(gid) in ran.out
@@ -319,7 +306,7 @@ def test_an_unknown_branch_exits_3_and_4_where_not_all_answered(stage: Stage, co
     """Not found is a fact; with a database down it is only a guess."""
     yes = [] if command == "explain" else ["--yes"]
     assert stage.run("indoubt", command, str(stage.gid(9)), *yes).status == 3
-    down(stage)
+    stage.silence_payments()
     ran = stage.run("indoubt", command, str(stage.gid(9)), *yes)
     assert ran.status == 4
     assert "payments" in ran.err
@@ -405,11 +392,11 @@ def test_check_counts_open_heuristics_and_no_foreign_branch(stage: Stage) -> Non
 
 def test_check_is_not_ok_while_a_participant_is_silent(stage: Stage) -> None:
     """Silence is not health; but what was found all the same weighs more."""
-    down(stage)
+    stage.silence_payments()
     assert stage.run("indoubt", "check").status == 4
     stage.payments.down = None
     stage.prepare(1, Verdict.ABORTED)
-    down(stage)
+    stage.silence_payments()
     assert stage.run("indoubt", "check").status == 7
 
 
@@ -438,7 +425,7 @@ def test_wait_gives_up_with_6(stage: Stage) -> None:
     assert stage.run("indoubt", "wait", "--timeout", "0").status == 6
     stage.payments.finish_by_hand(other, Decision.COMMIT)
     assert stage.run("indoubt", "wait", "--timeout", "0").status == 0
-    down(stage)
+    stage.silence_payments()
     ran = stage.run("indoubt", "wait", "--timeout", "0")
     assert ran.status == 6
     assert "payments" in ran.err
@@ -503,7 +490,7 @@ def test_explain_promises_nothing_without_proof(stage: Stage) -> None:
 
 def test_explain_an_active_branch_says_leave_it(stage: Stage) -> None:
     gid, _ = stage.prepare(1, Verdict.ACTIVE)
-    down(stage)
+    stage.silence_payments()
     shown = stage.json("indoubt", "explain", str(gid))
     assert shown["safe_action"]["action"] == "wait"
     assert "leave it alone" in stage.run("indoubt", "explain", str(gid)).out

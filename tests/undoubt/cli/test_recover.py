@@ -16,12 +16,6 @@ from undoubt.participants.contract import Decision, XactStatus
 from undoubt.participants.errors import ParticipantRefused, ParticipantUnavailable
 
 
-@pytest.fixture
-def stage(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Stage:
-    monkeypatch.chdir(tmp_path)
-    return Stage(monkeypatch, capsys)
-
-
 def test_once_resolves_what_is_decided_and_tells_of_each_branch(stage: Stage) -> None:
     committed, aborted = stage.prepare(1, Decision.COMMIT)[0], stage.prepare(2, Verdict.ABORTED)[0]
     active = stage.prepare(3, Verdict.ACTIVE)[0]

@@ -19,16 +19,6 @@ from undoubt.participants.ids import Gid
 from undoubt.participants.registry import Registry
 
 
-@pytest.fixture
-def stage(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Stage:
-    monkeypatch.chdir(tmp_path)
-    return Stage(monkeypatch, capsys)
-
-
-def down(stage: Stage) -> None:
-    stage.payments.down = ParticipantUnavailable("payments", "connection refused")
-
-
 def by_hand(stage: Stage, gid: Gid, kind: Settled) -> None:
     order = Decision.COMMIT if kind is Settled.HEURISTIC_COMMIT else Decision.ABORT
     (stage.orders if gid.participant == "orders" else stage.payments).finish_by_hand(gid, order)
@@ -186,7 +176,7 @@ def test_resolve_of_a_participant_that_is_gone(stage: Stage) -> None:
     one, other = stage.prepare(1, Decision.COMMIT)
     gone = ("tx", "resolve", str(one.txid), "--participant-gone", "payments", "--yes")
     assert stage.run(*gone).status == 5
-    down(stage)
+    stage.silence_payments()
     seen = stage.run("tx", "resolve", str(one.txid), "--yes")
     assert seen.status == 4
     assert stage.orders.xact_status(one) is XactStatus.COMMITTED
@@ -252,7 +242,7 @@ def test_explain_takes_a_transaction_and_answers_while_a_database_is_down(stage:
     told = stage.json("indoubt", "explain", str(one.txid))
     assert [branch["now"] for branch in told["branches"]] == ["prepared", "prepared"]
     assert told["direction"] == "commit"
-    down(stage)
+    stage.silence_payments()
     for name in (str(other), str(one.txid)):
         ran = stage.run("indoubt", "explain", name)
         assert ran.status == 4
@@ -316,6 +306,14 @@ def test_forget_is_recorded(stage: Stage) -> None:
     assert replace(gid, branch=9) not in stage.ledger.known
 
 
+def test_a_commit_beside_a_live_coordinator_is_warned_of(stage: Stage) -> None:
+    """Broken if nobody is told that the coordinator may abort what an operator commits."""
+    gid, _ = stage.prepare(1, Verdict.ACTIVE)
+    asked = stage.run("tx", "resolve", str(gid.txid), "--commit", "--heuristic")
+    assert (asked.status, "COORDINATOR IS ALIVE" in asked.err) == (2, True)
+    assert gid in stage.orders.prepared
+
+
 def test_an_impostor_is_told_to_who_looks_at_the_transaction(stage: Stage) -> None:
     """Broken if its branch is "not prepared" while somebody's transaction of its name holds its locks."""
     gid, other = stage.prepare(9, Decision.COMMIT)
@@ -326,7 +324,7 @@ def test_an_impostor_is_told_to_who_looks_at_the_transaction(stage: Stage) -> No
         ran = stage.run(*words)
         assert ran.status == 0, ran.err
         assert f"{gid} is prepared in orders by role dba and is an impostor" in ran.out
-        assert f"undoubt indoubt rollback {gid}" in ran.out
+        assert f"undoubt indoubt rollback {gid} --participant orders" in ran.out
         assert [one["gid"] for one in stage.json(*words)["impostors"]] == [str(gid)]
     refused = stage.run("indoubt", "commit", str(gid), "--yes")
     assert (refused.status, "is an impostor" in refused.err) == (5, True)

@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
 from tests.undoubt.cli.stage import Stage
 from undoubt.coordinator.ledger.contract import Verdict
 from undoubt.participants.contract import Decision, Evidence, PreparedBranch
-from undoubt.participants.errors import ParticipantUnavailable
 from undoubt.participants.ids import Foreign
-
-
-@pytest.fixture
-def stage(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Stage:
-    monkeypatch.chdir(tmp_path)
-    return Stage(monkeypatch, capsys)
-
-
-def down(stage: Stage) -> None:
-    stage.payments.down = ParticipantUnavailable("payments", "connection refused")
 
 
 def test_two_servers_with_one_name_are_two_prepared_transactions(stage: Stage) -> None:
@@ -83,7 +72,7 @@ def test_a_branch_of_a_silent_participant_is_no_impostor_in_another_one(
     that its name has does not answer, while another participant of the same database does."""
     _, gid = stage.prepare(1, decision)
     one_database(stage)
-    down(stage)
+    stage.silence_payments()
     shown = {one["gid"]: one for one in stage.run("indoubt", "list", "-o", "json").json["branches"]}[str(gid)]
     assert (shown["participant"], shown["standing"], shown["action"]) == ("orders", "not_known", "none")
     assert "'payments', which does not answer" in shown["why"]
@@ -109,3 +98,16 @@ def test_a_branch_that_is_prepared_between_two_lists_is_no_impostor(stage: Stage
     stage.payments.in_doubt = first_none  # type: ignore[method-assign, assignment]
     shown = {one["gid"]: one for one in stage.json("indoubt", "list")["branches"]}[str(gid)]
     assert (shown["participant"], shown["standing"]) == ("payments", "active")
+
+
+def test_the_command_that_is_shown_for_an_impostor_leaves_the_branch_alone(stage: Stage) -> None:
+    """Broken if an operator who follows the page rolls back a branch of a live transaction, since its name
+    alone does not say which of two databases is meant."""
+    _, gid = stage.prepare(1, Verdict.ACTIVE)
+    stage.foreign(gid)
+    told = stage.run("indoubt", "explain", str(gid.txid)).out
+    command = re.search(r"`undoubt (indoubt rollback [^`]*)`", told)
+    assert command is not None
+    assert stage.run(*command.group(1).split(), "--yes").status == 0
+    assert gid in stage.payments.prepared
+    assert [one.gid for one in stage.orders.ended] == [gid]

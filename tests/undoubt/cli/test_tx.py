@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import msgspec
-import pytest
 
 from tests.undoubt.cli.stage import Stage
 from undoubt.coordinator.ledger.contract import Heuristic
 from undoubt.participants.contract import Decision, Settled
-
-
-@pytest.fixture
-def stage(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Stage:
-    monkeypatch.chdir(tmp_path)
-    return Stage(monkeypatch, capsys)
 
 
 def test_list_is_newest_first_and_pages(stage: Stage) -> None:
@@ -38,7 +29,7 @@ def test_show_takes_a_transaction_or_any_of_its_gids(stage: Stage) -> None:
     assert shown == stage.json("tx", "show", str(other)) | {"age_s": shown["age_s"]}
     assert set(shown) == {
         "txid", "decision", "verdict", "finished", "protocol", "coordinator", "decided_at", "age_s",
-        "branches", "heuristics", "key",
+        "branches", "heuristics", "key", "agent",
     }  # fmt: skip
     assert (shown["decision"], shown["protocol"], shown["finished"]) == ("commit", "2pc", False)
     assert [one["gid"] for one in shown["branches"]] == [str(gid), str(other)]
