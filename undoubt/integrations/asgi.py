@@ -63,16 +63,27 @@ class _Noticing(dict[Any, Any]):
 
 class _NoticingScope(dict[str, Any]):
     """The scope of a request, which notices exceptions of its handler although Starlette and FastAPI make
-    responses of them. They find their exception handlers in the scope, within the middleware."""
+    responses of them. They find their exception handlers in the scope, within the middleware. What is put
+    into it is put into the scope of the outer middleware too, which may read the route there."""
 
     def __init__(self, scope: Scope, work: RequestWork) -> None:
         super().__init__(scope)
-        self._work = work
+        self._outer, self._work = scope, work
 
     def __setitem__(self, name: str, value: Any) -> None:
+        self._outer[name] = value
         if name == "starlette.exception_handlers":
             value = tuple(_Noticing(handlers, self._work) for handlers in value)
         super().__setitem__(name, value)
+
+    def setdefault(self, name: str, default: Any = None) -> Any:
+        if name not in self:
+            self[name] = default
+        return self[name]
+
+    def update(self, *found: Any, **named: Any) -> None:
+        for name, value in dict(*found, **named).items():
+            self[name] = value
 
 
 class _Unanswered(Exception):

@@ -148,7 +148,7 @@ class TransactionTask(Task):  # type: ignore[misc]
             if key is not None and isinstance(error, tuple(getattr(self, "autoretry_for", ()))):
                 raise self.retry(exc=error, **getattr(self, "retry_kwargs", {})) from error
             raise
-        if key is not None:
+        if key is not None and not self.request.called_directly:
             _done.add(self.request)
         return result
 

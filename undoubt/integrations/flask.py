@@ -78,12 +78,14 @@ class Undoubt:
         validation.instance("app", app, Flask)
         app.extensions["undoubt"] = self
         inner: Wsgi = app.wsgi_app
-        handle: Any = app.handle_user_exception
 
-        def noticed(e: Exception) -> Any:
-            if (work := _current.get()) is not None:
-                work.raised = True
-            return handle(e)
+        def noticing(handle: Any) -> Any:
+            def noticed(e: Exception) -> Any:
+                if (work := _current.get()) is not None:
+                    work.raised = True
+                return handle(e)
+
+            return noticed
 
         def around(environ: Environ, start_response: Start) -> Iterable[bytes]:
             work = ThreadRequestWork(self._process.get, self._sessions, self._options)
@@ -94,7 +96,9 @@ class Undoubt:
                 _current.reset(token)
 
         app.wsgi_app = around  # type: ignore[method-assign]
-        app.handle_user_exception = noticed  # type: ignore[method-assign]
+        app.handle_user_exception = noticing(app.handle_user_exception)  # type: ignore[method-assign]
+        # What is raised after the view, for example by a function of after_request, is handled only here.
+        app.handle_exception = noticing(app.handle_exception)  # type: ignore[method-assign]
 
     @property
     def coordinator(self) -> Coordinator:

@@ -37,12 +37,16 @@ def commit_before_response(app: Quart, source: Source = None, **options: Any) ->
     """Put :class:`~undoubt.integrations.asgi.CommitBeforeResponse` around ``app``, with its ``options``."""
     validation.instance("app", app, Quart)
     inner: Any = app.asgi_app
-    handle: Any = app.handle_user_exception
 
-    async def noticed(error: Exception) -> Any:
-        note_raised()
-        return await handle(error)
+    def noticing(handle: Any) -> Any:
+        async def noticed(error: Exception) -> Any:
+            note_raised()
+            return await handle(error)
 
-    app.handle_user_exception = noticed  # type: ignore[method-assign]
+        return noticed
+
+    app.handle_user_exception = noticing(app.handle_user_exception)  # type: ignore[method-assign]
+    # What is raised after the handler, for example by a function of after_request, is handled only here.
+    app.handle_exception = noticing(app.handle_exception)  # type: ignore[method-assign]
     around: Any = CommitBeforeResponse(inner, source, **options)
     app.asgi_app = around  # type: ignore[method-assign]

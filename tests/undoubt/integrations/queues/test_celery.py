@@ -179,6 +179,25 @@ def test_a_task_that_is_called_directly_commits_too(app: Celery, shop: Shop) -> 
         transaction()
 
 
+def test_direct_calls_with_keys_of_the_application_are_done_each(app: Celery, shop: Shop) -> None:
+    """They have no message, so that they are not the second call for one."""
+
+    class Keyed(TransactionTask):
+        abstract = True
+
+        def undoubt_key(self) -> str:
+            return f"run {len(shop.after)}"
+
+    @app.task(base=Keyed, shared=False)  # type: ignore[untyped-decorator]
+    def keyed(number: int) -> None:
+        act_in_thread(transaction(), "order", number)
+        shop.after.append(number)
+
+    for number in (1, 2):
+        keyed(number)
+    assert shop.ids() == ([1, 2], [1, 2])
+
+
 @pytest.mark.parametrize("inner", ["place", "nested"])
 def test_a_direct_call_inside_a_transaction_is_refused(app: Celery, shop: Shop, inner: str) -> None:
     """``nested``: it calls itself. The inner call would wait for the key of the outer one and then commit

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from quart import Quart, Response, abort, redirect
+from quart.testing import TestApp
 
 from tests.undoubt.integrations.web.client import Client, Handled, Reply, act, headers
 from tests.undoubt.integrations.web.shop import Shop
@@ -51,7 +52,7 @@ def run(shop: Shop) -> Iterator[Client]:
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
     app = application(shop, source=shop.settings, timeout=shop.timeout_s)
-    tested = app.test_app()
+    tested = TestApp(app, startup_timeout=60, shutdown_timeout=60)
 
     def run_there(coroutine: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(coroutine, loop).result()
