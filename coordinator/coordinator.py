@@ -236,7 +236,7 @@ class Coordinator:
         ``timeout``, ``protocol``, ``key`` and ``agent`` are those of :meth:`transaction`, for each attempt.
         With a key, what ``function`` returns is stored, and has to be a result that can be stored; if a
         transaction with this key has committed before, ``function`` is not called, and that result is
-        returned.
+        returned. A function that returns None may have set ``tx.result`` instead.
 
         The transaction is repeated up to ``retries`` times, after growing random pauses, if the cause of its
         abort was a deadlock or a serialization failure. Every other error is raised immediately: above all
@@ -255,7 +255,7 @@ class Coordinator:
                     result = await checked_awaitable(function, function(tx, *args))
                     if tx.key_use is None:
                         return result
-                    if tx.active:  # otherwise the function itself has committed
+                    if tx.active and result is not None:  # otherwise it has committed, or set the result
                         tx.result = result
                     return cast("T", tx.result)
             except (
@@ -423,7 +423,18 @@ class Coordinator:
             lambda: self.new_txid(GidProtocol.TWO_PHASE, timeout_s),
             lambda txid, lease: self._free_key(use.given, txid, lease),
             timeout_s if wait_s is None else wait_s,
+            lambda holder: self._entered_by(use, holder),
         )
+
+    def _entered_by(self, use: KeyUse, holder: TxId) -> bool:
+        """Whether the task or thread that claims the key of ``use`` is in the block of ``holder``. A commit
+        that has begun may go on after its block: it can be waited for."""
+        transaction = self.live.get(holder)
+        if transaction is None or not transaction.active or transaction.key_use is None:
+            return False
+        if transaction.key_use.entered_in is None:
+            return False
+        return transaction.key_use.entered_in is (use.entered_in or asyncio.current_task())
 
     def _free_key(self, given: GivenKey, txid: TxId, lease: Lease) -> None:
         """Abort ``txid``, which may have claimed a key and has no prepared branch, so that another

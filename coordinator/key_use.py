@@ -27,6 +27,7 @@ from undoubt.coordinator.protocols.context import GivenKey, repeat_until_answere
 from undoubt.coordinator.results import decode_result, encode_result
 from undoubt.participants.backoff import pauses
 from undoubt.participants.bounds import OutOfBounds
+from undoubt.participants.errors import UsageError
 from undoubt.participants.ids import TxId
 
 PAUSE_S = (0.01, 0.25)
@@ -50,22 +51,37 @@ def check_key(key: object) -> str:
 
 class KeyUse:
     """The key of one transaction. ``first``: the transaction that has committed with this key before; None if
-    there is none, or it is not known yet."""
+    there is none, or it is not known yet. ``entered_in``: the task or thread that is in the block of the
+    transaction; None for a transaction without a block."""
 
     def __init__(self, key: str) -> None:
         self.key = key
         self.first: TxId | None = None
+        self.entered_in: object = None
         self._proof = ""
         self._result = b""
+        self._set: list[object] = []
+        """The object that was set as the result, until it is stored: it may be changed until then."""
 
     @property
     def value(self) -> Any:
-        """The result; a new object each time."""
-        return decode_result(self._result)
+        """The object that was set as the result; once it is stored, a new object each time."""
+        return self._set[0] if self._set else decode_result(self._result)
 
     def set(self, value: object) -> None:
         """Set the result. Raises ``OutOfBounds`` for one that cannot be stored."""
-        self._result = encode_result(value)
+        encode_result(value)
+        self._set = [value]
+
+    def keep(self) -> OutOfBounds | None:
+        """Take the result as it is now, to be stored. Returns why that is impossible, if it is: the object
+        may have been changed since it was set."""
+        try:
+            if self._set:
+                self._result = encode_result(self._set.pop())
+        except OutOfBounds as error:
+            return error
+        return None
 
     @property
     def given(self) -> GivenKey:
@@ -83,10 +99,13 @@ class KeyUse:
         begin: Callable[[], Awaitable[Began]],
         give_up: Callable[[TxId, Lease], None],
         timeout_s: float,
+        waits_for_itself: Callable[[TxId], bool],
     ) -> Began | None:
         """Claim the key for a transaction that ``begin`` begins; None if another transaction has committed,
         which is :attr:`first` then. ``give_up`` ends a transaction that may have claimed the key and will not
-        run. Raises ``KeyInUse``, ``OutcomeUnknown``, ``VersionHeldBack`` and the errors of the ledger."""
+        run. ``waits_for_itself``: whether a transaction cannot end as long as the caller waits for it. Raises
+        ``KeyInUse``, ``UsageError`` for a wait that could not end, ``OutcomeUnknown``, ``VersionHeldBack``
+        and the errors of the ledger."""
         loop = asyncio.get_running_loop()
         end = loop.time() + timeout_s
         waits = pauses(*PAUSE_S)
@@ -106,6 +125,12 @@ class KeyUse:
             if holder is not None and holder.txid == txid:
                 return txid, lease
             while holder is not None and holder.state is KeyState.RUNNING:
+                if waits_for_itself(holder.txid):
+                    raise UsageError(
+                        f"the key {self.key!r} is that of transaction {holder.txid}, in whose block this"
+                        " transaction begins: it would wait for itself. Do its work in that transaction, or"
+                        " give it a key of its own"
+                    )
                 if loop.time() >= end:
                     raise KeyInUse(self.key, holder.txid, timeout_s)
                 await asyncio.sleep(min(next(waits), max(end - loop.time(), 0)))

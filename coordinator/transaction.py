@@ -87,8 +87,7 @@ class Transaction:
         agent: str = "",
     ) -> None:
         self._host, self._agent = host, agent
-        self._timeout_s = timeout_s
-        self._protocol = protocol
+        self._timeout_s, self._protocol = timeout_s, protocol
         self.prepares_all = prepares_all
         self.key_use = None if key is None else KeyUse(key)
         self._txid: TxId | None = None
@@ -96,10 +95,8 @@ class Transaction:
         self._state = TransactionState.NEW
         self._branches: dict[str, Branch] = {}
         """Branches by the participant's name; an announced branch has ``/`` and its number after the name."""
-        self._announced: set[Gid] = set()
-        """Branches that other processes prepare, whatever this process has done."""
-        self._numbered = 0
-        """The number of branch numbers that were given out."""
+        self._announced: set[Gid] = set()  # branches that other processes prepare
+        self._numbered = 0  # branch numbers that were given out
         self._opening: dict[str, asyncio.Task[Branch]] = {}
         self._deadline = 0.0
         self._timer: Deadline | None = None
@@ -108,8 +105,7 @@ class Transaction:
         self._left: asyncio.Future[None] | None = None
         """Made when the task in the block is cancelled; done once the block is left."""
         self._doom: BaseException | None = None
-        self._interrupted = False
-        self._may_be_doomed = False
+        self._interrupted = self._may_be_doomed = False
         self._context: CommitContext | None = None
         self._commit: Uncancellable[None] | None = None
         self._unasked = False
@@ -186,8 +182,8 @@ class Transaction:
 
     @property
     def result(self) -> Any:
-        """The result that is stored with the key; can be set until the commit begins: ``bytes``, or what JSON
-        can express (:mod:`undoubt.coordinator.results`), 16 KB at most."""
+        """The result that is stored with the key, as it is when the commit begins; can be set until then:
+        ``bytes``, or what JSON can express (:mod:`undoubt.coordinator.results`), 16 KB at most."""
         return None if self.key_use is None else self.key_use.value
 
     @result.setter
@@ -210,12 +206,13 @@ class Transaction:
     async def start(self, *, key_wait_s: float | None = None) -> Transaction:
         """Begin the transaction without ``async with``; then ``commit`` or ``rollback`` has to be called.
 
-        Raises ``LedgerUnavailable`` if the coordinator has lost its session and no new session is opened
-        within the transaction's timeout, which is counted again from the moment when it has begun.
+        Raises ``LedgerUnavailable`` if the coordinator has lost its session and opens no new one within the
+        transaction's timeout, which is counted again from the moment when it has begun.
 
         With a key: if another transaction has committed with it, this one is ``repeated`` and has ended.
         While another one is undecided, waits for ``key_wait_s``, by default as long as the timeout, then
-        raises ``KeyInUse``. Raises ``OutcomeUnknown`` if it is lost whether another one has committed.
+        raises ``KeyInUse``; ``UsageError`` at once if it is called in the block of that one. Raises
+        ``OutcomeUnknown`` if it is lost whether another one has committed.
         """
         if self._state is not TransactionState.NEW:
             raise UsageError("the transaction has begun already")
@@ -320,6 +317,7 @@ class Transaction:
         self._check_active()
         if self._opening and self._doom is None:
             self._doom = UsageError("commit was called while a branch was being opened")
+        self._doom = self._doom or (None if self.key_use is None else self.key_use.keep())
         if self._doom is not None:
             self._unasked = True
             await self._undo()
@@ -379,6 +377,8 @@ class Transaction:
 
     async def __aenter__(self) -> Transaction:
         scope = CancelScope.entered_from(sys._getframe(1))
+        if self.key_use is not None:
+            self.key_use.entered_in = asyncio.current_task()
         await self.start()
         self._scope = scope
         return self

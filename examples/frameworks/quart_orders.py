@@ -5,6 +5,7 @@ import contextlib
 
 import asyncpg
 from quart import Quart
+from quart.testing import TestApp
 
 from undoubt.integrations.quart import commit_before_response, transaction
 
@@ -23,7 +24,7 @@ async def place(item: str, price: int) -> dict[str, str]:
 
 
 async def main() -> None:
-    async with app.test_app():
+    async with TestApp(app, startup_timeout=60, shutdown_timeout=60):
         client = app.test_client()
         for path in ("/orders/lamp/15", "/orders/castle/1000"):
             answered = await client.post(path)

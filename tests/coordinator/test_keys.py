@@ -344,3 +344,70 @@ async def test_a_function_that_commits_itself_keeps_the_result_that_it_has_set(s
     assert await shop.coordinator.run(work, key="k") == "set"
     assert await shop.coordinator.run(work, key="k") == "set"
     assert shop.made == 1
+
+
+@pytest.mark.parametrize("inner", ["run", "start"])
+async def test_a_transaction_inside_the_block_of_its_own_key_is_refused_at_once(
+    shop: Shop, other: Shop, inner: str
+) -> None:
+    """It would wait for itself until its timeout. Another task, or another coordinator, may wait."""
+    async with shop.coordinator.transaction(key="k", timeout=60) as tx:
+        with pytest.raises(UsageError, match="wait for itself"):
+            if inner == "run":
+                await shop.coordinator.run(shop.order, key="k", timeout=60)
+            else:
+                await shop.coordinator.transaction(key="k", timeout=60).start()
+        with pytest.raises(KeyInUse):
+            await asyncio.create_task(shop.coordinator.run(shop.order, key="k", timeout=SOON_S))
+        await shop.order(tx)
+        assert await shop.coordinator.run(shop.order, key="another", timeout=60) == {"order": 2}
+    async with other.coordinator.transaction(key="k") as again:
+        assert (again.repeated, again.id) == (True, tx.id)
+
+
+async def test_a_result_is_stored_as_it_is_at_the_commit(shop: Shop, other: Shop) -> None:
+    """What is put into it after it was set would be lost without a word."""
+    async with shop.coordinator.transaction(key="k") as tx:
+        await shop.order(tx)
+        tx.result = made = dict[str, object]()
+        made["order"] = 1
+        tx.result["items"] = ["a lamp"]
+    made["late"] = True
+    assert tx.result == {"order": 1, "items": ["a lamp"]}
+    async with other.coordinator.transaction(key="k") as again:
+        assert again.result == {"order": 1, "items": ["a lamp"]}
+
+
+async def test_a_result_that_has_become_impossible_commits_nothing(shop: Shop, other: Shop) -> None:
+    """It can be stored when it is set, and not when the commit begins."""
+    with pytest.raises(TransactionAborted, match="result has a value of type set"):
+        async with shop.coordinator.transaction(key="k") as tx:
+            await shop.order(tx)
+            tx.result = made = dict[str, object]()
+            made["items"] = {1}
+    assert shop.in_doubt() == 0
+    assert await other.coordinator.run(other.order, key="k", timeout=2) == {"order": 1}
+
+
+async def test_a_function_that_sets_its_result_may_return_nothing(shop: Shop) -> None:
+    """The result would be None, for the first caller and all later ones."""
+
+    async def work(tx: Transaction) -> None:
+        await shop.order(tx)
+        tx.result = "set"
+
+    for _ in range(2):
+        assert await shop.coordinator.run(work, key="k") == "set"  # type: ignore[func-returns-value]
+    assert shop.made == 1
+
+
+async def test_a_commit_that_goes_on_after_its_block_is_waited_for(shop: Shop) -> None:
+    """Its outcome is unknown to the task that has left the block, which may ask again with the key."""
+    arrived = shop.hold("before_decide")
+    with pytest.raises(OutcomeUnknown):
+        await shop.coordinator.run(shop.order, key="k", timeout=SOON_S)
+    assert arrived.is_set()
+    with pytest.raises(KeyInUse):
+        await shop.coordinator.run(shop.order, key="k", timeout=SOON_S)
+    shop.gates["before_decide"].set()
+    assert await shop.coordinator.run(shop.order, key="k", timeout=30) == {"order": 1}

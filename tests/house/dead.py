@@ -21,6 +21,7 @@ HOOKS = {
     "prepare_threshold",
     "server_cursor_factory",
     # SQLAlchemy reads these attributes, and calls a listener that a decorator registers.
+    "_after_attach",
     "_after_begin",
     "is_active",
     "sync_session_class",

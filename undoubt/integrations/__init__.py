@@ -15,6 +15,7 @@
 :mod:`.celery`         acknowledges a task of Celery after its commit, and does it once.
 :mod:`.rq`             does the same for a job of RQ.
 :mod:`.zope`           joins transactions of package ``transaction``: Pyramid, Zope.
+:mod:`.zope_sessions`  refuses two sessions of SQLAlchemy that write in one transaction of zope.
 :mod:`.sqlmodel`       has SQLModel's sessions with one commit.
 :mod:`.pytest`         is a plugin of pytest: real databases, a ledger, crashes at named steps.
 :mod:`.per_process`    has a coordinator for each process of an application, for Flask and the task queues.

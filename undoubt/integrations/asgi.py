@@ -13,8 +13,9 @@ its response begins.
 
 A response is held back at its first message: its body has been made by then, so a response that cannot be
 made commits nothing. A status below 400 commits; another status, an exception or a cancelled request rolls
-back. If the commit does not return, the client gets :mod:`.answers` instead, and background tasks of the
-response do not run. A request that asks for no transaction costs nothing.
+back, also an exception that an exception handler answers with a status below 400. If the commit does not
+return, the client gets :mod:`.answers` instead, and background tasks of the response do not run. A request
+that asks for no transaction costs nothing.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from undoubt.coordinator.transaction import Transaction
 from undoubt.integrations import answers, validation
 from undoubt.integrations.answers import WebAnswer, WebAnswering
 from undoubt.integrations.per_process import Source
-from undoubt.integrations.request_work import AsyncRequestWork, in_thread
+from undoubt.integrations.request_work import AsyncRequestWork, RequestWork, in_thread
 from undoubt.integrations.starlette import App, Receive, Scope, Send
 from undoubt.participants.bounds import flag, having
 from undoubt.participants.errors import UndoubtError, UsageError
@@ -42,6 +43,47 @@ from undoubt.sync import Transaction as SyncTransaction
 log = logging.getLogger(__name__)
 
 _current: ContextVar[AsyncRequestWork | None] = ContextVar("undoubt_request", default=None)
+
+
+class _Noticing(dict[Any, Any]):
+    """Exception handlers of Starlette, which are looked up only for an exception that was raised."""
+
+    def __init__(self, handlers: Any, work: RequestWork) -> None:
+        super().__init__(handlers)
+        self._work = work
+
+    def __contains__(self, kind: object) -> bool:
+        self._work.raised = True
+        return super().__contains__(kind)
+
+    def get(self, status: Any, default: Any = None) -> Any:
+        self._work.raised = True
+        return super().get(status, default)
+
+
+class _NoticingScope(dict[str, Any]):
+    """The scope of a request, which notices exceptions of its handler although Starlette and FastAPI make
+    responses of them. They find their exception handlers in the scope, within the middleware. What is put
+    into it is put into the scope of the outer middleware too, which may read the route there."""
+
+    def __init__(self, scope: Scope, work: RequestWork) -> None:
+        super().__init__(scope)
+        self._outer, self._work = scope, work
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        self._outer[name] = value
+        if name == "starlette.exception_handlers":
+            value = tuple(_Noticing(handlers, self._work) for handlers in value)
+        super().__setitem__(name, value)
+
+    def setdefault(self, name: str, default: Any = None) -> Any:
+        if name not in self:
+            self[name] = default
+        return self[name]
+
+    def update(self, *found: Any, **named: Any) -> None:
+        for name, value in dict(*found, **named).items():
+            self[name] = value
 
 
 class _Unanswered(Exception):
@@ -180,7 +222,7 @@ class _Exchange:
 
     async def run(self, scope: Scope, receive: Receive) -> None:
         try:
-            await self._app(scope, receive, self._send_after_the_end)
+            await self._app(_NoticingScope(scope, self._work), receive, self._send_after_the_end)
         except BaseException as error:  # also a cancelled request is rolled back
             if self._failure is None or not isinstance(error, Exception):
                 await self._failed(error)
@@ -201,7 +243,7 @@ class _Exchange:
         await self._send(message)
 
     async def _end(self, status: int) -> None:
-        if not self._commits(status):
+        if self._work.raised or not self._commits(status):
             await self._undo(None)
             return
         try:
@@ -239,12 +281,11 @@ class _Exchange:
         """Headers of an answer whose status does not tell what became of the transaction: it says that the
         request failed, and the transaction may have committed; or the reverse, since the application has
         rolled back by itself."""
-        if self._commits(message["status"]):
-            if not self._work.rolled_back:
-                return []
-            told = answers.marks("aborted", self._work.txid)
-        elif self._work.may_have_committed:
+        commits = self._commits(message["status"])
+        if self._work.may_have_committed and (self._work.raised or not commits):
             told = answers.marks(await self._work.outcome(), self._work.txid)
+        elif self._work.rolled_back and commits:
+            told = answers.marks("aborted", self._work.txid)
         else:
             return []
         return [(name.lower().encode(), value.encode()) for name, value in told]
@@ -282,6 +323,13 @@ def on_commit(function: Callable[[], object]) -> None:
 def coordinator() -> Coordinator | SyncCoordinator:
     """The application's coordinator, for what runs after the response in a transaction of its own."""
     return _work().coordinator
+
+
+def note_raised() -> None:
+    """Note that the handler of the current request has raised an error, of which the framework makes a
+    response: nothing is committed."""
+    if (work := _current.get()) is not None:
+        work.raised = True
 
 
 def _work() -> AsyncRequestWork:

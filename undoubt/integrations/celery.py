@@ -15,13 +15,17 @@ The message is acknowledged, and a result is stored, only after the commit. A wo
 leaves the message to another one, and the transaction's key is the task's id: if the dead worker has
 committed, the task is not run again, and the result of the first run is the task's (exactly once, within the
 ledger's retention). If the outcome is unknown, the message goes back to the broker, and the next run finds
-out."""
+out.
+
+Only the call by the worker has the key. A task that other code calls directly is a transaction without a key;
+inside the transaction of a task such a call is refused."""
 
 from __future__ import annotations
 
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 from undoubt.coordinator.errors import KeyInUse, OutcomeUnknown, TransactionAborted
 from undoubt.coordinator.runnable import check_synchronous, checked_result
@@ -39,7 +43,25 @@ with needs("celery"):
 
 __all__ = ["TransactionTask", "coordinator", "transaction"]
 
-_current: ContextVar[Transaction | None] = ContextVar("undoubt_celery_transaction", default=None)
+
+@dataclass(frozen=True, slots=True)
+class _Running:
+    """A task in whose transaction the current code runs. ``outer``: the one that it was called from, by
+    ``apply()`` or ``task_always_eager``."""
+
+    tx: Transaction
+    name: str
+    request: Any
+    outer: _Running | None
+
+    def has(self, request: Any) -> bool:
+        """Whether ``request`` is that of this task or of an outer one."""
+        return self.request is request or (self.outer is not None and self.outer.has(request))
+
+
+_current: ContextVar[_Running | None] = ContextVar("undoubt_celery_transaction", default=None)
+_done: WeakSet[Any] = WeakSet()
+"""Requests of tasks that have succeeded, as long as Celery keeps them."""
 _processes: WeakKeyDictionary[Any, PerProcess] = WeakKeyDictionary()
 
 
@@ -48,7 +70,7 @@ def transaction() -> Transaction:
     found = _current.get()
     if found is None:
         raise UsageError("no task of undoubt's runs here: declare it by @app.task(base=TransactionTask)")
-    return found
+    return found.tx
 
 
 def coordinator(app: Celery) -> Coordinator:
@@ -89,10 +111,27 @@ class TransactionTask(Task):  # type: ignore[misc]
         """The key of the task's transaction: the task's id, or None for a task that is called directly."""
         return None if self.request.called_directly else f"celery:{self.request.id}"
 
+    def _check_call(self) -> None:
+        """Raise ``UsageError`` for a direct call inside the transaction of a task, and for the second call of
+        one request."""
+        running = _current.get()
+        if running is not None and (self.request.called_directly or running.has(self.request)):
+            raise UsageError(
+                f"task {self.name} was called directly inside the transaction of task {running.name}, and one"
+                " of both could commit without the other: move the common work into a function that calls"
+                " transaction(), and call that one, or send the task by delay()"
+            )
+        if self.request in _done:
+            raise UsageError(
+                f"task {self.name} was called twice for one message: its key would answer the second call"
+                " with the result of the first"
+            )
+
     def __call__(self, *arguments: Any, **named: Any) -> Any:
+        self._check_call()
         key = self.undoubt_key()
         try:
-            return coordinator(self.app).run(
+            result = coordinator(self.app).run(
                 self._run_in,
                 arguments,
                 named,
@@ -109,9 +148,12 @@ class TransactionTask(Task):  # type: ignore[misc]
             if key is not None and isinstance(error, tuple(getattr(self, "autoretry_for", ()))):
                 raise self.retry(exc=error, **getattr(self, "retry_kwargs", {})) from error
             raise
+        if key is not None and not self.request.called_directly:
+            _done.add(self.request)
+        return result
 
     def _run_in(self, tx: Transaction, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
-        token = _current.set(tx)
+        token = _current.set(_Running(tx, self.name, self.request, _current.get()))
         try:
             return checked_result(self.run, self.run(*arguments, **named), _CALLER)
         finally:

@@ -253,6 +253,7 @@ class _Unit:
     def begin(self) -> None:
         """Enter Django's blocks, and make their connections branches."""
         names: dict[str, str] = getattr(settings, "UNDOUBT", {}).get("participants", {})
+        _check_different(self._using, names)
         try:
             for alias in self._using:
                 connection = connections[alias]
@@ -387,6 +388,17 @@ class _Unit:
 
     async def _settle(self) -> None:
         await settle([lent.taken for lent in self._lent if lent.taken is not None])
+
+
+def _check_different(using: Iterable[str], names: Mapping[str, str]) -> None:
+    aliases: dict[str, str] = {}
+    for alias in using:
+        other = aliases.setdefault(names.get(alias, alias), alias)
+        if other != alias:
+            raise UsageError(
+                f"databases {other!r} and {alias!r} are one participant, {names.get(alias, alias)!r}: name"
+                " only one of them in using=, and use that one in the block"
+            )
 
 
 def _check_usable(alias: str, connection: Any) -> None:

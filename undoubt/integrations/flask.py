@@ -13,7 +13,8 @@
 
 The commit is not in an ``after_request`` function, because others may run and fail after it, but around
 ``app.wsgi_app``: at the moment when the response is ready and begins. A status below 400 commits; another
-one, or an exception, rolls back. If the commit does not return, the client gets :mod:`.answers` instead."""
+one, or an exception, rolls back, also an exception that an error handler answers with a status below 400. If
+the commit does not return, the client gets :mod:`.answers` instead."""
 
 from __future__ import annotations
 
@@ -78,6 +79,14 @@ class Undoubt:
         app.extensions["undoubt"] = self
         inner: Wsgi = app.wsgi_app
 
+        def noticing(handle: Any) -> Any:
+            def noticed(e: Exception) -> Any:
+                if (work := _current.get()) is not None:
+                    work.raised = True
+                return handle(e)
+
+            return noticed
+
         def around(environ: Environ, start_response: Start) -> Iterable[bytes]:
             work = ThreadRequestWork(self._process.get, self._sessions, self._options)
             token = _current.set(work)
@@ -87,6 +96,9 @@ class Undoubt:
                 _current.reset(token)
 
         app.wsgi_app = around  # type: ignore[method-assign]
+        app.handle_user_exception = noticing(app.handle_user_exception)  # type: ignore[method-assign]
+        # What is raised after the view, for example by a function of after_request, is handled only here.
+        app.handle_exception = noticing(app.handle_exception)  # type: ignore[method-assign]
 
     @property
     def coordinator(self) -> Coordinator:
@@ -159,19 +171,19 @@ class _Exchange:
 
     def _start(self, status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
         code = int(status.split(maxsplit=1)[0])
-        if self._commits(code):
+        if self._commits(code) and not self._work.raised:
             try:
                 self._work.commit()
             except Exception as error:  # noqa: BLE001 - the client must not read the application's answer
                 self._failure = error
                 answers.note(error)
                 return _no_body
-            if self._work.rolled_back:
-                headers = [*headers, *answers.marks("aborted", self._work.txid)]
         else:
             self._undo(None)
             if self._work.may_have_committed:
                 headers = [*headers, *answers.marks(self._work.outcome(), self._work.txid)]
+        if self._commits(code) and self._work.rolled_back:
+            headers = [*headers, *answers.marks("aborted", self._work.txid)]
         self._held = (status, headers, *(() if exc_info is None else (exc_info,)))
         return self._start_response(*self._held) if self._returned else _no_body
 

@@ -57,6 +57,8 @@ class RequestWork:
         self._session: Any = None
         self._hooks: list[Callable[[], object]] = []
         self._over = False
+        self.raised = False
+        """The handler has raised an error: nothing is committed, whatever is answered to it."""
 
     @property
     def coordinator(self) -> Coordinator | SyncCoordinator:

@@ -23,9 +23,11 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
+from undoubt.coordinator.publishing import checked
 from undoubt.coordinator.retries import retryable
 from undoubt.integrations import validation
 from undoubt.integrations.extras import needs
+from undoubt.integrations.zope_sessions import commits_alone
 from undoubt.participants.bounds import having
 from undoubt.participants.errors import UndoubtError, UsageError
 from undoubt.sync import Coordinator, Transaction
@@ -43,8 +45,6 @@ __all__ = ["DataManager", "join"]
 
 log = logging.getLogger(__name__)
 
-_ONE_PHASE = "~"
-"""The beginning of the sort keys of data managers that commit in one phase: zope.sqlalchemy's."""
 _LAST = "\U0010ffff" * 8
 """Sorts behind the keys of data managers that vote: eight times the last character that there is."""
 
@@ -73,27 +73,25 @@ def join(
                     "this transaction has joined another coordinator: one commit has one coordinator"
                 )
             return joined
-    tx = coordinator.transaction(**options).start()
+    tx = _Transaction(coordinator.portal, coordinator.transaction(**options).engine)
+    tx.start()
     made = DataManager(coordinator, tx, manager or zope_transaction.manager)
     current.join(made)
     return made
 
 
-@implementer(ISavepointDataManager)
-class DataManager:
-    """One transaction of ``coordinator`` as a resource of a zope transaction."""
+class _Transaction(Transaction):
+    """A transaction with savepoints, which are set in each of its branches, whatever opens the branch."""
 
-    def __init__(self, coordinator: Coordinator, tx: Transaction, manager: Any) -> None:
-        self.coordinator = coordinator
-        self.transaction_manager = manager
-        self._tx = tx
-        self._savepoints = 0
+    _savepoints = 0
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
         self._opened: dict[str, int] = {}
         """The number of savepoints that there were when a branch was opened."""
 
     def branch(self, name: str) -> Connection[Any]:
-        """The connection to participant ``name``; as :meth:`undoubt.sync.Transaction.branch`."""
-        connection = self._tx.branch(name)
+        connection = super().branch(name)
         if name not in self._opened:
             self._opened[name] = self._savepoints
             if self._savepoints:  # a savepoint from before the branch means: without what the branch has done
@@ -101,26 +99,53 @@ class DataManager:
         return connection
 
     def branches(self, *names: str) -> tuple[Connection[Any], ...]:
-        """The connections to several participants."""
+        super().branches(*names)
         return tuple(self.branch(name) for name in names)
 
-    @property
-    def tx(self) -> Transaction:
-        """The transaction, for its ``id``."""
-        return self._tx
+    def publish(self, name: str, payload: object, **options: Any) -> str:
+        checked(name, payload, **options)  # before a branch is opened
+        self.branch(name)
+        return super().publish(name, payload, **options)
 
-    def savepoint(self) -> _Savepoint:
-        """Called by ``transaction.savepoint()``."""
+    def savepoint(self) -> int:
+        """Set a savepoint; returns its number."""
         self._savepoints += 1
         for name in self._opened:
-            self._tx.branch(name).execute(_named(self._savepoints).encode())
-        return _Savepoint(self, self._savepoints)
+            self.branch(name).execute(_named(self._savepoints).encode())
+        return self._savepoints
 
     def roll_back_to(self, number: int) -> None:
         """Undo what the branches have done since savepoint ``number``."""
         for name, opened in self._opened.items():
             name_of = f"rollback to savepoint undoubt_{max(number, opened)}"
-            self._tx.branch(name).execute(name_of.encode())
+            self.branch(name).execute(name_of.encode())
+
+
+@implementer(ISavepointDataManager)
+class DataManager:
+    """One transaction of ``coordinator`` as a resource of a zope transaction."""
+
+    def __init__(self, coordinator: Coordinator, tx: _Transaction, manager: Any) -> None:
+        self.coordinator = coordinator
+        self.transaction_manager = manager
+        self._tx = tx
+
+    def branch(self, name: str) -> Connection[Any]:
+        """The connection to participant ``name``; as :meth:`undoubt.sync.Transaction.branch`."""
+        return self._tx.branch(name)
+
+    def branches(self, *names: str) -> tuple[Connection[Any], ...]:
+        """The connections to several participants."""
+        return self._tx.branches(*names)
+
+    @property
+    def tx(self) -> Transaction:
+        """The transaction, for ``publish`` and its ``id``."""
+        return self._tx
+
+    def savepoint(self) -> _Savepoint:
+        """Called by ``transaction.savepoint()``."""
+        return _Savepoint(self._tx, self._tx.savepoint())
 
     # The interface of a data manager, in the order of its calls.
 
@@ -135,10 +160,11 @@ class DataManager:
         for other in current._resources:
             if other is self:
                 continue
-            if other.sortKey().startswith(_ONE_PHASE):
+            if commits_alone(other):
                 raise UsageError(
-                    f"{other!r} commits in one phase beside undoubt, so one of both may fail after the other"
-                    " has committed: give its sessionmaker class_=undoubt.integrations.sqlalchemy.Session"
+                    f"{other!r} commits in one phase beside join(), so one of both may fail after the other"
+                    " has committed: use join() alone, or one session of"
+                    " sessionmaker(class_=undoubt.integrations.sqlalchemy.Session)"
                 )
             if other.sortKey() > self.sortKey():
                 raise UsageError(
@@ -180,12 +206,12 @@ class DataManager:
 
 
 class _Savepoint:
-    def __init__(self, manager: DataManager, number: int) -> None:
-        self._manager = manager
+    def __init__(self, tx: _Transaction, number: int) -> None:
+        self._tx = tx
         self._number = number
 
     def rollback(self) -> None:
-        self._manager.roll_back_to(self._number)
+        self._tx.roll_back_to(self._number)
 
 
 def _named(number: int) -> str:

@@ -109,10 +109,11 @@ class Coordinator:
         """Call ``function(tx, *args)`` in a new transaction; returns the function's result after the commit.
 
         ``timeout``, ``protocol``, ``key`` and ``agent`` are those of :meth:`transaction`, for each attempt.
-        With a key, the function's result is stored, and has to be one that can be stored; if a transaction
-        with this key has committed before, the function is not called, and that result is returned. It is
-        repeated up to ``retries`` times, after growing random pauses, if it failed by a deadlock or a
-        serialization failure. All other errors are raised immediately, also ``OutcomeUnknown``, and all
+        With a key, the function's result is stored, and has to be one that can be stored; a function that
+        returns None may have set ``tx.result`` instead. If a transaction with this key has committed before,
+        the function is not called, and the stored result is returned. The transaction is repeated up to
+        ``retries`` times, after growing random pauses, if it failed by a deadlock or a serialization failure.
+        All other errors are raised immediately, also ``OutcomeUnknown``, and all
         errors after ``function`` itself has called ``commit``. Raises ``UsageError``, and commits nothing, if
         ``function`` is a coroutine function or an argument is not within its bounds.
         """
@@ -126,7 +127,7 @@ class Coordinator:
                         return cast("T", tx.result)
                     result = checked_result(function, function(tx, *args))
                     if key is not None:
-                        if tx.active:  # otherwise the function itself has committed
+                        if tx.active and result is not None:  # otherwise it has committed, or set the result
                             tx.result = result
                         result = cast("T", tx.result)
             except Exception as error:  # errors of the application are raised, unless retryable

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
 from types import TracebackType
@@ -148,6 +149,8 @@ class Transaction:
         self._call(self._engine.rollback)
 
     def __enter__(self) -> Transaction:
+        if self._engine.key_use is not None:
+            self._engine.key_use.entered_in = threading.current_thread()
         return self.start()
 
     def __exit__(

@@ -76,9 +76,19 @@ async def test_a_message_goes_with_what_is_rolled_back(migrated: World, app: App
             session.undoubt_publish("orders", "kept")
         session.commit()
 
-    for program in (rolled_back, refused, savepoint):
+    def savepoint_of_a_branch(session: Any) -> None:
+        """The message is the first use of the connection within the savepoint."""
+        session.execute(sa.text("select 1"), bind_arguments={"bind": app.sync_engine("orders")})
+        nested = session.begin_nested()
+        session.undoubt_publish("orders", "never")
+        nested.rollback()
+        with session.begin_nested(), session.begin_nested():
+            session.undoubt_publish("orders", "kept too")
+        session.commit()
+
+    for program in (rolled_back, refused, savepoint, savepoint_of_a_branch):
         await app.run(program)
-    assert [row[2] for row in await messages(app)] == [b"kept"]
+    assert [row[2] for row in await messages(app)] == [b"kept", b"kept too"]
 
 
 async def test_a_session_publishes_in_each_of_its_transactions(migrated: World, app: App) -> None:

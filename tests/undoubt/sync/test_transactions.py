@@ -367,6 +367,20 @@ def test_a_repeated_key_returns_the_first_result(stage: Stage) -> None:
     assert len(calls) == 1
 
 
+def test_a_transaction_inside_the_block_of_its_own_key(stage: Stage) -> None:
+    """It would wait for itself until its timeout. And a function may set the result and return nothing."""
+
+    def work(tx: Transaction) -> None:
+        transfer(tx)
+        tx.result = made = list[str]()
+        made.append("a lamp")
+        with pytest.raises(UsageError, match="wait for itself"):
+            stage.coordinator.run(transfer, key="k", timeout=60)
+
+    for _ in range(2):
+        assert stage.coordinator.run(work, key="k") == ["a lamp"]
+
+
 def test_last_agent_commit_in_threads(stages: Callable[..., Stage]) -> None:
     """Broken if a thread cannot name the agent, or the agent does not commit last."""
     stage = stages()

@@ -55,6 +55,10 @@ class EnlistedConnection:
         self._unit.rollback()
 
     @property
+    def engine(self) -> sa.Engine:
+        return self._connection.engine
+
+    @property
     def taken(self) -> LentConnection | None:
         """The connection as the engine uses it, None before the engine has it."""
         return self._taken

@@ -20,6 +20,7 @@ from undoubt.coordinator.transaction import Transaction
 from undoubt.integrations.sqlalchemy.noticed_engines import watch
 from undoubt.integrations.sqlalchemy.sync_bridge import Bridge
 from undoubt.integrations.sqlalchemy.unit_of_work import Unit
+from undoubt.integrations.zope_sessions import watch_zope
 from undoubt.participants import bounds
 from undoubt.participants.errors import UsageError
 from undoubt.participants.ids import TxId
@@ -158,8 +159,11 @@ class Session(orm.Session):
     def _undoubt_enlisted(self, name: str) -> Unit:
         """The unit of work, with a connection that is the branch in participant ``name``."""
         unit, root = self._undoubt_unit, self.get_transaction()
-        if unit is None or root is None or not (unit.belongs_to(root) and unit.has(name)):
-            self.connection(bind_arguments={"bind": self._undoubt_engine(name)})
+        engine = None
+        if unit is not None and root is not None and unit.belongs_to(root):
+            engine = unit.engine(name)
+        # Also if there is a branch: SQLAlchemy emits a SAVEPOINT at the first use of a connection in it.
+        self.connection(bind_arguments={"bind": engine or self._undoubt_engine(name)})
         if self._undoubt_unit is None:
             raise InvariantViolation("a connection of the session is in no unit of work")
         return self._undoubt_unit
@@ -211,7 +215,13 @@ def _synchronous(engine: sa.Engine | sa_asyncio.AsyncEngine) -> sa.Engine:
 @event.listens_for(Session, "after_begin", propagate=True)
 def _after_begin(session: Session, transaction: SessionTransaction, connection: sa.Connection) -> None:
     if transaction.parent is None:  # a savepoint is on a connection that is a branch already
+        watch_zope(session)
         session.undoubt_begun(transaction, connection)
+
+
+@event.listens_for(Session, "after_attach", propagate=True)
+def _after_attach(session: Session, _: object) -> None:
+    watch_zope(session)
 
 
 class AsyncSession(sa_asyncio.AsyncSession):

@@ -86,9 +86,9 @@ class Unit:
                 f" {engine!r} is of the other kind"
             )
 
-    def has(self, name: str) -> bool:
-        """Whether a connection of the unit is the branch in participant ``name``."""
-        return any(member.name == name for member in self._members)
+    def engine(self, name: str) -> sa.Engine | None:
+        """The engine whose connection is the unit's branch in participant ``name``; None if there is none."""
+        return next((member.engine for member in self._members if member.name == name), None)
 
     def publish(self, name: str, message: Publication) -> str:
         """Put ``message`` into the outbox of participant ``name``, in which the unit has a branch. Raises the

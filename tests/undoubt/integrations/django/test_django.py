@@ -235,6 +235,9 @@ def test_a_block_has_to_be_the_outermost(shop: Shop) -> None:
             atomic(using=wrong)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="at least one"):
         atomic(using=[])
+    settings.UNDOUBT["participants"] = {"payments": "orders"}
+    with pytest.raises(UsageError, match="'orders' and 'payments' are one participant"), atomic(BOTH):
+        pass
     assert usable()
 
 

@@ -65,6 +65,7 @@ def app(root_level: None, shop: Shop, redis_url: str, monkeypatch: pytest.Monkey
         return number
 
     again.default_retry_delay = 0
+    make_callers(app, shop)
 
     def noted(**_: Any) -> None:
         shop.seen.append("run")
@@ -76,6 +77,27 @@ def app(root_level: None, shop: Shop, redis_url: str, monkeypatch: pytest.Monkey
         with start_worker(app, pool="threads", concurrency=1, perform_ping_check=False, loglevel="ERROR"):
             yield app
     app.close()
+
+
+def make_callers(app: Celery, shop: Shop) -> None:
+    """Tasks that call tasks directly."""
+
+    @app.task(shared=False, name="ordinary")  # type: ignore[untyped-decorator]
+    def ordinary(*numbers: int) -> list[int]:
+        return [app.tasks["place"]("order", number) for number in numbers]
+
+    @app.task(base=TransactionTask, shared=False, name="nested")  # type: ignore[untyped-decorator]
+    def nested(inner: str, number: int) -> int:
+        act_in_thread(transaction(), "order", number)
+        if number < 100:
+            app.tasks[inner](inner if inner == "nested" else "order", number + 100)
+        return number
+
+    @app.task(base=TransactionTask, shared=False, name="applies")  # type: ignore[untyped-decorator]
+    def applies(number: int) -> int:
+        app.tasks["place"].apply(("order", number + 100)).get()
+        act_in_thread(transaction(), "order", number)
+        return number
 
 
 def send(app: Celery, name: str, *arguments: Any, task_id: str | None = None) -> Any:
@@ -155,6 +177,41 @@ def test_a_task_that_is_called_directly_commits_too(app: Celery, shop: Shop) -> 
     assert shop.ids() == ([1], [1])
     with pytest.raises(UsageError, match="no task of undoubt"):
         transaction()
+
+
+def test_direct_calls_with_keys_of_the_application_are_done_each(app: Celery, shop: Shop) -> None:
+    """They have no message, so that they are not the second call for one."""
+
+    class Keyed(TransactionTask):
+        abstract = True
+
+        def undoubt_key(self) -> str:
+            return f"run {len(shop.after)}"
+
+    @app.task(base=Keyed, shared=False)  # type: ignore[untyped-decorator]
+    def keyed(number: int) -> None:
+        act_in_thread(transaction(), "order", number)
+        shop.after.append(number)
+
+    for number in (1, 2):
+        keyed(number)
+    assert shop.ids() == ([1, 2], [1, 2])
+
+
+@pytest.mark.parametrize("inner", ["place", "nested"])
+def test_a_direct_call_inside_a_transaction_is_refused(app: Celery, shop: Shop, inner: str) -> None:
+    """``nested``: it calls itself. The inner call would wait for the key of the outer one and then commit
+    under it; or it would commit alone, although the outer one fails."""
+    with pytest.raises(UsageError, match=f"task {inner} was called directly inside .* of task nested"):
+        send(app, "nested", inner, 1).get(RESULT_S)
+    assert (shop.ids(), shop.prepared()) == (([], []), [])
+
+
+def test_tasks_that_an_ordinary_task_calls_are_done_each(app: Celery, shop: Shop) -> None:
+    """And one that is run by ``apply()``, as with ``task_always_eager``, is a message of its own."""
+    assert send(app, "ordinary", 1, 2).get(RESULT_S) == [1, 2]
+    assert send(app, "applies", 3).get(RESULT_S) == 3
+    assert shop.ids() == ([1, 2, 3, 103], [1, 2, 3, 103])
 
 
 def test_a_process_opens_its_coordinator_by_the_settings(shop: Shop) -> None:

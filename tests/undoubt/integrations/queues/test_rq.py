@@ -10,12 +10,19 @@ from pathlib import Path
 
 import pytest
 import redis
-from rq import Queue, Retry, SimpleWorker, Worker
+from rq import Queue, Repeat, Retry, SimpleWorker, Worker
 from rq.job import Job
 
 import undoubt.sync
 from tests.undoubt.integrations.queues import jobs
-from tests.undoubt.integrations.queues.jobs import SETTINGS, dies_after_its_commit, place
+from tests.undoubt.integrations.queues.jobs import (
+    called_twice,
+    dies_after_its_commit,
+    nested,
+    next_order,
+    ordinary,
+    place,
+)
 from tests.undoubt.integrations.web.client import act_in_thread
 from tests.undoubt.integrations.web.shop import Shop
 from undoubt.errors import UsageError
@@ -24,7 +31,12 @@ from undoubt.integrations.rq import transactional
 
 @pytest.fixture
 def queue(shop: Shop, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Queue]:
-    monkeypatch.setenv(SETTINGS, json.dumps(shop.settings))
+    file = tmp_path / "undoubt.toml"
+    lines = ["[ledger]", f"url = {json.dumps(shop.settings['ledger']['url'])}"]
+    for name, dsn in shop.dsns.items():
+        lines += [f"[participants.{name}]", f"dsn = {json.dumps(dsn)}"]
+    file.write_text("\n".join(lines))
+    monkeypatch.setenv("UNDOUBT_CONFIG", str(file))
     connection = redis.Redis.from_url(redis_url)
     queue = Queue(tmp_path.name, connection=connection)
     yield queue
@@ -74,7 +86,7 @@ def test_a_job_whose_worker_dies_after_the_commit_is_done_once(
 ) -> None:
     """RQ runs it again, and the key gives the result of the first run."""
     log = tmp_path / "log"
-    sent = queue.enqueue(dies_after_its_commit, 1, str(log), retry=Retry(max=3))
+    sent = queue.enqueue(dies_after_its_commit, "order", 1, str(log), retry=Retry(max=3))
     done = run(queue, sent)
     assert (done.is_finished, done.return_value()) == (True, 1)
     assert log.read_text() == "1\n"
@@ -94,9 +106,9 @@ def test_a_job_of_unknown_outcome_is_done_once(
         return Job.fetch(job.id, connection=queue.connection)
 
     with kept_handlers(), undoubt.sync.connect(shop.settings, observe=shop.observe, recover=False) as opened:
-        monkeypatch.setattr(jobs, "opened", opened)
+        monkeypatch.setattr(jobs, "hasty", transactional(coordinator=opened, timeout=1.0)(jobs.hasty))
         shop.hold_at = "before_decide"
-        job = ran(queue.enqueue(jobs.hasty, 1, str(log)))
+        job = ran(queue.enqueue(f"{jobs.__name__}.hasty", 1, str(log)))
         assert job.is_failed
         assert "OutcomeUnknown" in told(job)
         job.requeue()
@@ -109,6 +121,44 @@ def test_a_job_of_unknown_outcome_is_done_once(
         assert (job.is_finished, job.return_value()) == (True, 1)
     assert log.read_text() == "1\n"
     assert shop.ids() == ([1], [1])
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_functions_that_a_job_calls_have_no_key(queue: Queue, shop: Shop, tmp_path: Path) -> None:
+    """With the key of the job, only the first of their calls would run, and the others would return its
+    result."""
+    done = run(queue, queue.enqueue(ordinary, str(tmp_path / "log"), 1, 2, 3))
+    assert (done.is_finished, done.return_value()) == (True, [1, 2, 3])
+    assert shop.ids() == ([1, 2, 3], [1, 2, 3])
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_call_inside_a_transaction_is_refused(queue: Queue, shop: Shop, tmp_path: Path) -> None:
+    """The inner one would commit under the key of the outer one, whose work would be lost in the next run."""
+    done = run(queue, queue.enqueue(nested, 1, str(tmp_path / "log"), retry=Retry(max=1)))
+    assert done.is_failed
+    assert "place() was called inside the transaction of nested()" in told(done)
+    assert (shop.ids(), shop.prepared()) == (([], []), [])
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_the_function_of_a_job_is_called_once(queue: Queue, shop: Shop) -> None:
+    """The second call would return the result of the first, and do nothing."""
+    done = run(queue, queue.enqueue(called_twice, 1))
+    assert done.is_failed
+    assert "was called twice" in told(done)
+    assert shop.ids() == ([1], [1])
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_each_repetition_of_a_job_is_done(queue: Queue, shop: Shop) -> None:
+    """As is a job whose id was used before. With a key of the id alone only the first run would do its
+    work."""
+    work_of = run(queue, queue.enqueue(next_order, repeat=Repeat(times=2)))
+    assert (work_of.is_finished, shop.ids()) == (True, ([1, 2, 3], [1, 2, 3]))
+    for _ in range(2):
+        assert run(queue, queue.enqueue(next_order, job_id=f"nightly-{work_of.id}")).is_finished
+    assert shop.ids() == ([1, 2, 3, 4, 5], [1, 2, 3, 4, 5])
 
 
 def told(job: Job) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import warnings
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -9,6 +10,7 @@ from typing import Any
 
 import psycopg
 import pytest
+import sqlalchemy as sa
 import transaction
 import zope.sqlalchemy
 from sqlalchemy import create_engine, text
@@ -22,6 +24,8 @@ from undoubt.coordinator.errors import DistributedDeadlock
 from undoubt.errors import UsageError
 from undoubt.integrations.sqlalchemy import Session
 from undoubt.integrations.zope import DataManager, join
+from undoubt.participants.postgres.schema import migrate
+from undoubt.participants.settings import ParticipantSettings
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # WebOb uses module cgi
@@ -167,6 +171,27 @@ def test_savepoints_are_of_all_branches(shop: Shop, coordinator: undoubt.sync.Co
     assert shop.ids() == ([1], [3])
 
 
+def test_savepoints_are_of_branches_that_the_transaction_opens(
+    shop: Shop, coordinator: undoubt.sync.Coordinator
+) -> None:
+    """Broken if a message is sent, or a row stays, whose savepoint was rolled back: ``tx.publish`` and
+    ``tx.branch`` open branches too."""
+    for name, dsn in shop.dsns.items():
+        asyncio.run(migrate(name, ParticipantSettings(dsn=dsn)))
+    with transaction.manager:
+        manager = join(coordinator)
+        before = transaction.savepoint()
+        manager.tx.publish("orders", "never")
+        manager.tx.branches("payments")[0].execute("insert into payments (id, account) values (1, 1)")
+        before.rollback()
+        manager.tx.publish("orders", "kept")
+    assert [
+        row[0].tobytes() if isinstance(row[0], memoryview) else row[0]
+        for row in shop.rows("orders", "select payload from undoubt.undoubt_outbox")
+    ] == [b"kept"]
+    assert shop.ids() == ([], [])
+
+
 def test_outcomes_are_told(
     shop: Shop, coordinator: undoubt.sync.Coordinator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -264,3 +289,77 @@ def test_applications_of_zope_sqlalchemy_change_a_line(
     for engine in engines.values():
         assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]
         engine.dispose()
+
+
+@pytest.fixture
+def engines(shop: Shop) -> Iterator[dict[str, sa.Engine]]:
+    made = {
+        name: sa.create_engine(dsn.replace("postgresql:", "postgresql+psycopg:"))
+        for name, dsn in shop.dsns.items()
+    }
+    yield made
+    transaction.abort()
+    for engine in made.values():
+        engine.dispose()
+
+
+@pytest.mark.parametrize("kind", ["undoubt's", "plain"])
+@pytest.mark.parametrize("first", ["orders", "payments"])
+def test_a_second_session_that_writes_is_refused_before_any_vote(
+    shop: Shop, coordinator: undoubt.sync.Coordinator, engines: dict[str, sa.Engine], kind: str, first: str
+) -> None:
+    """Each session would commit alone, and the second could fail after the first has committed."""
+    other = Other("aaa")
+    own: Any = sessionmaker(
+        class_=Session,
+        coordinator=coordinator,
+        participants={engines["orders"]: "orders"},
+        bind=engines["orders"],
+    )
+    options: Any = {"bind": engines["payments"]}
+    if kind == "undoubt's":
+        options |= {"class_": Session, "coordinator": coordinator}
+        options["participants"] = {engines["payments"]: "payments"}
+    made: dict[str, Any] = {"orders": own, "payments": sessionmaker(**options)}
+    for each in made.values():
+        zope.sqlalchemy.register(each)
+    transaction.get().join(other)
+    sessions = {name: made[name]() for name in sorted(made, reverse=first == "payments")}
+    for name, session in sessions.items():
+        session.execute(text(statements(1)[name]))
+        zope.sqlalchemy.mark_changed(session)
+    with pytest.raises(UsageError, match="each commits by itself"):
+        transaction.commit()
+    transaction.abort()
+    assert "tpc_vote" not in other.calls
+    assert (shop.ids(), shop.prepared()) == (([], []), [])
+
+
+def test_a_session_that_only_reads_may_be_beside_one_that_writes(
+    shop: Shop, coordinator: undoubt.sync.Coordinator, engines: dict[str, sa.Engine]
+) -> None:
+    """And beside ``join``. It has nothing that could fail."""
+    own: Any = sessionmaker(
+        class_=Session,
+        coordinator=coordinator,
+        participants={engines["orders"]: "orders"},
+        bind=engines["orders"],
+    )
+    reader: Any = sessionmaker(bind=engines["payments"])
+    for each in (own, reader):
+        zope.sqlalchemy.register(each)
+    for number in (1, 2):
+        with transaction.manager:
+            reading = reader()
+            assert reading.execute(text("select count(*) from payments")).scalar() == 0
+            if number == 1:
+                session = own()
+                before = transaction.savepoint()
+                session.execute(text(statements(99)["orders"]))
+                before.rollback()
+                session = own()
+                session.execute(text(statements(1)["orders"]))
+                zope.sqlalchemy.mark_changed(session)
+            else:
+                join(coordinator).branch("orders").execute(statements(2)["orders"].encode())
+    assert shop.ids() == ([1, 2], [])

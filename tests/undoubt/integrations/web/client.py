@@ -50,6 +50,17 @@ class Failed(Exception):
     """A mistake of the application, after it has written."""
 
 
+class Handled(Exception):
+    """The same; an exception handler of the application answers it with 200."""
+
+
+def raise_as_told(what: str) -> None:
+    if what in {"raises", "commits"}:
+        raise Failed
+    if what.endswith("handled"):
+        raise Handled
+
+
 def account_of(what: str) -> int:
     return NOBODY if what.endswith("late") else 1
 
@@ -65,8 +76,7 @@ async def act(tx: undoubt.Transaction, what: str, number: int) -> None:
         await tx.rollback()
     if what.startswith("commits"):
         await tx.commit()
-    if what in {"raises", "commits"}:
-        raise Failed
+    raise_as_told(what)
 
 
 def act_in_thread(tx: undoubt.sync.Transaction, what: str, number: int) -> None:
@@ -80,8 +90,7 @@ def act_in_thread(tx: undoubt.sync.Transaction, what: str, number: int) -> None:
         tx.rollback()
     if what.startswith("commits"):
         tx.commit()
-    if what in {"raises", "commits"}:
-        raise Failed
+    raise_as_told(what)
 
 
 BEHAVIOURS = {
@@ -95,6 +104,9 @@ BEHAVIOURS = {
     "background-late": "the same, with what PREPARE refuses",
     "commits": "writes, commits by itself, and raises Failed",
     "commits-422": "writes, commits by itself, and answers 422",
+    "handled": "writes, and raises Handled",
+    "redirects": "writes, and raises the framework's exception that is answered with a redirection",
+    "commits-handled": "writes, commits by itself, and raises Handled",
     "unserializable": "writes, and returns what cannot become a response",
 }
 """What is behind ``/{what}/{number}``. ``/idle`` does nothing."""

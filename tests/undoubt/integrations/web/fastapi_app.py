@@ -15,9 +15,16 @@ from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 
 import undoubt
 import undoubt.sync
-from tests.undoubt.integrations.web.client import Client, Failed, account_of, act, act_in_thread
+from tests.undoubt.integrations.web.client import (
+    Client,
+    Handled,
+    account_of,
+    act,
+    act_in_thread,
+    raise_as_told,
+)
 from tests.undoubt.integrations.web.shop import Shop, statements
-from tests.undoubt.integrations.web.starlette_app import late_body, serve
+from tests.undoubt.integrations.web.starlette_app import handled, late_body, serve
 from undoubt.integrations.fastapi import CommitBeforeResponse, SyncTx, Tx, WorkSession
 from undoubt.integrations.sqlalchemy import AsyncSession
 
@@ -25,6 +32,8 @@ from undoubt.integrations.sqlalchemy import AsyncSession
 def respond(shop: Shop, what: str, number: int, tasks: BackgroundTasks) -> Any:
     if what in {"refuses", "commits-422"}:
         raise HTTPException(422)
+    if what == "redirects":
+        raise HTTPException(303, headers={"location": "/idle"})
     if what.startswith("background"):
         tasks.add_task(shop.after.append, number)
     return {"placed": "a lamp" if what == "unserializable" else number}
@@ -39,6 +48,7 @@ def run(shop: Shop) -> Iterator[Client]:
     app = FastAPI()
     app.add_middleware(CommitBeforeResponse, source=shop.settings, timeout=shop.timeout_s)
     app.post("/idle")(idle)
+    app.add_exception_handler(Handled, handled)
 
     @app.post("/stream/{number}")
     async def stream(number: int, tx: Tx) -> StreamingResponse:
@@ -59,6 +69,7 @@ def run_threads(shop: Shop) -> Iterator[Client]:
     app = FastAPI()
     app.add_middleware(CommitBeforeResponse, source=shop.settings, threads=True, timeout=shop.timeout_s)
     app.post("/idle")(idle)
+    app.add_exception_handler(Handled, handled)
 
     @app.post("/stream/{number}")
     def stream(number: int, tx: SyncTx) -> StreamingResponse:
@@ -96,8 +107,7 @@ async def act_in_session(session: AsyncSession, what: str, number: int) -> None:
         await session.rollback()
     if what.startswith("commits"):
         await session.commit()
-    if what in {"raises", "commits"}:
-        raise Failed
+    raise_as_told(what)
 
 
 @contextmanager
@@ -125,6 +135,7 @@ def run_sessions(shop: Shop) -> Iterator[Client]:
     app = FastAPI(lifespan=lifespan)
     app.add_middleware(CommitBeforeResponse, sessions=sessions)
     app.post("/idle")(idle)
+    app.add_exception_handler(Handled, handled)
 
     @app.post("/stream/{number}")
     async def stream(number: int, session: WorkSession) -> StreamingResponse:

@@ -10,7 +10,7 @@ from typing import Any
 import flask
 
 import undoubt.sync
-from tests.undoubt.integrations.web.client import Client, Reply, act_in_thread, headers
+from tests.undoubt.integrations.web.client import Client, Handled, Reply, act_in_thread, headers
 from tests.undoubt.integrations.web.shop import Shop
 from undoubt.integrations.flask import Undoubt
 
@@ -20,6 +20,8 @@ def application(shop: Shop, **options: Any) -> tuple[flask.Flask, Undoubt]:
     extension = Undoubt(app, **options)
 
     def respond(what: str, number: int) -> Any:
+        if what == "redirects":
+            flask.abort(flask.redirect("/idle", 303))
         if what == "stream":
             return flask.Response(flask.stream_with_context(late_body(number)))
         placed: Any = object() if what == "unserializable" else number
@@ -46,6 +48,10 @@ def application(shop: Shop, **options: Any) -> tuple[flask.Flask, Undoubt]:
         if what.startswith("background"):
             extension.on_commit(lambda: shop.after.append(number))
         return respond(what, number)
+
+    @app.errorhandler(Handled)
+    def handled(_: Handled) -> dict[str, str]:
+        return {"handled": ""}
 
     @app.post("/idle")
     def idle() -> dict[str, int]:

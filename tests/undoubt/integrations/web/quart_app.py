@@ -8,9 +8,10 @@ from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from quart import Quart, Response
+from quart import Quart, Response, abort, redirect
+from quart.testing import TestApp
 
-from tests.undoubt.integrations.web.client import Client, Reply, act, headers
+from tests.undoubt.integrations.web.client import Client, Handled, Reply, act, headers
 from tests.undoubt.integrations.web.shop import Shop
 from tests.undoubt.integrations.web.starlette_app import late_body
 from undoubt.integrations.quart import commit_before_response, on_commit, transaction
@@ -25,12 +26,18 @@ def application(shop: Shop, **options: Any) -> Quart:
     @app.post("/<what>/<int:number>")
     async def handler(what: str, number: int) -> Any:
         await act(await transaction(), what, number)
+        if what == "redirects":
+            abort(redirect("/idle", 303))  # type: ignore[arg-type]
         if what == "stream":
             return Response(late_body(number))
         if what.startswith("background"):
             on_commit(lambda: app.add_background_task(shop.after.append, number))
         placed: Any = object() if what == "unserializable" else number
         return {"placed": placed}, 422 if what in {"refuses", "commits-422"} else 200
+
+    @app.errorhandler(Handled)
+    async def handled(_: Handled) -> dict[str, str]:
+        return {"handled": ""}
 
     @app.post("/idle")
     async def idle() -> dict[str, int]:
@@ -45,7 +52,7 @@ def run(shop: Shop) -> Iterator[Client]:
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
     app = application(shop, source=shop.settings, timeout=shop.timeout_s)
-    tested = app.test_app()
+    tested = TestApp(app, startup_timeout=60, shutdown_timeout=60)
 
     def run_there(coroutine: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(coroutine, loop).result()

@@ -9,13 +9,14 @@ from typing import Any
 
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask
+from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 import undoubt
-from tests.undoubt.integrations.web.client import Client, Reply, act
+from tests.undoubt.integrations.web.client import Client, Handled, Reply, act
 from tests.undoubt.integrations.web.shop import Shop
 from undoubt.integrations.asgi import CommitBeforeResponse, transaction
 
@@ -28,6 +29,8 @@ def application(shop: Shop, **options: Any) -> Starlette:
     async def handler(request: Request) -> Response:
         what, number = request.path_params["what"], request.path_params["number"]
         await act(await transaction(), what, number)
+        if what == "redirects":
+            raise HTTPException(303, headers={"location": "/idle"})
         if what == "stream":
             return StreamingResponse(late_body(number))
         task = BackgroundTask(shop.after.append, number) if what.startswith("background") else None
@@ -42,7 +45,12 @@ def application(shop: Shop, **options: Any) -> Starlette:
         Route("/{what}/{number:int}", handler, methods=["POST"]),
         Route("/idle", idle, methods=["POST"]),
     ]
-    return Starlette(routes=routes, middleware=[Middleware(CommitBeforeResponse, **options)])
+    middleware = [Middleware(CommitBeforeResponse, **options)]
+    return Starlette(routes=routes, middleware=middleware, exception_handlers={Handled: handled})
+
+
+async def handled(request: Request, _: Exception) -> Response:
+    return JSONResponse({"handled": request.url.path})
 
 
 async def late_body(number: int) -> AsyncIterator[str]:
@@ -66,7 +74,7 @@ def serve(app: Any) -> Iterator[Client]:
     with TestClient(app, raise_server_exceptions=False) as client:
 
         def post(path: str) -> Reply:
-            answered = client.post(path)
+            answered = client.post(path, follow_redirects=False)
             return Reply(answered.status_code, answered.headers, answered.content)
 
         yield post

@@ -11,6 +11,7 @@ import pytest
 from fastapi import Depends, FastAPI
 
 import undoubt
+from tests.undoubt.integrations.web import quart_app
 from tests.undoubt.integrations.web.client import act, act_in_thread
 from tests.undoubt.integrations.web.shop import Shop
 from tests.undoubt.integrations.web.starlette_app import application, serve
@@ -115,6 +116,43 @@ async def test_a_hook_is_not_called_where_the_application_has_rolled_back(shop: 
         await request(CommitBeforeResponse(app, coordinator=opened), sent)
     assert [message["status"] for message in sent] == [200]
     assert (shop.after, shop.ids()) == ([], ([], []))
+
+
+async def test_outer_middleware_reads_what_the_application_puts_into_the_scope(shop: Shop) -> None:
+    """Metrics and traces are labelled with the route, which Starlette puts there."""
+    seen: list[Any] = []
+
+    async def app(scope: Any, _: Any, send: Any) -> None:
+        scope.update({"endpoint": act}, path_params={})
+        scope["route"] = scope.setdefault("state", "/order")
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    async with undoubt.connect(shop.settings) as opened:
+        scope: dict[str, Any] = dict(SCOPE)
+
+        async def send(_: Any) -> None:
+            seen.extend(scope.get(name) for name in ("endpoint", "path_params", "state", "route"))
+
+        await CommitBeforeResponse(app, coordinator=opened)(scope, nothing, send)
+    assert seen == [act, {}, "/order", "/order"]
+
+
+async def test_a_failure_after_the_handler_that_is_answered_as_a_success(shop: Shop) -> None:
+    """Quart handles it where the handler's own errors are not."""
+    async with undoubt.connect(shop.settings) as opened:
+        app = quart_app.application(shop, coordinator=opened)
+
+        @app.after_request
+        async def fails(_: Any) -> Any:
+            raise ZeroDivisionError
+
+        @app.errorhandler(500)
+        async def failed(_: Exception) -> str:
+            return "sorry"
+
+        answered = await app.test_client().post("/order/1")
+    assert (answered.status_code, answered.headers["Undoubt-Outcome"]) == (200, "aborted")
+    assert shop.ids() == ([], [])
 
 
 async def _ignored(_: Any) -> None:

@@ -44,6 +44,29 @@ def test_a_failure_of_a_function_after_the_view_rolls_back(shop: Shop) -> None:
     assert (answered.status, answered.outcome, shop.ids()) == (500, None, ([], []))
 
 
+def test_a_failure_after_the_view_that_is_answered_as_a_success_changes_nothing(shop: Shop) -> None:
+    """It is handled where the view's own errors are not."""
+    with undoubt.sync.connect(shop.settings) as coordinator:
+        app = flask.Flask(__name__)
+        extension = Undoubt(app, coordinator=coordinator)
+
+        @app.after_request
+        def fails(_: flask.Response) -> flask.Response:
+            raise ZeroDivisionError
+
+        @app.errorhandler(500)
+        def failed(_: Exception) -> str:
+            return "sorry"
+
+        @app.post("/")
+        def view() -> str:
+            write(extension)
+            return "placed"
+
+        answered = post(app, "/")
+    assert (answered.status, answered.outcome, shop.ids()) == (200, "aborted", ([], []))
+
+
 def test_the_extension_names_the_last_agent(shop: Shop) -> None:
     """Broken if one application of a process cannot choose its agent."""
     shop.make_last_agent("payments")

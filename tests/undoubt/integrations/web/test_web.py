@@ -48,6 +48,26 @@ def test_a_failed_request_changes_nothing(client: Client, shop: Shop, what: str,
     assert shop.prepared() == []
 
 
+@pytest.mark.parametrize(("what", "status"), [("handled", 200), ("redirects", 303)])
+def test_an_error_that_is_answered_as_a_success_changes_nothing(
+    client: Client, shop: Shop, what: str, status: int
+) -> None:
+    """A handler that raises half-way would commit the first half, if an exception handler of the application,
+    or an exception of the framework that redirects, makes a response below 400 of it."""
+    answered = client(f"/{what}/1")
+    assert (answered.status, answered.outcome) == (status, "aborted")
+    assert (shop.ids(), shop.prepared()) == (([], []), [])
+    assert client("/order/2").outcome is None
+    assert shop.ids() == ([2], [2])
+
+
+def test_an_error_after_a_commit_of_its_own_that_is_answered_as_a_success(client: Client, shop: Shop) -> None:
+    answered = client("/commits-handled/1")
+    assert answered.status == 200
+    assert answered.outcome in {"committed", "unknown"}
+    assert shop.ids() == ([1], [1])
+
+
 def test_a_swallowed_error_of_sql_is_not_answered_200(client: Client, shop: Shop) -> None:
     answered = client("/swallows/1")
     assert (answered.status, answered.outcome) == (409, "aborted")
