@@ -283,24 +283,25 @@ def move(  # noqa: PLR0917 - one for each option
         return
     must_exist(settings)
     would = context.run(moving.plan(settings.ledger, to, wait_s=0.0 if dry_run else wait_s))
-    if not dry_run:
-        context.confirm(
-            f"Move ledger {would.ledger_id} from {would.source} to {would.target}? Nothing can be decided at"
-            f" {would.source} any more.",
-            yes=yes,
+    if dry_run:
+        _show(context, msgspec.to_builtins(would))
+        return
+    context.confirm(
+        f"Move ledger {would.ledger_id} from {would.source} to {would.target}? Nothing can be decided at"
+        f" {would.source} any more.",
+        yes=yes,
+    )
+    moved = context.run(
+        moving.move(
+            settings.ledger,
+            to,
+            wait_s=wait_s,
+            note=note,
+            prepared=lambda ledger_id: wiring.prepared_with_acceptors(settings, ledger_id),
         )
-        would = context.run(
-            moving.move(
-                settings.ledger,
-                to,
-                wait_s=wait_s,
-                note=note,
-                prepared=lambda ledger_id: wiring.prepared_with_acceptors(settings, ledger_id),
-            )
-        )
-    _show(context, msgspec.to_builtins(would))
-    if not dry_run:
-        context.output.note(f"next: set ledger.url to {would.target}; then undoubt recover --once")
+    )
+    _show(context, msgspec.to_builtins(moved))
+    context.output.note(f"next: set ledger.url to {moved.target}; then undoubt recover --once")
 
 
 def _show(context: Context, shown: dict[str, Any]) -> None:
@@ -311,5 +312,7 @@ def _show(context: Context, shown: dict[str, Any]) -> None:
         if isinstance(value, dict):
             for name, count in value.items():
                 context.output.line(f"{name:<16} {count}")
-        elif value not in {None, ""}:
+        elif isinstance(value, list):
+            context.output.line(f"{key.replace('_', ' '):<16} {', '.join(map(str, value)) or 'none'}")
+        elif value is not None:
             context.output.line(f"{key.replace('_', ' '):<16} {value}")

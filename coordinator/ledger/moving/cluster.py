@@ -39,12 +39,14 @@ class ClusterPlace:
         return await admin.move_step(self._settings)
 
     async def seal(self, mark: MoveMark) -> None:
-        await self._check_acceptors()
+        await self._check_acceptors(
+            "The leader records their outcomes within seconds; repeat the command then. Nothing was changed"
+        )
         await admin.move_step(self._settings, SealLedger(mark))
 
-    async def _check_acceptors(self) -> None:
+    async def _check_acceptors(self, advice: str) -> None:
         """Check that every transaction of Paxos Commit that an acceptor knows is recorded in the ledger:
-        acceptors do not move. Raises ``MoveRefused``, ``LedgerError``."""
+        acceptors do not move. Raises ``MoveRefused`` with ``advice``, ``LedgerError``."""
         books = (await self._state()).sessions.values()
         bound = {book.id: book.acceptors for book in books if book.acceptors}
         ended = {book.id for book in books if book.state is not SessionState.OPEN}
@@ -53,11 +55,14 @@ class ClusterPlace:
         if undecided := await admin.held(self._settings, bound):
             listed = ", ".join(map(str, undecided[:10]))
             raise MoveRefused(
-                f"acceptors of Paxos Commit have transactions that the ledger has not: {listed}. The leader"
-                " records their outcomes within seconds; repeat the command then. Nothing was changed"
+                f"acceptors of Paxos Commit have transactions that the ledger has not: {listed}. {advice}"
             )
 
     async def settle(self, move: str, phase: MovePhase | None) -> None:
+        if phase is MovePhase.MOVED:  # a coordinator whose session had ended may have voted meanwhile
+            await self._check_acceptors(
+                "Their votes came after the ledger was sealed: `undoubt ledger move --undo`, then move again"
+            )
         await admin.move_step(self._settings, SettleMove(move, phase))
 
     async def read(self) -> LedgerImage:

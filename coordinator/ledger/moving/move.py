@@ -45,8 +45,8 @@ Observed = Callable[[str], None]
 
 
 class MovedLedger(msgspec.Struct, frozen=True):
-    """What was moved, or would be. ``move`` is empty if nothing was done; ``digest`` too. ``counts`` and
-    ``digest`` are None if a repetition had nothing left to copy."""
+    """What was moved. ``counts``, ``digest`` and ``incarnation`` are None if a repetition had nothing left to
+    copy."""
 
     move: str
     ledger_id: str
@@ -59,6 +59,21 @@ class MovedLedger(msgspec.Struct, frozen=True):
     """The finished transactions whose details the new place does not keep; the decisions are kept."""
     repeated: bool
     """Whether an earlier attempt was continued."""
+
+
+class PlannedMove(msgspec.Struct, frozen=True):
+    """What would be moved. ``open_sessions`` would have to end first. The numbers are None if the ledger is
+    sealed already: the move would be ``repeated``."""
+
+    ledger_id: str
+    source: str
+    target: str
+    repeated: bool
+    open_sessions: tuple[str, ...] = ()
+    sessions: int | None = None
+    unfinished: int | None = None
+    decisions: int | None = None
+    open_heuristics: int | None = None
 
 
 async def nothing_prepared(_: str) -> Sequence[str]:
@@ -174,18 +189,31 @@ def _difference(expected: LedgerImage, written: LedgerImage) -> str:
     return ", ".join(counts) or "the numbers of records are equal, and their content is not"
 
 
-async def plan(settings: LedgerSettings, to: str, *, wait_s: float = 0.0) -> MovedLedger:
+async def plan(settings: LedgerSettings, to: str, *, wait_s: float = 0.0) -> PlannedMove:
     """What :func:`move` would do. Changes nothing. Raises ``MoveRefused`` if it would be refused now, except
     because of open sessions."""
     async with _places(settings, to) as (source, target):
         found = await _found(settings, source, wait_s)
-        repeated = found.mark is not None and not lives(found.mark)
-        if found.mark is None or lives(found.mark):
-            there = await target.look()
-            if there is not None and not there.takes(found.ledger_id):
-                raise occupied(there.ledger_id)
-        return MovedLedger(
-            "", found.ledger_id, source.url, target.url, None, None, None, 0, repeated=repeated
+        if found.mark is not None and not lives(found.mark):
+            return PlannedMove(found.ledger_id, source.url, target.url, repeated=True)
+        there = await target.look()
+        if there is not None and not there.takes(found.ledger_id):
+            raise occupied(there.ledger_id)
+        ledger = await urls.open_ledger(settings)
+        try:
+            info, sessions = await ledger.info(), await ledger.sessions()
+        finally:
+            await ledger.close()
+        return PlannedMove(
+            found.ledger_id,
+            source.url,
+            target.url,
+            False,
+            tuple(f"{each.id} ({each.name})" for each in sessions if each.state is SessionState.OPEN),
+            info.sessions_kept,
+            info.unfinished,
+            info.decisions_kept,
+            info.heuristics_open,
         )
 
 

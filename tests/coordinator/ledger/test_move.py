@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from dataclasses import replace
 from pathlib import Path
@@ -216,3 +217,42 @@ async def test_a_copy_that_differs_is_not_entered(
         await moving.move(there.settings("sqlite"), there.urls["sqlite-2"])
         async with there.opened("sqlite-2") as ledger:
             await check(ledger, filled)
+
+
+async def test_what_only_acceptors_know_is_not_left_behind(
+    tmp_path: Path, postgres: Server, etcd: EtcdCluster
+) -> None:
+    """A transaction of Paxos Commit is committed by its acceptors, and the ledger moves without them."""
+    async with places(tmp_path, postgres, etcd, "raft", "etcd") as there:
+        async with there.opened("raft") as ledger:
+            session = await ledger.acceptors.open_session("paxos", 60.0)
+            txid = session.txid(1)
+            tagged = ledger.tagged(txid, BRANCHES, Protocol.PAXOS)
+            assert await ledger.acceptors.vote(txid, tagged) is Decision.COMMIT
+            await ledger.close_session(session)
+        while True:  # until the leader has recorded what the acceptors have chosen
+            try:
+                await moving.move(there.settings("raft"), there.urls["etcd"])
+            except MoveRefused as error:
+                assert str(txid) in str(error)  # noqa: PT017 - any other refusal is one too many
+                await asyncio.sleep(0.1)
+            else:
+                break
+        async with there.opened("etcd") as ledger:
+            verdicts = await ledger.outcomes([txid], protocol=Protocol.PAXOS)
+            assert set(verdicts.values()) == {Verdict.COMMITTED}
+
+
+async def test_branches_that_only_acceptors_can_decide_are_named(
+    tmp_path: Path, postgres: Server, etcd: EtcdCluster
+) -> None:
+    """A prepared branch of Paxos Commit is left without the acceptors that decide it."""
+
+    async def prepared(ledger_id: str) -> list[str]:
+        return [f"undoubt:{ledger_id}:p:1"]
+
+    async with places(tmp_path, postgres, etcd, "raft", "sqlite") as there:
+        with pytest.raises(MoveRefused, match=r"Paxos Commit are prepared.*:p:1"):
+            await moving.move(there.settings("raft"), there.urls["sqlite"], prepared=prepared)
+        async with there.opened("raft"):
+            pass

@@ -34,7 +34,8 @@ async def test_a_ledger_is_moved_and_the_old_url_names_the_new_one(tmp_path: Pat
         undone = run("ledger", "move", "--undo")
         assert (undone.status, "no move" in undone.err) == (1, True)
         planned = run("ledger", "move", "--to", new, "--dry-run", "-o", "json").json
-        assert (planned["ledger_id"], planned["move"]) == (made["ledger_id"], "")
+        assert (planned["ledger_id"], planned["sessions"]) == (made["ledger_id"], 0)
+        assert (planned["unfinished"], planned["open_sessions"]) == (0, [])
         assert run("ledger", "check").status == 0, "only said"
         moved = run("ledger", "move", "--to", new, "--yes", "--note", "grown", "-o", "json")
         assert moved.status == 0, moved.err
