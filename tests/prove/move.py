@@ -91,7 +91,7 @@ class Tour:
 
     urls: dict[str, str]
     dsns: dict[str, str]
-    random: random.Random
+    chance: random.Random
     acknowledged: list[str] = field(default_factory=list)
     moves: list[str] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
@@ -165,7 +165,7 @@ class Tour:
         """Transfer for a while, and die in the middle of it."""
         arguments = (NO_TRAP.encode(), tag, str(WORKERS), str(TRANSFERS))
         child = await Child.start("tests.prove.coordinator_process", self._settings(kind), *arguments)
-        enough = self.random.randrange(50, 150)
+        enough = self.chance.randrange(50, 150)
         async with within("transfers"):
             async for _ in child.lines():
                 if len(child.heard.acknowledged) >= enough:
@@ -185,17 +185,17 @@ class Tour:
 
     async def _move(self, source: str, target: str, kills: int) -> bool:
         """Start the moving process, kill it, and start it again, until the ledger is moved."""
-        for _ in range(self.random.randint(0, kills)):
-            step = self.random.choice(("-", *STEPS))
+        for _ in range(self.chance.randint(0, kills)):
+            step = self.chance.choice(("-", *STEPS))
             child = await self._mover(source, target, step)
             if step == "-":
-                await asyncio.sleep(self.random.uniform(0, KILL_S_MAX))
+                await asyncio.sleep(self.chance.uniform(0, KILL_S_MAX))
                 await child.kill()
             await child.ended()
             self.kills[step] = self.kills.get(step, 0) + 1
             if "moved" in child.heard.last or step == "done":
                 break
-            if self.random.random() < 0.3:  # noqa: PLR2004 - now and then
+            if self.chance.random() < 0.3:  # noqa: PLR2004 - now and then
                 await self._undo(source)
         child = await self._mover(source, target, "-")
         await child.ended()

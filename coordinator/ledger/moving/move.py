@@ -73,7 +73,7 @@ class PlannedMove(msgspec.Struct, frozen=True):
     sessions: int | None = None
     unfinished: int | None = None
     decisions: int | None = None
-    open_heuristics: int | None = None
+    heuristics_open: int | None = None
 
 
 async def nothing_prepared(_: str) -> Sequence[str]:
