@@ -14,6 +14,7 @@ import json
 import random
 import sys
 import tempfile
+from collections.abc import Awaitable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -225,7 +226,10 @@ class Tour:
             self.answered.append(f"{source} was opened")
         if former is None:
             return
-        for asked in (former.outcomes(gids), former.open_session("late", 60.0), former.unfinished()):
+        calls: list[Awaitable[object]] = [former.open_session("late", 60.0), former.unfinished()]
+        if gids:  # a question about nothing has an answer everywhere
+            calls.append(former.outcomes(gids))
+        for asked in calls:
             try:
                 answer = await asked
             except LedgerMoved:
