@@ -144,7 +144,8 @@ async def _report_health(
 
 async def _recover(made: Node, settings: Settings, meter: RecoveryMeter | None) -> None:
     """Run recovery once the node leads: a node that has just joined does not have the ledger's id yet. If
-    another ledger is moved to the cluster, begin again with the participants of that one."""
+    another ledger is moved to the cluster, begin again: the detector of deadlocks knows sessions by the
+    ledger's id."""
     while not made.ledger.leads:
         await asyncio.sleep(LOOK_S)
     while True:
