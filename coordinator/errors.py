@@ -19,8 +19,10 @@
         ├── LedgerUnavailable      no answer, or no room; the call may or may not have had an effect
         ├── LedgerUnusable         it cannot be opened: unreadable, damaged, a newer version, not a ledger
         │   ├── LedgerMisconfigured    its URL is invalid, or a file that the settings name is of no use
-        │   └── LedgerMissing      there is no ledger; only ``undoubt ledger init`` makes one there
+        │   ├── LedgerMissing      there is no ledger; only ``undoubt ledger init`` makes one there
+        │   └── LedgerMoved        it was moved to another place, or is being moved: nothing is answered here
         ├── LedgerLocked           another process owns it and does not answer
+        ├── MoveRefused            a move of a ledger that is impossible now; the message says why
         ├── ClusterRefused         an operation that is impossible, or would stop the cluster
         │   ├── ClusterNotReady    nodes that have to take part do not answer, or are behind
         │   └── UnknownNode        the cluster has no node of that number
@@ -208,6 +210,15 @@ class LedgerMisconfigured(LedgerUnusable):
 
 class LedgerMissing(LedgerUnusable):
     """There is no ledger at the URL of the settings."""
+
+
+class LedgerMoved(LedgerUnusable):
+    """The ledger was moved to another place by ``undoubt ledger move``, or such a move is not complete. It
+    records and answers nothing here. The message names the other place."""
+
+
+class MoveRefused(LedgerError):
+    """A ledger was not moved, or the move was not undone. The message says why, and what to do."""
 
 
 class LedgerLocked(LedgerError):

@@ -78,6 +78,14 @@ async def test_locking_in_one_order() -> None:
     assert told["control"] > 0
 
 
+async def test_a_ledger_that_moves() -> None:
+    """Broken if a move loses a decision or a branch in doubt, or leaves an old place that answers."""
+    told = await prove("move", "--moves", "4", "--kills", "1", "--no-control")
+    assert (told["moves"], told["lost"], told["half_applied"], told["prepared"]) == (4, 0, 0, 0)
+    assert told["refused"] >= 4 + 3 * 2
+    assert told["in_doubt"] > 0
+
+
 async def test_the_crash_matrix() -> None:
     """Broken if a death at any named step splits a transaction, loses one, or leaves one in doubt."""
     told = await prove("crash")

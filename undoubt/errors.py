@@ -41,7 +41,9 @@
     │   ├── LedgerUnavailable          the ledger does not answer, or has no room
     │   ├── LedgerUnusable             the ledger cannot be opened until an operator acts
     │   │   ├── LedgerMisconfigured      the ledger's URL, or a TLS file of the settings, cannot be used
-    │   │   └── LedgerMissing            there is no ledger: ``undoubt ledger init`` makes one
+    │   │   ├── LedgerMissing            there is no ledger: ``undoubt ledger init`` makes one
+    │   │   └── LedgerMoved              it was moved elsewhere, or is being moved; the message says where
+    │   ├── MoveRefused                the ledger was not moved, or the move not undone: the message says why
     │   ├── NotPermitted               the client's certificate does not have the role that the call needs
     │   ├── SessionLost                the session has ended: its transactions can no longer commit
     │   └── VersionHeldBack            the call is of a newer version than some members of the cluster have
@@ -75,10 +77,12 @@ from undoubt.coordinator.errors import (
     LedgerLocked,
     LedgerMisconfigured,
     LedgerMissing,
+    LedgerMoved,
     LedgerUnavailable,
     LedgerUnusable,
     LockLost,
     LockTimeout,
+    MoveRefused,
     NotPermitted,
     OutcomeUnknown,
     SelfDeadlock,
@@ -128,10 +132,12 @@ __all__ = [
     "LedgerLocked",
     "LedgerMisconfigured",
     "LedgerMissing",
+    "LedgerMoved",
     "LedgerUnavailable",
     "LedgerUnusable",
     "LockLost",
     "LockTimeout",
+    "MoveRefused",
     "NotAllSeen",
     "NotOurs",
     "NotPermitted",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from undoubt.coordinator.errors import LedgerMissing
 from undoubt.participants.errors import UnknownParticipant
-from undoubt.participants.ids import new_ledger_id
+from undoubt.participants.ids import Gid, Protocol, new_ledger_id
 from undoubt.participants.redact import redact
 from undoubt.participants.registry import Registry
 
@@ -95,6 +95,20 @@ async def left_prepared(settings: Settings) -> LeftoverBranches:
         return await branches_left(participants)
     finally:
         await participants.close()
+
+
+async def prepared_with_acceptors(settings: Settings, ledger_id: str) -> list[str]:
+    """The prepared branches of Paxos Commit of ledger ``ledger_id``, if a cluster keeps it. Raises
+    ``ParticipantError`` if a participant does not answer."""
+    if not settings.ledger.url.startswith("raft://"):
+        return []
+    participants = registry(settings, ledger_id)
+    try:
+        listed = [branch for each in participants for branch in await each.in_doubt()]
+    finally:
+        await participants.close()
+    gids = [branch.gid for branch in listed if isinstance(branch.gid, Gid)]
+    return [str(gid) for gid in gids if (gid.ledger, gid.protocol) == (ledger_id, Protocol.PAXOS)]
 
 
 async def nothing_left(settings: Settings) -> None:

@@ -57,6 +57,9 @@ The modules and rooms, in the order in which a call passes them:
                               was set back is recognized.
 :mod:`.schema`                finds the revision of the SQL ledgers' tables, and upgrades them with Alembic.
 :mod:`.maintenance`           creates, upgrades, checks, backs up and restores a ledger for an operator.
+:mod:`.move_mark`             marks at a place that its ledger is moved to or from there.
+:mod:`.move_rules`            carries out the commands of a move on the state.
+:mod:`.moving`                moves a ledger to another place, of any backend.
 :mod:`.backup`                writes and reads the file of a backup.
 :mod:`.secret_file`           writes and reads the file that holds a ledger's secret.
 :mod:`.acting`                records an operator's act in the ledger before the act and after it.

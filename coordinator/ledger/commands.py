@@ -30,6 +30,7 @@ from undoubt.coordinator.ledger.contract import (
 from undoubt.coordinator.ledger.keys import wrong_key, wrong_result
 from undoubt.coordinator.ledger.lock_queue import TOKEN_MAX, name_fault
 from undoubt.coordinator.ledger.locks import LockRequest
+from undoubt.coordinator.ledger.move_mark import MoveMark, MovePhase
 from undoubt.coordinator.ledger.state import LedgerState
 from undoubt.participants.bounds import DURATION_S_MAX, count
 from undoubt.participants.contract import Decision
@@ -200,6 +201,33 @@ class RevokeLock(_Command, frozen=True, tag="revoke"):
     token: int
 
 
+class SealLedger(_Command, frozen=True, tag="seal"):
+    """The ledger is being moved away: from this entry on it records and answers nothing here. Refused while a
+    session is open. Settled by :class:`SettleMove`."""
+
+    move: MoveMark
+
+
+class SettleMove(_Command, frozen=True, tag="settle move"):
+    """The move ``move`` enters ``phase``: *moved* at the old place, *arrived* at the new one. ``phase`` None:
+    the move is undone at the old place, unless it is *moved* there."""
+
+    move: str
+    phase: MovePhase | None
+
+
+class ReceiveState(_Command, frozen=True, tag="receive"):
+    """A piece of the state of ledger ``ledger_id``, which is being moved here; ``number`` counts the pieces
+    from 0. With the last piece comes ``digest``, the SHA-256 of all pieces together, in hexadecimal: then
+    they replace the state. Refused unless the ledger here is unused, or was moved away itself."""
+
+    move: MoveMark
+    ledger_id: str
+    number: int
+    data: bytes
+    digest: str = ""
+
+
 class Judge(_Command, frozen=True, tag="judge"):
     """From this entry on commands are checked by version ``rules`` of the rules (:func:`refusal`). There is
     only version 1."""
@@ -229,7 +257,13 @@ Command = (
     | AskLock
     | EndLock
     | RevokeLock
+    | SealLedger
+    | SettleMove
+    | ReceiveState
 )
+
+MovingCommand = SealLedger | SettleMove | ReceiveState
+"""The commands of a move: all that a ledger accepts which does not live at its place."""
 
 FIRST_VERSION = 1
 PAXOS_VERSION = 2
@@ -256,7 +290,7 @@ def since(command: Command) -> int:  # noqa: PLR0911 - one line per kind of comm
     match command:
         case DrawSecret() | Doom() | RecordAct() | Judge() | ClaimKey() | CommitKey() | FreeKey():
             return TAGS_VERSION
-        case AskLock() | EndLock() | RevokeLock():
+        case AskLock() | EndLock() | RevokeLock() | SealLedger() | SettleMove() | ReceiveState():
             return TAGS_VERSION
         case OpenSession():
             if command.tagged or command.agent is not None:
@@ -421,6 +455,8 @@ def _wrong(command: Command) -> str:  # noqa: PLR0911, PLR0912 - one line per ki
             return _lock_request(command.request)
         case RevokeLock():
             return name_fault(command.name) or _number("token", command.token)
+        case SealLedger() | SettleMove() | ReceiveState():
+            return _moving(command)
         case _:
             assert_never(command)
 
@@ -448,6 +484,31 @@ def _lock_request(request: LockRequest) -> str:
         or _text("nonce", request.nonce, NAME_CHARACTERS_MAX)
         or _moment(request.at)
         or (_transaction(request.txid) if request.txid is not None else "")
+    )
+
+
+def _moving(command: MovingCommand) -> str:
+    match command:
+        case SealLedger():
+            return _move(command.move, MovePhase.SEALED)
+        case SettleMove():
+            return _text("move", command.move, NAME_CHARACTERS_MAX)
+        case ReceiveState():
+            return (
+                _move(command.move, MovePhase.ARRIVING)
+                or _text("ledger_id", command.ledger_id, NAME_CHARACTERS_MAX)
+                or _number("number", command.number, least=0)
+                or _text("digest", command.digest, EVIDENCE_CHARACTERS_MAX)
+            )
+
+
+def _move(mark: MoveMark, phase: MovePhase) -> str:
+    if mark.phase is not phase:
+        return f"a move that is {mark.phase}; it must be {phase}"
+    return (
+        _text("id of a move", mark.id, NAME_CHARACTERS_MAX)
+        or _text("place", mark.place, NOTE_CHARACTERS_MAX)
+        or _moment(mark.at)
     )
 
 

@@ -17,7 +17,8 @@ from typing import assert_never
 
 import msgspec
 
-from undoubt.coordinator.errors import BranchListMismatch, OutcomeUnknown, SessionLost
+from undoubt.coordinator.errors import BranchListMismatch, MoveRefused, OutcomeUnknown, SessionLost
+from undoubt.coordinator.ledger import move_rules
 from undoubt.coordinator.ledger.agents import AgentBinding
 from undoubt.coordinator.ledger.commands import (
     AdvanceTime,
@@ -37,12 +38,16 @@ from undoubt.coordinator.ledger.commands import (
     FreeKey,
     Judge,
     KeepAlive,
+    MovingCommand,
     OpenSession,
     Precommit,
+    ReceiveState,
     RecordAct,
     RecordHeuristic,
     Restore,
     RevokeLock,
+    SealLedger,
+    SettleMove,
     refusal,
 )
 from undoubt.coordinator.ledger.contract import (
@@ -61,6 +66,7 @@ from undoubt.coordinator.ledger.contract import (
 from undoubt.coordinator.ledger.keys import KeyHolder, KeyState
 from undoubt.coordinator.ledger.lock_queue import same
 from undoubt.coordinator.ledger.locks import LockEntry
+from undoubt.coordinator.ledger.move_mark import MoveMark, gone, lives
 from undoubt.coordinator.ledger.rules import agrees, labels, sorted_branches, verdict_of
 from undoubt.coordinator.ledger.state import LedgerState, PrecommitRecord, SessionBook
 from undoubt.participants.contract import Decision, Settled
@@ -92,6 +98,9 @@ class Machine:
         state."""
         if self.state.rules and (refused := refusal(command, self.state)) is not None:
             return refused
+        mark = self.state.move
+        if mark is not None and not lives(mark) and not isinstance(command, MovingCommand):
+            return gone(mark)
         match command:
             case OpenSession():
                 return self._open(command)
@@ -135,9 +144,24 @@ class Machine:
                 return self.state.locks.end(request.name, lambda entry: same(entry.request, request))
             case RevokeLock(name=name, token=token):
                 return self.state.locks.end(name, lambda entry: entry.token == token)
+            case SealLedger():
+                return move_rules.seal(self.state, command)
+            case SettleMove():
+                return move_rules.settle(self.state, command)
+            case ReceiveState():
+                return self._receive(command)
             case _:
                 assert_never(command)
         return None
+
+    def _receive(self, command: ReceiveState) -> MoveMark | MoveRefused:
+        received = move_rules.receive(self.state, command)
+        if isinstance(received, LedgerState):
+            received.locks.changed = self.state.locks.changed
+            self.state = received
+            self._history = []
+            return command.move
+        return received
 
     def _open(self, command: OpenSession) -> Session:
         """Open a session. The nonce also identifies the request: if it is repeated because an answer was

@@ -5,27 +5,24 @@ A SQLite ledger must not be in use while it is upgraded, checked or restored."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import TypeVar
 
 from undoubt.coordinator.errors import LedgerLocked, LedgerMissing, LedgerUnusable
 from undoubt.coordinator.ledger import schema, secret_file, urls
 from undoubt.coordinator.ledger.acting import DONE, acting, new_act
 from undoubt.coordinator.ledger.contract import Act, LedgerInfo
 from undoubt.coordinator.ledger.disk import usable
+from undoubt.coordinator.ledger.move_mark import gone, lives
 from undoubt.coordinator.ledger.postgres import tables
 from undoubt.coordinator.ledger.postgres.ledger import PostgresLedger
 from undoubt.coordinator.ledger.sqlite import anchored, ledger_files, restoring, store
+from undoubt.coordinator.ledger.sqlite.alone import alone
 from undoubt.coordinator.ledger.sqlite.ledger import SqliteLedger
-from undoubt.coordinator.ledger.sqlite.lock import FileLock, check_not_open, holder
 from undoubt.coordinator.ledger.sqlite.owner import rebuilt
 from undoubt.coordinator.ledger.sqlite.restoring import RestoredLedger, Restoring
 from undoubt.coordinator.settings import LedgerSettings
 from undoubt.participants.errors import UsageError
-
-T = TypeVar("T")
 
 
 async def init(settings: LedgerSettings, *, note: str = "", verb: str = "ledger init") -> LedgerInfo:
@@ -64,7 +61,7 @@ async def put_aside(settings: LedgerSettings) -> str | None:
     there is a ledger, ``LedgerLocked``, ``LedgerUnusable``."""
     _only_sqlite(settings, "is made in its database", "`undoubt cluster init`", "is made in its etcd")
     return await asyncio.to_thread(
-        _alone, urls.sqlite_path(settings.url).resolve(), _put_aside, must_exist=False
+        alone, urls.sqlite_path(settings.url).resolve(), _put_aside, must_exist=False
     )
 
 
@@ -118,7 +115,7 @@ async def migrate(settings: LedgerSettings, *, note: str = "") -> list[str]:
     if urls.backend_of(settings.url) == urls.POSTGRES:
         applied = await tables.migrate(settings)
     else:
-        applied = await asyncio.to_thread(_alone, urls.sqlite_file(settings.url), _migrate)
+        applied = await asyncio.to_thread(alone, urls.sqlite_file(settings.url), _migrate)
     if applied:
         await _record(settings, new_act("ledger migrate", " ".join(applied), note, result=DONE))
     return applied
@@ -177,7 +174,7 @@ async def restore(
             return restoring.as_it_is(path, act)
         return restoring.from_backup(path, file, act, other_ledger=other_ledger)
 
-    return await asyncio.to_thread(_alone, path, work, must_exist=file is None)
+    return await asyncio.to_thread(alone, path, work, must_exist=file is None)
 
 
 def _no_cluster(settings: LedgerSettings, instead: str) -> None:
@@ -216,24 +213,7 @@ async def check(settings: LedgerSettings) -> list[str]:
     if urls.backend_of(settings.url) == urls.ETCD:
         problems: list[str] = await _etcd().problems(settings)
         return problems
-    return await asyncio.to_thread(_alone, urls.sqlite_file(settings.url), _check)
-
-
-def _alone(path: Path, work: Callable[[Path], T], *, must_exist: bool = True) -> T:
-    with usable(path):
-        there = path.exists()
-    if must_exist and not there:
-        ledger_files.check_absent(path)
-        raise ledger_files.missing(path)
-    lock = FileLock.take(path)
-    if lock is None:
-        raise LedgerLocked(f"ledger {path} is in use by process {holder(path)}; stop it first")
-    try:
-        check_not_open(path)
-        with usable(path):
-            return work(path)
-    finally:
-        lock.release()
+    return await asyncio.to_thread(alone, urls.sqlite_file(settings.url), _check)
 
 
 def _migrate(path: Path) -> list[str]:
@@ -257,7 +237,8 @@ def _check(path: Path) -> list[str]:
         with usable(path):
             problems = opened.problems()
             loaded = opened.load()
-            rebuilt(loaded, path)
+            mark = rebuilt(loaded, path).state.move
+            problems += [str(gone(mark))] if mark is not None and not lives(mark) else []
             problems += anchored.problems(path, loaded)
     except LedgerUnusable as error:
         return [str(error)]

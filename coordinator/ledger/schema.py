@@ -82,4 +82,4 @@ class Tree:
 
 
 SQLITE = Tree("ledger", ("0001",))
-POSTGRES = Tree("ledger_postgres", ("g001", "g002", "g003", "g004", "g005", "g006"))
+POSTGRES = Tree("ledger_postgres", ("g001", "g002", "g003", "g004", "g005", "g006", "g007"))

@@ -22,6 +22,7 @@ from undoubt.coordinator.ledger.contract import (
 from undoubt.coordinator.ledger.keys import Keys, StoredKeys
 from undoubt.coordinator.ledger.lock_queue import LockTable
 from undoubt.coordinator.ledger.locks import LockInfo
+from undoubt.coordinator.ledger.move_mark import MoveMark
 from undoubt.participants.contract import Decision
 from undoubt.participants.ids import Protocol, TxId
 
@@ -179,6 +180,11 @@ class SessionBook:
     def fingerprint(self, seq: int) -> int:
         return self.prints[seq]
 
+    def may_have_committed(self, seq: int) -> bool:
+        """Whether nothing says that the undecided transaction ``seq`` of this session, which has ended, is
+        aborted: the session was closed by a restore."""
+        return self.state is SessionState.RESTORED and seq >= self.floor
+
     def info(self) -> SessionInfo:
         ttl_s = self.ttl_ms / 1000
         return SessionInfo(self.id, self.nonce, self.name, self.state, self.floor, ttl_s, self.acceptors)
@@ -233,13 +239,16 @@ class _StoredState(msgspec.Struct, array_like=True):
     next_token: int = 1
     token_incarnation: int = 1
     locks: list[LockInfo] = []
+    move: MoveMark | None = None
+    incoming: list[bytes] = []
 
 
 @dataclass(slots=True)
 class LedgerState:
     """The whole state of a ledger. Invariants: the session of each unfinished or precommitted transaction is
     in ``sessions``; no transaction is both; a doomed transaction is neither decided nor below the floor of
-    its session, and its session is open; the session of each request for a lock is open."""
+    its session, and its session is open; the session of each request for a lock is open. If ``move`` says
+    that the ledger does not live here, no session is open."""
 
     ledger_id: str
     incarnation: int = 1
@@ -258,6 +267,10 @@ class LedgerState:
     0.1.0."""
     keys: Keys = field(default_factory=Keys)
     locks: LockTable = field(default_factory=LockTable)
+    move: MoveMark | None = None
+    """The last move of the ledger to or from this place."""
+    incoming: list[bytes] = field(default_factory=list, repr=False)
+    """The pieces of another ledger's state that is being moved here."""
 
     def encode(self) -> bytes:
         """The state as msgpack. Equal states give equal bytes."""
@@ -279,6 +292,8 @@ class LedgerState:
             self.locks.next_token,
             self.locks.incarnation,
             list(self.locks.infos()),
+            self.move,
+            self.incoming,
         )
         return msgspec.msgpack.encode(stored)
 
@@ -306,6 +321,8 @@ class LedgerState:
             stored.rules,
             Keys.loaded(stored.keys),
             LockTable.of(stored.next_token, stored.token_incarnation, stored.locks),
+            stored.move,
+            stored.incoming,
         )
 
 

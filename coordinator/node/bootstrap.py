@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from undoubt.coordinator.ledger.backup import NOT_IN_BACKUP, reading_image
 from undoubt.coordinator.ledger.commands import Restore
 from undoubt.coordinator.ledger.machine import Machine
+from undoubt.coordinator.ledger.move_mark import check_lives
 from undoubt.coordinator.ledger.state_machine_ledger import SESSION_SKIP
 from undoubt.coordinator.node.fsm import NodeStateMachine
 from undoubt.coordinator.node.storage.contract import Snapshot
@@ -45,11 +46,13 @@ def restored(
 
     The ledger gets a new incarnation: decisions after the backup are not known, so no transaction that is
     undecided in the backup may be presumed aborted. The version is that of the backup. Raises
-    ``LedgerUnusable`` if ``image`` is not an image, or has a version that this node does not support.
+    ``LedgerUnusable`` if ``image`` is not an image, or has a version that this node does not support, and
+    ``LedgerMoved`` if it is that of a ledger that was moved away.
     """
     replicated = NodeStateMachine(Machine(""), {}, supported=supported)
     with reading_image("the backup's image"):
         replicated.restore(image)
+    check_lives(replicated.machine.state.move)
     replicated.machine.cut_off_acts(NOT_IN_BACKUP)
     replicated.machine.apply(Restore(SESSION_SKIP))
     replicated.rename(dict(addresses))

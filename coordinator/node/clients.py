@@ -19,6 +19,7 @@ from undoubt.coordinator.ledger.cluster.messages import (
     AcceptorCall,
     BackupCall,
     ChangeMembersCall,
+    MoveCall,
     OperatorCall,
     StatusCall,
     TransferCall,
@@ -106,6 +107,8 @@ class FromClient(Requests[AnyCall]):
             self._acceptors.ask(call.request, partial(self.answer, number))
         elif isinstance(call, StatusCall):
             self.answer(number, self._operator.status())
+        elif isinstance(call, MoveCall):
+            self.later(number, call, self._ledger.moving(call.command))
         elif isinstance(call, OperatorCall):
             self.later(number, call, self._operated(call))
         elif isinstance(call, LedgerCall):

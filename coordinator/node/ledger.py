@@ -17,7 +17,7 @@ from typing import Any
 
 from undoubt.coordinator.ledger.agents import AgentBinding
 from undoubt.coordinator.ledger.cluster.acceptors import ClusterAcceptors, SendRequest, among
-from undoubt.coordinator.ledger.commands import Command, Decide
+from undoubt.coordinator.ledger.commands import Command, Decide, MovingCommand
 from undoubt.coordinator.ledger.contract import (
     BranchRecord,
     DecisionRecord,
@@ -27,6 +27,8 @@ from undoubt.coordinator.ledger.contract import (
     Settlement,
 )
 from undoubt.coordinator.ledger.leases import Leases
+from undoubt.coordinator.ledger.move_mark import MoveStatus, check_lives
+from undoubt.coordinator.ledger.move_rules import status_of
 from undoubt.coordinator.ledger.state_machine_ledger import StateMachineLedger
 from undoubt.coordinator.node.replica import Replica
 from undoubt.coordinator.node.storage.contract import Storage
@@ -147,6 +149,15 @@ class NodeLedger(StateMachineLedger):
 
     async def _up_to_date(self) -> None:
         await self._replica.read()
+        check_lives(self.machine.state.move)
+
+    async def moving(self, command: MovingCommand | None) -> MoveStatus:
+        """Apply a command of a move, if there is one; returns what a move finds here. Raises ``MoveRefused``,
+        ``LedgerError``."""
+        await self._replica.read()
+        if command is not None:
+            await self._run(command)
+        return status_of(self.machine.state)
 
     def _voters(self) -> tuple[int, ...]:
         voters = self._replica.voters

@@ -59,6 +59,8 @@ The proofs, and under each what only it uses; then what several use:
 :mod:`.damage_node`          does so with a node's disk.
 :mod:`.damaging`             changes files, and reads what is said when they are opened.
 :mod:`.setback`              copies back, clones and loses ledgers and volumes.
+:mod:`.move`                 moves a ledger through all backends while branches are in doubt.
+:mod:`.mover_process`        is the moving process.
 :mod:`.shadowed`             installs undoubt beside an application that has packages of the rooms' names.
 :mod:`.two_sidecars`         kills the sidecars of two services that share a transaction.
 :mod:`.upgrade`              runs the last release and this one beside each other, and one after the other.

@@ -33,6 +33,7 @@ PROOFS = {
     "keys": "tests.prove.keys",
     "last-failover": "tests.prove.last_failover",
     "live-recovery": "tests.prove.live_recovery",
+    "move": "tests.prove.move",
     "operators": "tests.prove.operators",
     "partition": "tests.prove.partition",
     "poison": "tests.prove.poison",

@@ -1,13 +1,14 @@
-"""``undoubt ledger``: creates, migrates, checks, backs up and restores a ledger."""
+"""``undoubt ledger``: creates, migrates, checks, backs up, restores and moves a ledger."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
 
+from undoubt import wiring
 from undoubt.cli.context import (
     Context,
     ask_about_lost,
@@ -17,6 +18,7 @@ from undoubt.cli.context import (
     pass_context,
     yes_option,
 )
+from undoubt.cli.duration import Duration
 from undoubt.cli.exits import CommandError, Exit
 from undoubt.participants.plural import plural
 from undoubt.participants.redact import redact
@@ -232,3 +234,85 @@ def _from_backup(settings: LedgerSettings, would: Restoring, file: Path, other_l
         f" {would.present}, with its decisions and what is recorded of its operators, and restore"
         f" {would.kept}? Its files are kept under another name."
     )
+
+
+@ledger.command()
+@click.option("--to", metavar="URL", help="Where the ledger is moved to: there is none there yet.")
+@click.option(
+    "--wait",
+    "wait_s",
+    type=Duration(),
+    default="0s",
+    metavar="DURATION",
+    help="How long to wait for sessions of processes that were killed to expire.",
+)
+@click.option("--dry-run", is_flag=True, help="Only say what would be moved.")
+@click.option("--undo", is_flag=True, help="Instead: give up a move that is not complete.")
+@note_option
+@yes_option
+@common
+@pass_context
+def move(  # noqa: PLR0917 - one for each option
+    context: Context, to: str | None, wait_s: float, dry_run: bool, undo: bool, note: str, yes: bool
+) -> None:
+    """Move the ledger to another URL, of any kind.
+
+    Stop all processes that use the ledger first; nodes, databases and etcd run. The old place is sealed:
+    from then on it answers nothing, and names the new place. Everything is copied, read back and compared;
+    then the old place is marked as moved, and the new one answers, as a new incarnation of the same ledger.
+    Afterwards change ledger.url everywhere, and run `undoubt recover --once`.
+
+    If the command fails or is killed, repeat it, or give the move up with --undo as long as the old place is
+    not marked as moved.
+
+    \b
+    Example:
+      undoubt ledger move --to postgresql+psycopg://undoubt@db/ledger --dry-run
+      undoubt ledger move --to raft://10.0.0.1:7400,10.0.0.2:7400,10.0.0.3:7400 --wait 30s
+      undoubt ledger move --undo
+    """
+    from undoubt.coordinator.ledger.moving import move as moving  # noqa: PLC0415 - SQLite and drivers come with it
+
+    settings = context.settings()
+    if undo == (to is not None) or (undo and dry_run):
+        raise click.UsageError("either --to URL or --undo; --dry-run only with --to")
+    if to is None:
+        undone = context.run(moving.undo(settings.ledger))
+        _show(context, {"undone": undone.id, "url": redact(settings.ledger.url), "place": undone.place})
+        context.output.note(f"what was copied to {undone.place} is of no use")
+        return
+    must_exist(settings)
+    would = context.run(moving.plan(settings.ledger, to, wait_s=0.0 if dry_run else wait_s))
+    if dry_run:
+        _show(context, msgspec.to_builtins(would))
+        return
+    context.confirm(
+        f"Move ledger {would.ledger_id} from {would.source} to {would.target}? Nothing can be decided at"
+        f" {would.source} any more.",
+        yes=yes,
+    )
+    moved = context.run(
+        moving.move(
+            settings.ledger,
+            to,
+            wait_s=wait_s,
+            note=note,
+            prepared=lambda ledger_id: wiring.prepared_with_acceptors(settings, ledger_id),
+        )
+    )
+    _show(context, msgspec.to_builtins(moved))
+    context.output.note(f"next: set ledger.url to {moved.target}; then undoubt recover --once")
+
+
+def _show(context: Context, shown: dict[str, Any]) -> None:
+    if context.output.json:
+        context.output.document(shown)
+        return
+    for key, value in shown.items():
+        if isinstance(value, dict):
+            for name, count in value.items():
+                context.output.line(f"{name:<16} {count}")
+        elif isinstance(value, list):
+            context.output.line(f"{key.replace('_', ' '):<16} {', '.join(map(str, value)) or 'none'}")
+        elif value is not None:
+            context.output.line(f"{key.replace('_', ' '):<16} {value}")

@@ -143,15 +143,20 @@ async def _report_health(
 
 
 async def _recover(made: Node, settings: Settings, meter: RecoveryMeter | None) -> None:
-    """Run recovery once the node leads: a node that has just joined does not have the ledger's id yet."""
+    """Run recovery once the node leads: a node that has just joined does not have the ledger's id yet. If
+    another ledger is moved to the cluster, begin again: the detector of deadlocks knows sessions by the
+    ledger's id."""
     while not made.ledger.leads:
         await asyncio.sleep(LOOK_S)
-    participants = wiring.registry(settings, made.ledger.ledger_id)
-    try:
-        async with RecoveryService(made.ledger, participants, settings.recovery, meter=meter):
-            await asyncio.Event().wait()
-    finally:
-        await participants.close()
+    while True:
+        ledger_id = made.ledger.ledger_id
+        participants = wiring.registry(settings, ledger_id)
+        try:
+            async with RecoveryService(made.ledger, participants, settings.recovery, meter=meter):
+                while made.ledger.ledger_id == ledger_id:
+                    await asyncio.sleep(LOOK_S)
+        finally:
+            await participants.close()
 
 
 def _check_console(settings: Settings) -> None:

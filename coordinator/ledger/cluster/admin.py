@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from random import SystemRandom
 
 import msgspec
@@ -24,10 +24,13 @@ from undoubt.coordinator.ledger import calls
 from undoubt.coordinator.ledger.acting import DONE, new_act
 from undoubt.coordinator.ledger.cluster.ledger import LeaderClient
 from undoubt.coordinator.ledger.cluster.messages import (
+    SESSIONS_MAX,
     BackupCall,
     BackupPiece,
     ChangeMembersCall,
+    HeldCall,
     MemberChange,
+    MoveCall,
     NodeStatus,
     SnapshotCall,
     StatusCall,
@@ -35,12 +38,15 @@ from undoubt.coordinator.ledger.cluster.messages import (
 )
 from undoubt.coordinator.ledger.cluster.status import ask
 from undoubt.coordinator.ledger.cluster.url import addresses_of, wire_of
+from undoubt.coordinator.ledger.commands import MovingCommand
 from undoubt.coordinator.ledger.contract import Act
+from undoubt.coordinator.ledger.move_mark import MoveStatus
 from undoubt.coordinator.settings import LedgerSettings
 from undoubt.coordinator.wire import (
     PeerIdentity,
     PeerRole,
 )
+from undoubt.participants.ids import TxId
 
 IMAGE_ATTEMPTS_MAX = 5
 WAIT_S = 5.0
@@ -138,6 +144,28 @@ async def image(settings: LedgerSettings, *, note: str = "") -> tuple[NodeStatus
                     raise
                 act = None  # older nodes keep no record of acts
     raise LedgerUnavailable("the leader changed too often during the backup; try again")
+
+
+async def move_step(settings: LedgerSettings, command: MovingCommand | None = None) -> MoveStatus:
+    """Have the leader apply a command of a move, if there is one; returns what a move finds there. Raises
+    ``MoveRefused``."""
+    async with _route(settings) as route:
+        status: MoveStatus = await route.ask(MoveCall(command), settings.request_timeout_s)
+        return status
+
+
+async def held(settings: LedgerSettings, sessions: Mapping[int, Sequence[int]]) -> list[TxId]:
+    """The transactions that acceptors of ended ``sessions``, which are given with their acceptors, have and
+    the ledger has not. All these nodes have to answer. Raises ``LedgerError``."""
+    async with _route(settings) as route:
+        status: NodeStatus = await route.ask(StatusCall(), settings.request_timeout_s)
+    found: list[TxId] = []
+    for node in sorted({node for acceptors in sessions.values() for node in acceptors}):
+        if (address := status.nodes.get(node)) is None:
+            continue  # it has left, which it may only after its transactions were decided
+        call = HeldCall(tuple(sorted(sessions))[:SESSIONS_MAX])
+        found += await ask(address, call, settings.request_timeout_s, wire_of(settings))
+    return sorted(set(found))
 
 
 @contextlib.asynccontextmanager

@@ -13,8 +13,9 @@ import msgspec
 
 from undoubt.coordinator import paxos
 from undoubt.coordinator.ledger.calls import ALL_CALLS
-from undoubt.coordinator.ledger.commands import FIRST_VERSION, PAXOS_VERSION, TAGS_VERSION
+from undoubt.coordinator.ledger.commands import FIRST_VERSION, PAXOS_VERSION, TAGS_VERSION, MovingCommand
 from undoubt.coordinator.ledger.contract import Act
+from undoubt.coordinator.ledger.move_mark import MoveStatus
 from undoubt.coordinator.rpc import envelope
 from undoubt.coordinator.rpc.calls import AnyCall, Call, any_of, reply_decoders
 from undoubt.coordinator.rpc.envelope import Request, requests_of
@@ -178,6 +179,15 @@ class HeldCall(NodeCall[list[TxId]], frozen=True, tag="held"):
     after: TxId | None = None
     right: ClassVar[Right] = Right.OPERATE
     version: ClassVar[int] = PAXOS_VERSION
+
+
+class MoveCall(NodeCall[MoveStatus], frozen=True, tag="move"):
+    """Applies a command of a move of the ledger, if there is one; for the leader, whether or not the ledger
+    lives there. Answered with :class:`~undoubt.coordinator.ledger.move_mark.MoveStatus`. May be repeated."""
+
+    command: MovingCommand | None = None
+    right: ClassVar[Right] = Right.OPERATE
+    version: ClassVar[int] = TAGS_VERSION
 
 
 OperatorCall = StatusCall | ChangeMembersCall | TransferCall | SnapshotCall | BackupCall | HeldCall

@@ -46,6 +46,7 @@ import msgspec
 from undoubt.coordinator.ledger.agents import AgentBinding
 from undoubt.coordinator.ledger.contract import BranchRecord, SessionState
 from undoubt.coordinator.ledger.locks import LockEntry
+from undoubt.coordinator.ledger.move_mark import MoveMark
 from undoubt.participants.contract import Decision
 from undoubt.participants.ids import Protocol, TxId
 
@@ -56,12 +57,14 @@ SUMMARIZED = 512
 
 
 class Era(msgspec.Struct, frozen=True):
-    """``cluster_id`` is that of the etcd cluster on which the incarnation began."""
+    """``cluster_id`` is that of the etcd cluster on which the incarnation began; ``move`` the mark of the
+    last move of the ledger to or from here."""
 
     format: int
     ledger_id: str
     incarnation: int
     cluster_id: int
+    move: MoveMark | None = None
 
 
 class Tokens(msgspec.Struct, frozen=True, array_like=True):

@@ -28,6 +28,7 @@ from undoubt.coordinator.ledger.etcd.keyspace import (
     number,
     value_of,
 )
+from undoubt.coordinator.ledger.move_mark import check_lives
 from undoubt.participants.backoff import pauses_around
 
 log = logging.getLogger(__name__)
@@ -253,6 +254,7 @@ class EtcdStore:
             raise LedgerUnusable(
                 f"ledger {url} is another one than before: {era.ledger_id}, and not {self.era.ledger_id}"
             )
+        check_lives(era.move)
         return era
 
     async def begin_incarnation(self, why: str, asked: Asked, *, issued: int = 0, least: int = 0) -> None:
@@ -280,9 +282,11 @@ class EtcdStore:
         revision = found.revision(keys.era)
         if era is None:
             raise LedgerUnusable(f"ledger {self.client.url} has lost its era; restore etcd from a snapshot")
+        check_lives(era.move)
         if (issued and following > issued) or first not in {None, revision}:
             return revision, True  # by another process, or by an attempt whose answer was lost
-        new = Era(FORMAT, era.ledger_id, max(era.incarnation, least) + 1, answer.header.cluster_id)
+        incarnation = max(era.incarnation, least) + 1
+        new = Era(FORMAT, era.ledger_id, incarnation, answer.header.cluster_id, era.move)
         following = max(following, issued + 1) + SESSION_SKIP
         written = [messages.put(keys.era, encode(new)), messages.put(keys.next_session, number(following))]
         begun = (

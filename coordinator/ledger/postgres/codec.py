@@ -60,16 +60,18 @@ def heuristic(  # noqa: PLR0917
 
 def transaction_info(row: tuple[Any, ...], heuristics: list[Heuristic]) -> TransactionInfo:
     """A transaction from a row of the statement ``transactions``: a decision, then state and floor of its
-    session (None if the session was dropped), whether the transaction is finished, and its key."""
+    session (None if the session was dropped), whether the transaction is finished, its key, and a fingerprint
+    if only the decision on the transaction is known."""
     record = decision_record(*row[:9])
-    state, floor, finished, key = row[9:]
+    state, floor, finished, key, fingerprint = row[9:]
+    unknown = fingerprint is not None
     return TransactionInfo(
         record.txid,
         RecordedDecision(str(record.decision)),
         verdict_of(record.decision, _state(state), floor or 0, record.txid.seq, record.protocol),
-        record.protocol,
+        "" if unknown else record.protocol,
         record.branches,
-        record.decided_at,
+        None if unknown else record.decided_at,
         record.coordinator,
         finished,
         tuple(known for known in heuristics if known.gid.txid == record.txid),

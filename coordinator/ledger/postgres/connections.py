@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import psycopg
 
 from undoubt.coordinator.errors import LedgerUnavailable, LedgerUnusable
+from undoubt.coordinator.ledger.move_mark import MoveMark, MovePhase, check_lives
 from undoubt.coordinator.ledger.postgres import address, errors, opening
 from undoubt.coordinator.ledger.postgres.sql import query
 from undoubt.coordinator.settings import LedgerSettings
@@ -161,9 +162,26 @@ class Connections:
                         f"no answer from ledger {self.url} within {self._timeout_s} s:"
                         f" {errors.words_of(error)}"
                     ) from error
+                if errors.is_missing(error):
+                    check_lives(await self._mark(end))
                 if not errors.may_repeat(error):
                     raise errors.as_ledger_error(error, self.url) from error
             await asyncio.sleep(RETRY_S)
+
+    async def _mark(self, end: float) -> MoveMark | None:
+        """The mark of a move of the ledger; None if there is none, or it cannot be read."""
+
+        async def read(line: LedgerConnection, left_s: float) -> list[SqlRow]:
+            return await line.run(query("mark"), {}, left_s)
+
+        try:
+            async with self._places:
+                rows = await self._once(read, end)
+        except (*self._errors, errors.Unconfirmed, errors.Unsuitable, errors.Standby):
+            return None
+        for ident, place, at, phase in rows:
+            return MoveMark(ident, place, at, MovePhase(phase))
+        return None
 
     async def _once(self, work: Callable[[LedgerConnection, float], Awaitable[T]], end: float) -> T:
         loop = asyncio.get_running_loop()

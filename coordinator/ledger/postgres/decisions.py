@@ -26,6 +26,7 @@ from undoubt.coordinator.ledger.contract import (
     BranchRecord,
     SessionState,
 )
+from undoubt.coordinator.ledger.machine import fingerprint
 from undoubt.coordinator.ledger.postgres.connections import Connections
 from undoubt.coordinator.ledger.rules import agrees, labels, sorted_branches
 from undoubt.participants.contract import Decision
@@ -152,7 +153,7 @@ class Decisions:
         """The answer if no row was written for ``command``: a decision exists already, or the state of its
         session does not allow one."""
         txid = command.txid
-        ((decision, branches),) = await self._connections.ask(
+        ((decision, branches, kept),) = await self._connections.ask(
             "recorded", session=txid.session, seq=txid.seq, nonce=txid.nonce
         )
         if decision is None:
@@ -161,6 +162,8 @@ class Decisions:
             why = "its session is from before the ledger was restored or failed over"
             return OutcomeUnknown(txid, why)
         known, given = labels(decode_branches(branches)), labels(command.branches)
+        if kept is not None:  # the fingerprint is all that is known of its branches
+            known = given if kept == fingerprint(command.branches) else ["finished"]
         if agrees(command.decision, given, Decision(decision), known):
             return Decision(decision)
         return BranchListMismatch(txid, known, given)

@@ -108,6 +108,11 @@ def as_ledger_error(error: Exception, url: str) -> LedgerError:  # noqa: PLR0911
     return LedgerUnavailable(f"no answer from ledger {url}: {words}")
 
 
+def is_missing(error: Exception) -> bool:
+    """Whether a table of the ledger is missing: there is no ledger, or it does not live there."""
+    return _state(error) in _MISSING
+
+
 def missing(url: str) -> LedgerMissing:
     """The error to raise if there are no tables at ``url``."""
     return LedgerMissing(f"no ledger at {url}; to make a new one: undoubt ledger init")

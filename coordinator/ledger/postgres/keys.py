@@ -85,7 +85,7 @@ class KeyTable(abc.ABC):
         now = time.time()
         ((state, decision),) = await self._ask("free_key", **_key(txid), key=key, decided_at=now)
         if state is not None and decision is None and state != SessionState.RESTORED:
-            ((decision, _),) = await self._ask("recorded", **_key(txid))
+            ((decision, *_),) = await self._ask("recorded", **_key(txid))
             return Decision.ABORT if decision is None else Decision(decision)
         decide = Decide(txid, Protocol.TWO_PHASE, Decision.ABORT, (), now)
         return await self._answer(decide, state, decision)

@@ -93,6 +93,10 @@ select 'revoke ' operator(pg_catalog.||) given.what operator(pg_catalog.||) ' fr
        operator(pg_catalog.||) coalesce(pg_catalog.quote_ident(r.rolname), 'public') as line
   from given left join pg_catalog.pg_roles r on r.oid operator(pg_catalog.=) given.grantee
 
+-- name: mark
+-- Why the table of the ledger is missing: see moving/postgres.py.
+select m.id, m.place, m.at, m.phase from undoubt_ledger.move m
+
 -- name: revision
 select version_num from undoubt_ledger.migration
 
@@ -183,7 +187,7 @@ select h.same, g.session, g.nonce, g.seq, s.state, w.decision
 -- name: recorded
 -- Sent after decide, as a separate statement, so that it sees the row because of which decide wrote nothing.
 with here as materialized ({here})
-select h.same, d.decision, d.branches
+select h.same, d.decision, d.branches, d.fingerprint
   from here h
   left join undoubt_ledger.decision d
     on d.session operator(pg_catalog.=) %(session)s::pg_catalog.int8
@@ -690,7 +694,7 @@ with here as materialized ({here}),
 chosen as (
     select d.*
       from undoubt_ledger.decision d
-     where %(only)s::pg_catalog.int8 is null
+     where %(only)s::pg_catalog.int8 is null and d.fingerprint is null
        and (%(at)s::pg_catalog.float8 is null
             or (d.decided_at, d.session, d.seq) operator(pg_catalog.<)
                (%(at)s::pg_catalog.float8, %(session)s::pg_catalog.int8, %(seq)s::pg_catalog.int8))
@@ -705,7 +709,7 @@ one as (
        and d.nonce operator(pg_catalog.=) %(nonce)s::pg_catalog.text
 )
 select h.same, d.session, d.nonce, d.seq, d.protocol, d.decision, d.branches, d.decided_at, d.coordinator, d.cause,
-       s.state, s.floor, u.seq is null as finished, k.key
+       s.state, s.floor, u.seq is null as finished, k.key, d.fingerprint
   from here h
   left join (select * from chosen union all select * from one) d on true
   left join undoubt_ledger.session s on s.id operator(pg_catalog.=) d.session

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import psycopg
@@ -23,6 +23,8 @@ from undoubt.participants.hardened_session import ALONE
 from undoubt.participants.ids import new_ledger_id
 from undoubt.participants.redact import redact
 from undoubt.participants.schema_trust import LEDGER, faults_of, faults_query
+
+T = TypeVar("T")
 
 SCHEMA = "undoubt_ledger"
 LOCK = 0x756E646F756274
@@ -44,16 +46,18 @@ _FIRST_ROWS = """
 async def create(settings: LedgerSettings) -> bool:
     """Make the tables if there are none; returns whether they were made. Raises ``LedgerUnusable`` or
     ``LedgerUnavailable``."""
-    return bool(await asyncio.to_thread(_upgrade, settings, _created))
+    return bool(await asyncio.to_thread(in_transaction, settings, _created))
 
 
 async def migrate(settings: LedgerSettings) -> list[str]:
     """Upgrade the tables to this version; returns the applied revisions. Raises ``LedgerMissing``,
     ``LedgerUnusable`` or ``LedgerUnavailable``."""
-    return await asyncio.to_thread(_upgrade, settings, _migrated)
+    return await asyncio.to_thread(in_transaction, settings, _migrated)
 
 
-def _upgrade(settings: LedgerSettings, work: Callable[[sqlalchemy.Connection, str], list[str]]) -> list[str]:
+def in_transaction(settings: LedgerSettings, work: Callable[[sqlalchemy.Connection, str], T]) -> T:
+    """Call ``work`` with a connection and the ledger's URL, in one transaction whose server and schema were
+    checked. Raises ``LedgerUnusable`` or ``LedgerUnavailable``."""
     url = redact(settings.url)
     parameters = address.parameters(settings)
     engine = engine_over(
@@ -63,17 +67,18 @@ def _upgrade(settings: LedgerSettings, work: Callable[[sqlalchemy.Connection, st
     try:
         with engine.begin() as connection:
             _refuse_unbelieved(connection, settings)
-            before = _tables(connection)
+            before = names(connection)
             done = work(connection, url)
             _revoke_defaults(connection, before)
             _refuse_unbelieved(connection, settings)
             return done
     except errors.Unbelieved as error:
         raise errors.as_ledger_error(error, url) from error
-    except sqlalchemy.exc.DBAPIError as error:
-        if getattr(error.orig, "sqlstate", None) == "42501":
+    except (sqlalchemy.exc.DBAPIError, psycopg.Error) as error:
+        cause = error.orig if isinstance(error, sqlalchemy.exc.DBAPIError) else error
+        if getattr(cause, "sqlstate", None) == "42501":
             raise LedgerUnusable(
-                f"the role of ledger {url} may not make its tables ({str(error.orig).strip()}); the owner of"
+                f"the role of ledger {url} may not make its tables ({str(cause).strip()}); the owner of"
                 f" the database can run this, or: grant create on database …, or: create schema {SCHEMA}"
                 " authorization …"
             ) from error
@@ -98,7 +103,7 @@ def _refuse_unbelieved(connection: sqlalchemy.Connection, settings: LedgerSettin
     opening.refuse_unbelieved(faults_of(tuple(row) for row in rows), settings.schema_owners)
 
 
-def _tables(connection: sqlalchemy.Connection) -> list[str]:
+def names(connection: sqlalchemy.Connection) -> list[str]:
     """The names of the tables in the schema; empty if there is no schema yet."""
     return list(connection.exec_driver_sql(query("tables")).scalars())
 
@@ -112,19 +117,25 @@ def _revoke_defaults(connection: sqlalchemy.Connection, before: Sequence[str]) -
 
 
 def _created(connection: sqlalchemy.Connection, _: str) -> list[str]:
-    if _revision(connection) is not None:
+    if revision(connection) is not None:
         return []
+    make(connection, new_ledger_id())
+    return list(schema.POSTGRES.revisions)
+
+
+def make(connection: sqlalchemy.Connection, ledger_id: str) -> None:
+    """Make the tables of a new ledger, where there are none; also the schema, if it is missing."""
     run = connection.exec_driver_sql
     if run(f"select pg_catalog.to_regnamespace('{SCHEMA}')").scalar_one() is None:
         run(f"create schema {SCHEMA}")
     schema.POSTGRES.upgrade(connection)
-    connection.execute(sqlalchemy.text(_FIRST_ROWS), {"ledger_id": new_ledger_id()})
+    _revoke_defaults(connection, [])
+    connection.execute(sqlalchemy.text(_FIRST_ROWS), {"ledger_id": ledger_id})
     run("insert into undoubt_ledger.clock default values")
-    return list(schema.POSTGRES.revisions)
 
 
 def _migrated(connection: sqlalchemy.Connection, url: str) -> list[str]:
-    found = _revision(connection)
+    found = revision(connection)
     if found is None:
         raise errors.missing(url)
     missing = schema.POSTGRES.missing(found, f"ledger {url}")
@@ -133,7 +144,7 @@ def _migrated(connection: sqlalchemy.Connection, url: str) -> list[str]:
     return missing
 
 
-def _revision(connection: sqlalchemy.Connection) -> str | None:
+def revision(connection: sqlalchemy.Connection) -> str | None:
     """The revision of the tables, None if there are none. Until the transaction ends, no other process can
     make or upgrade them."""
     run = connection.exec_driver_sql
@@ -151,8 +162,8 @@ async def problems(settings: LedgerSettings) -> list[str]:
     ``LedgerMissing``, ``LedgerMisconfigured`` or ``LedgerUnavailable``."""
     connections = Connections(settings)
     try:
-        ((revision,),) = await connections.run("revision") or [(None,)]
-        schema.POSTGRES.check(revision, f"ledger {connections.url}")
+        ((found_revision,),) = await connections.run("revision") or [(None,)]
+        schema.POSTGRES.check(found_revision, f"ledger {connections.url}")
         found = [str(row[0]) for row in await connections.run("problems")]
         found += [f"{right}. To revoke that: {right.line}" for right in await rights(settings)]
         for session, seq, branches in await connections.run("branch_lists"):

@@ -23,6 +23,7 @@ In the order in which a call passes them:
 :mod:`.anchored`      compares the file with its anchor, and decides whether a ledger may be made if there is
                       none.
 :mod:`.ledger_files`  lists the files of one ledger, and renames those of a former ledger.
+:mod:`.alone`         runs an operator's work on a ledger that no process has open.
 :mod:`.restoring`     makes a new file from a backup, or accepts the file as it is; a new incarnation begins.
 ====================  ========================================================================================
 """

@@ -16,23 +16,32 @@ The other order, file and then anchor, would leave a file that looks as if its a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from undoubt.coordinator.ledger.anchor import Anchor, Mark
+from undoubt.coordinator.ledger.contract import DecisionRecord
 from undoubt.coordinator.ledger.durable import sync_folder
 from undoubt.coordinator.ledger.sqlite import anchored, ledger_files, store
 from undoubt.participants.ids import new_ledger_id
 
 
 def make_beside(
-    ledger: Path, suffix: str, ledger_id: str, snapshot: tuple[Mark, bytes] | None = None
+    ledger: Path,
+    suffix: str,
+    ledger_id: str,
+    snapshot: tuple[Mark, bytes] | None = None,
+    finished: Sequence[DecisionRecord] = (),
+    *,
+    now_ms: int = 0,
 ) -> Path:
-    """Make a complete, synced file beside ``ledger``; returns its path. ``snapshot``: what it begins with.
-    Raises ``LedgerUnusable``, ``LedgerUnavailable``."""
+    """Make a complete, synced file beside ``ledger``; returns its path. ``snapshot``: what it begins with;
+    ``finished``: its history, as of ledger time ``now_ms``. Raises ``LedgerUnusable``,
+    ``LedgerUnavailable``."""
     new = ledger_files.part(ledger, suffix)
     ledger_files.remove(new)
     try:
-        store.make(new, ledger_id, snapshot)
+        store.make(new, ledger_id, snapshot, finished, now_ms=now_ms)
     except BaseException:
         ledger_files.remove(new)  # on a full disk the unfinished file would use up the room
         raise

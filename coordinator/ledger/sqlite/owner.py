@@ -27,6 +27,7 @@ from undoubt.coordinator.ledger.disk import StoreBroken
 from undoubt.coordinator.ledger.group_commit import GroupCommit, WriterThread
 from undoubt.coordinator.ledger.history import RecentHistory
 from undoubt.coordinator.ledger.machine import Machine
+from undoubt.coordinator.ledger.move_mark import check_lives
 from undoubt.coordinator.ledger.sqlite import anchored, creation
 from undoubt.coordinator.ledger.sqlite.lock import check_not_open
 from undoubt.coordinator.ledger.sqlite.store import Loaded, SqliteStore
@@ -146,6 +147,7 @@ class OwnedLedger(StateMachineLedger):
                 log.info("there was no ledger at %s: a new one was made, %s", path, loaded.ledger_id)
             loaded = await thread.do(partial(_held, store, loaded, serves=serves))
             ledger = cls(store, thread, loaded, settings, clock)
+            check_lives(ledger.machine.state.move)
             ledger.made = absent
             await ledger._expire_former_owner()
             await ledger.draw_secret()

@@ -18,6 +18,7 @@ from undoubt.coordinator.ledger.commands import RecordAct, Restore, encode
 from undoubt.coordinator.ledger.contract import ACTS_MAX, Act, SessionState
 from undoubt.coordinator.ledger.durable import sync_folder
 from undoubt.coordinator.ledger.machine import Machine
+from undoubt.coordinator.ledger.move_mark import check_lives
 from undoubt.coordinator.ledger.sqlite import anchored, ledger_files
 from undoubt.coordinator.ledger.sqlite.creation import make_beside
 from undoubt.coordinator.ledger.sqlite.owner import rebuilt
@@ -50,6 +51,7 @@ def as_it_is(path: Path, act: Act) -> RestoredLedger:
     try:
         loaded = store.load()
         machine = rebuilt(loaded, path)
+        check_lives(machine.state.move)
         lacking = anchored.lacking(path, loaded)
         open_sessions = _open_sessions(machine)
         commands = (Restore(SESSION_SKIP), RecordAct(act.clipped(), ACTS_MAX))
@@ -113,6 +115,7 @@ def from_backup(path: Path, file: Path, act: Act, *, other_ledger: bool = False)
     machine = Machine("")
     with backup.reading_image(file):
         machine.restore(kept.image)
+    check_lives(machine.state.move)
     open_sessions = _open_sessions(machine)
     machine.cut_off_acts(backup.NOT_IN_BACKUP)
     machine.apply(Restore(SESSION_SKIP))

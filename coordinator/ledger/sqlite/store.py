@@ -279,9 +279,17 @@ def check_tables(path: Path, found: str | None) -> None:
         raise ledger_files.missing(path)
 
 
-def make(path: Path, ledger_id: str, snapshot: tuple[Mark, bytes] | None = None) -> None:
-    """Make a complete, synced file at ``path``, where there is none. ``snapshot``: what it begins with. The
-    caller makes its anchor, then renames the file. Raises ``LedgerUnusable``, ``LedgerUnavailable``."""
+def make(
+    path: Path,
+    ledger_id: str,
+    snapshot: tuple[Mark, bytes] | None = None,
+    finished: Sequence[DecisionRecord] = (),
+    *,
+    now_ms: int = 0,
+) -> None:
+    """Make a complete, synced file at ``path``, where there is none. ``snapshot``: what it begins with;
+    ``finished``: its history, as of ledger time ``now_ms``. The caller makes its anchor, then renames the
+    file. Raises ``LedgerUnusable``, ``LedgerUnavailable``."""
     os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     store = SqliteStore.create(path)
     try:
@@ -292,7 +300,7 @@ def make(path: Path, ledger_id: str, snapshot: tuple[Mark, bytes] | None = None)
             )
         if snapshot is not None:
             store._last, state = snapshot
-            store.replace_log(store._last.index, state, (), now_ms=0, history_ms=0)
+            store.replace_log(store._last.index, state, finished, now_ms=now_ms, history_ms=0)
     finally:
         store.close()
 

@@ -138,6 +138,8 @@ class Rows:
                 raise AssertionError(f"the model gives none of these: {command}")
             case c.AskLock() | c.EndLock() | c.RevokeLock():
                 raise AssertionError(f"locks have a model of their own: {command}")
+            case c.SealLedger() | c.SettleMove() | c.ReceiveState():
+                raise AssertionError(f"a move is not the model's: {command}")
             case _:
                 assert_never(command)
 

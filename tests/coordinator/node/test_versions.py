@@ -38,14 +38,18 @@ from undoubt.coordinator.ledger.commands import (
     FreeKey,
     OpenSession,
     Precommit,
+    ReceiveState,
     RecordAct,
     RecordHeuristic,
     Restore,
     RevokeLock,
+    SealLedger,
+    SettleMove,
 )
 from undoubt.coordinator.ledger.contract import Act, BranchRecord, Heuristic, RecordedDecision
 from undoubt.coordinator.ledger.locks import LockRequest
 from undoubt.coordinator.ledger.machine import Machine
+from undoubt.coordinator.ledger.move_mark import MoveMark, MovePhase
 from undoubt.coordinator.node.bootstrap import joining, restored
 from undoubt.coordinator.node.fsm import Agree, LogCommand, NodeStateMachine, encode_batch
 from undoubt.coordinator.node.settings import NodeSettings
@@ -352,6 +356,9 @@ NEW: list[tuple[int, LogCommand]] = [
     (3, ClaimKey(SOME, "key")),
     (3, CommitKey(SOME, "key", b"jtrue", BRANCHES, 0.0)),
     (3, FreeKey(SOME, "key")),
+    (3, SealLedger(MoveMark("1", "sqlite:///there", 0.0, MovePhase.SEALED))),
+    (3, SettleMove("1", MovePhase.MOVED)),
+    (3, ReceiveState(MoveMark("1", "sqlite:///there", 0.0, MovePhase.ARRIVING), "abcdefghij", 0, b"")),
     (3, Agree(3)),
 ]
 

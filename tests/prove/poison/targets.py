@@ -14,9 +14,11 @@ from undoubt.coordinator.ledger.cluster import messages
 from undoubt.coordinator.ledger.cluster.acceptors import record_of
 from undoubt.coordinator.ledger.cluster.ledger import ClusterLedger
 from undoubt.coordinator.ledger.cluster.messages import AcceptorCall
+from undoubt.coordinator.ledger.commands import ReceiveState, SealLedger, SettleMove
 from undoubt.coordinator.ledger.contract import Act, BranchRecord, Heuristic, Session
 from undoubt.coordinator.ledger.ledger_call import IDS_MAX
 from undoubt.coordinator.ledger.locks import LockRequest
+from undoubt.coordinator.ledger.move_mark import MoveMark, MovePhase
 from undoubt.coordinator.paxos import FIRST, Ask, Ballot, BranchInstance, Phase1a, Phase2a, Value
 from undoubt.coordinator.quorum import Joint
 from undoubt.participants.contract import Claim, Decision, Settled
@@ -174,6 +176,12 @@ class Targets:
         yield messages.SnapshotCall()
         yield messages.BackupCall(1)
         yield messages.HeldCall((self._sessions["bound"].id,), self._txid("bound"))
+        yield messages.MoveCall()
+        yield messages.MoveCall(SettleMove("poison", MovePhase.MOVED))
+        mark = MoveMark("poison", "sqlite:///elsewhere", 1.0, MovePhase.ARRIVING)
+        yield messages.MoveCall(ReceiveState(mark, "abcdefghij", 0, b"poison", "00"))
+        # Refused: sessions are open.
+        yield messages.MoveCall(SealLedger(mark.into(MovePhase.SEALED)))
 
     def _on_acceptors(self) -> Iterator[msgspec.Struct]:
         session = self._sessions["bound"]
