@@ -25,6 +25,7 @@ The proofs, and under each what only it uses; then what several use:
 :mod:`.relay_producer`       publishes in transactions.
 :mod:`.relay_receiver`       notes what is delivered, and fails at random.
 :mod:`.last_failover`        fails the agent of last-agent commit over, with and without a confirmation.
+:mod:`.runbook`              runs the commands of the runbook, each where its section is needed.
 :mod:`.live_recovery`        runs two recoveries beside live transactions.
 :mod:`.scanner_process`      is the process of such a recovery.
 :mod:`.without_ledger`       destroys the ledger of three-phase commits, and ends them from the participants.
