@@ -87,7 +87,7 @@ def test_commands_of_the_page_exist(command: Command) -> None:
 
 def test_an_unknown_command_is_seen() -> None:
     with pytest.raises(click.UsageError):
-        parsed("indoubt list --older-than 5m")
+        parsed("indoubt list --oldest")
 
 
 def test_wrong_commands_are_planted(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ In the order in which a run uses them:
 :mod:`.site`         is the cluster with its databases.
 :mod:`.scenes`       prepares what is wrong in the databases, and looks whether it is repaired.
 :mod:`.node_scenes`  does so with nodes.
+:mod:`.etcd_scenes`  does so with the etcd of a ledger.
 ===================  =========================================================================================
 """
 
@@ -30,13 +31,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests.prove.runbook.etcd_scenes import ETCD_SCENES
 from tests.prove.runbook.node_scenes import NODE_SCENES
 from tests.prove.runbook.page import PAGE, Block, differs, sections
 from tests.prove.runbook.scenes import SCENES as DATABASE_SCENES
 from tests.prove.runbook.scenes import SHARED
 from tests.prove.runbook.site import Servers, Site
 
-SCENES = {**DATABASE_SCENES, **NODE_SCENES}
+SCENES = {**DATABASE_SCENES, **NODE_SCENES, **ETCD_SCENES}
 PLANTED = {
     "When the alarm wakes you": ("undoubt cluster status", "undoubt cluster stats"),
     "A branch is in doubt": ("undoubt indoubt rollback", "undoubt indoubt commit"),

@@ -11,7 +11,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from tests.prove.bank import NAMES, audit
 from tests.prove.runbook.site import SETTINGS, Site
 from tests.prove.trap import KILL, PAUSE
-from undoubt.coordinator.protocols.steps import TwoPhaseStep
+from undoubt.coordinator.protocols.steps import LastAgentStep, TwoPhaseStep
 from undoubt.embedded import EmbeddedServer
 from undoubt.embedded.binaries import bin_folder
 from undoubt.embedded.places import give, new_place, server_user
@@ -21,6 +21,9 @@ Scene = Callable[[Site], AbstractAsyncContextManager[None]]
 SCENES: dict[str, Scene] = {}
 SHARED: set[str] = set()
 """The headings whose scenes begin with a cluster that runs, and leave one."""
+
+
+OLD_S = 60.0
 
 
 class NotRepaired(Exception):
@@ -68,8 +71,9 @@ async def unknown(site: Site) -> AsyncIterator[None]:
 
 @scene("A branch is in doubt")
 async def in_doubt(site: Site) -> AsyncIterator[None]:
-    """The coordinator lives, and does not continue."""
-    shop = await site.stuck(TwoPhaseStep.BEFORE_DECIDE, PAUSE)
+    """The coordinator lives, and does not continue. The page shows what is older than a minute."""
+    shop = await site.stuck(TwoPhaseStep.BEFORE_DECIDE, PAUSE, session_ttl_s=600.0)
+    await asyncio.sleep(OLD_S)
     try:
         yield
     finally:
@@ -80,6 +84,17 @@ async def in_doubt(site: Site) -> AsyncIterator[None]:
 @scene("A database does not answer")
 async def database_down(site: Site) -> AsyncIterator[None]:
     shop = await site.stuck(TwoPhaseStep.AFTER_DECIDE, PAUSE)
+    await site.servers.by_name["payments"].stop()
+    await shop.kill()
+    yield
+    await consistent(site)
+
+
+@scene("The agent does not answer")
+async def agent_down(site: Site) -> AsyncIterator[None]:
+    """It has committed, and nobody else knows it."""
+    last = {"protocol": "last", "agent": "payments", "session_ttl_s": 60.0}
+    shop = await site.stuck(LastAgentStep.AFTER_AGENT, PAUSE, **last)
     await site.servers.by_name["payments"].stop()
     await shop.kill()
     yield

@@ -12,6 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from tests.etcd import NAMES as MEMBERS
+from tests.etcd import EtcdCluster
 from tests.faults.machines import faketime_library
 from tests.ports import free_ports
 from tests.prove.bank import NAMES, set_up
@@ -32,7 +34,7 @@ from undoubt.serve.certs import Folder
 
 CONFIGURATION = """\
 [ledger]
-url = "raft://{url}"
+url = "{url}"
 request_timeout_s = 15.0
 {tls}
 [node]
@@ -45,6 +47,7 @@ election_timeout_s = 3.0
 UNIT = "undoubt-node"
 POSTGRESQL = "postgresql"
 TIME = "chrony"
+ETCD = "etcd"
 ETC = "/etc/undoubt/"
 REPLICATION = "host replication postgres 127.0.0.1/32 scram-sha-256"
 SETTINGS = {"max_prepared_transactions": "100", "wal_level": "replica"}
@@ -76,7 +79,7 @@ class Servers:
 class Site(Nodes):
     """``releases``: the folder from which a node's undoubt is imported, this tree if it is not there.
     ``data``: where a node's data is, if that is not beside its configuration. ``clocks``: nodes whose wall
-    clock can be set."""
+    clock can be set. ``etcd``: has the ledger instead of nodes."""
 
     def __init__(self, folder: Path, servers: Servers) -> None:
         super().__init__(folder, election_s=3.0)
@@ -86,6 +89,7 @@ class Site(Nodes):
         self.releases: dict[int, Path] = {}
         self.data: dict[int, Path] = {}
         self.clocks: dict[int, Path] = {}
+        self.etcd: EtcdCluster | None = None
         self.extra: dict[str, EmbeddedServer] = {}
         self.database = ""
         self._transfers = 0
@@ -117,6 +121,8 @@ class Site(Nodes):
             with contextlib.suppress(ProcessLookupError):
                 self.running[number].send_signal(signal.SIGCONT)
         await self.close()
+        if self.etcd is not None:
+            self.etcd.close()
         for server in self.extra.values():
             await server.close()
         await self.servers.running()
@@ -174,9 +180,22 @@ class Site(Nodes):
     def participants(self) -> dict[str, Any]:
         return {name: {"dsn": dsn} for name, dsn in self.dsns.items()}
 
+    @property
+    def ledger_url(self) -> str:
+        return f"raft://{self.url}" if self.etcd is None else self.etcd.url
+
+    async def begun_in_etcd(self) -> EtcdCluster:
+        """Its members run, with a new ledger."""
+        self.etcd = EtcdCluster(self.folder / "etcd")
+        await asyncio.to_thread(self.etcd.start)
+        self.variables["ETCDCTL_ENDPOINTS"] = f"127.0.0.1:{self.etcd.clients[MEMBERS[0]]}"
+        self.variables["ETCDCTL_API"] = "3"
+        await self.run(0, "ledger", "init", "--yes")
+        return self.etcd
+
     def settings(self) -> dict[str, Any]:
         """Of an application."""
-        return {"ledger": {"url": f"raft://{self.url}"}, "participants": self.participants()}
+        return {"ledger": {"url": self.ledger_url}, "participants": self.participants()}
 
     def configuration(self, number: int) -> str:
         if number and number not in self.addresses:
@@ -186,7 +205,7 @@ class Site(Nodes):
         names = {"ca": "ca.crt", "cert": f"{stem}.crt", "key": f"{stem}.key"}
         tls = "".join(f'tls_{key} = "{name}"\n' for key, name in names.items()) if self.tls else ""
         text = CONFIGURATION.format(
-            url=self.url, tls=tls, number=number, listen=self.addresses.get(number, ""),
+            url=self.ledger_url, tls=tls, number=number, listen=self.addresses.get(number, ""),
             data=self.data.get(number, home / "data"),
         )  # fmt: skip
         if not number:
@@ -224,11 +243,12 @@ class Site(Nodes):
             told |= faked(self.clocks[number])
         return told
 
-    async def stuck(self, step: str, how: str, tag: str = "") -> Child:
+    async def stuck(self, step: str, how: str, tag: str = "", **coordinator: object) -> Child:
         """A transfer whose coordinator has come to ``step`` of its commit, and stands there or has died."""
         self._transfers += 1
         tag = tag or f"stuck{self._transfers}"
-        settings, trap = json.dumps(self.settings()), Trap(how, step, 0, 1).encode()
+        settings = json.dumps(self.settings() | {"coordinator": coordinator})
+        trap = Trap(how, step, 0, 1).encode()
         shop = await Child.start("tests.prove.coordinator_process", settings, trap, tag, "1", "1")
         if not await shop.until_at_trap():
             raise RuntimeError(f"the shop ended before {step}: {shop.heard}")
@@ -247,6 +267,8 @@ class Site(Nodes):
         if program == "pip":
             self.releases.pop(_number(machine), None)
             return ""
+        if program == "journalctl" and self.etcd is not None:
+            return (self.etcd.folder / f"{_member(machine)}.log").read_text()
         if program == "journalctl":
             return "\n".join(self.logs.get(_number(machine), []))
         return await self._systemctl(machine, arguments)
@@ -267,7 +289,12 @@ class Site(Nodes):
             raise Refused(f"unknown verb {verb}")
         if unit == POSTGRESQL:
             server = self.extra.get(machine) or self.servers.by_name[machine]
-            await (server.stop() if verb == "stop" else server.start())
+            if verb != "start":
+                await server.stop()
+            if verb != "stop":
+                await server.start()
+        elif unit == ETCD and self.etcd is not None and verb == "start":
+            await asyncio.to_thread(self.etcd.start, _member(machine))
         elif unit == TIME:
             self.clocks[_number(machine)].write_text("+0\n")
         elif unit == UNIT:
@@ -295,6 +322,11 @@ def _number(machine: str) -> int:
     if not machine.startswith("node-"):
         raise Refused(f"{machine} is no node")
     return int(machine.removeprefix("node-"))
+
+
+def _member(machine: str) -> str:
+    """Of etcd: its machines are ``etcd-1``, ``etcd-2``, …"""
+    return MEMBERS[int(machine.removeprefix("etcd-")) - 1]
 
 
 def faked(clock: Path) -> dict[str, str]:
