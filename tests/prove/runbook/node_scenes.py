@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime
+import io
+import os
 import shutil
 import signal
 import zipfile
 from collections.abc import AsyncIterator
 
+from tests.prove.processes import within
 from tests.prove.releases import WHEEL
 from tests.prove.runbook.scenes import NotRepaired, Scene, consistent, scene
 from tests.prove.runbook.site import Site
 from tests.prove.trap import KILL, PAUSE
+from undoubt.coordinator.ledger.cluster.status import survey
 from undoubt.coordinator.protocols.steps import TwoPhaseStep
+from undoubt.coordinator.settings import LedgerSettings
 from undoubt.serve.certs import Folder
 
 NODE_SCENES: dict[str, Scene] = {}
 SMALL = "80m"
 """A node holds 16 MB in reserve while there are twice as many to be had."""
+LEFT_BYTES = 16 * 1024 * 1024
+"""Enough to begin, and not for the reserve."""
 A_DAY_S = 86_400
 
 
@@ -56,6 +64,7 @@ async def replaced(site: Site) -> AsyncIterator[None]:
     """The disk of node 3 is lost; node 4 is a new machine."""
     await site.begun()
     await site.end(3)
+    await site.leading()
     shutil.rmtree(site.machines.home("node-3") / "data")
     site.configuration(4)
     yield
@@ -120,19 +129,36 @@ async def full(site: Site) -> AsyncIterator[None]:
     await mounted("mount", "-t", "tmpfs", "-o", f"size={SMALL}", "tmpfs", str(place))
     try:
         site.data[2] = place / "node"
-        await site.begun()
-        with (place / "core.4711").open("wb") as file:
-            while True:
-                try:
-                    file.write(b"\0" * 65536)
-                    file.flush()
-                except OSError:
-                    break
+        with (place / "core.4711").open("wb", buffering=0) as file:
+            fill(file, LEFT_BYTES)
+            await site.begun()
+            await noticed(site, 2)
+            fill(file, 0)
         yield
         await leads(site, 1, 2, 3)
     finally:
         await site.end(*site.running, signal_=signal.SIGKILL)
         await mounted("umount", str(place))
+
+
+def fill(file: io.FileIO, left_bytes: int) -> None:
+    """Write to ``file`` until its file system has no more than so much room."""
+    room = os.fstatvfs(file.fileno())
+    with contextlib.suppress(OSError):
+        while room.f_bavail * room.f_frsize > left_bytes:
+            file.write(bytes(65_536))
+            room = os.fstatvfs(file.fileno())
+
+
+async def noticed(site: Site, number: int) -> None:
+    """Once that node reports that its disk is full."""
+    settings = LedgerSettings(url=f"raft://{site.url}", request_timeout_s=5.0)
+    async with within("a node that reports a full disk"):
+        while True:
+            told = [seen.status for seen in (await survey(settings)).nodes if seen.status is not None]
+            if any(each.node == number and each.disk_full for each in told):
+                return
+            await asyncio.sleep(0.1)
 
 
 async def mounted(*words: str) -> None:

@@ -71,8 +71,8 @@ async def unknown(site: Site) -> AsyncIterator[None]:
 
 @scene("A branch is in doubt")
 async def in_doubt(site: Site) -> AsyncIterator[None]:
-    """The coordinator lives, and does not continue. The page shows what is older than a minute."""
-    shop = await site.stuck(TwoPhaseStep.BEFORE_DECIDE, PAUSE, session_ttl_s=600.0)
+    """The coordinator lives, and does not continue. The page looks for what is older than a minute."""
+    shop = await site.stuck(TwoPhaseStep.BEFORE_DECIDE, PAUSE, timeout_s=600.0)
     await asyncio.sleep(OLD_S)
     try:
         yield
@@ -93,8 +93,9 @@ async def database_down(site: Site) -> AsyncIterator[None]:
 @scene("The agent does not answer")
 async def agent_down(site: Site) -> AsyncIterator[None]:
     """It has committed, and nobody else knows it."""
-    last = {"protocol": "last", "agent": "payments", "session_ttl_s": 60.0}
-    shop = await site.stuck(LastAgentStep.AFTER_AGENT, PAUSE, **last)
+    shop = await site.stuck(
+        LastAgentStep.AFTER_AGENT, PAUSE, protocol="last", agent="payments", session_ttl_s=60.0
+    )
     await site.servers.by_name["payments"].stop()
     await shop.kill()
     yield
