@@ -261,6 +261,15 @@ async def test_a_cluster_loses_nothing_that_it_answered() -> None:
     assert told["large_node"]["kept"] is True
 
 
+async def test_the_runbook() -> None:
+    """Broken if a command of the runbook fails, prints something else, or does not repair what it is for. All
+    sections: ``make prove PROOF=runbook``."""
+    told = await prove("runbook", "--only", "When the alarm wakes you", "A node is down or behind")
+    assert told["steps"] >= 9
+    assert (told["failed"], told["failures"]) == (0, [])
+    assert told["control"] >= 1
+
+
 async def test_no_block_lies() -> None:
     """Broken if some way into a transaction and some way out of it end without an error and without a commit,
     hang, or cancel a task that is not inside."""

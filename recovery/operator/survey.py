@@ -7,6 +7,7 @@ transaction that is decided in between would look undecided.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -93,9 +94,17 @@ class Survey:
         where = f"participant {participant!r}" if participant else "any participant"
         raise NotPrepared(f"no prepared branch {gid} in {where}{more}")
 
-    def in_doubt(self, older_than_s: float = 0.0) -> list[SurveyedBranch]:
-        """The branches of this ledger, or of a lost one, that have been prepared for at least that long."""
-        return [one for one in self.found if one.standing.in_doubt and one.branch.age_s >= older_than_s]
+    def older_than(self, seconds: float) -> Survey:
+        """What has been prepared for at least that long, and the outcomes that were found so long ago."""
+        return replace(
+            self,
+            found=tuple(one for one in self.found if one.branch.age_s >= seconds),
+            heuristics=tuple(one for one in self.heuristics if time.time() - one.found_at >= seconds),
+        )
+
+    def in_doubt(self) -> list[SurveyedBranch]:
+        """The branches of this ledger, or of a lost one."""
+        return [one for one in self.found if one.standing.in_doubt]
 
 
 async def survey(ledger: Ledger, participants: Registry) -> Survey:

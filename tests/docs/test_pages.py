@@ -45,20 +45,26 @@ COMMANDS = [
 @pytest.mark.parametrize(("block", "line"), COMMANDS, ids=str)
 def test_commands_exist(block: Block, line: str) -> None:
     """A command that is copied from a page must be one, with these flags."""
-    words = shlex.split(line)
-    assert words.pop(0) == "undoubt", block
+    assert line.startswith("undoubt "), block
+    assert parsed(line.removeprefix("undoubt ")) is not None
+
+
+def parsed(line: str) -> click.Command:
+    """The command that ``undoubt line`` is. Raises click's errors if there is none, or none with these
+    flags."""
     gid = "undoubt:k3v9q0x2ab:2:3-4f1d0c9a77b2e815.42:1:orders"
-    words = [{"GID": gid, "TXID": "3-4f1d0c9a77b2e815.42"}.get(word, word) for word in words]
+    words = [{"GID": gid, "TXID": "3-4f1d0c9a77b2e815.42"}.get(word, word) for word in shlex.split(line)]
     command: click.Command = root
     context = click.Context(command, info_name="undoubt")
     while isinstance(command, click.Group):
         name = words.pop(0)
         found = command.get_command(context, name)
-        assert found is not None, f"{line}: no command {name}"
+        if found is None:
+            raise click.UsageError(f"{line}: no command {name}")
         command, context = found, click.Context(found, parent=context, info_name=name)
     command.make_parser(context).parse_args(list(words))  # raises on an unknown flag
     with command.make_context(words[0] if words else "", list(words), parent=context.parent):
-        pass
+        return command
 
 
 def documented() -> dict[str, str]:

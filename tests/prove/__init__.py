@@ -27,6 +27,7 @@ The proofs, and under each what only it uses; then what several use:
 :mod:`.failover`             fails a participant over and back, with and without a synchronous standby.
 :mod:`.standby`              makes, promotes and rewinds streaming standbys.
 :mod:`.last_failover`        fails the agent of last-agent commit over, with and without a confirmation.
+:mod:`.runbook`              runs the commands of the runbook, each where its section is needed.
 :mod:`.live_recovery`        runs two recoveries beside live transactions.
 :mod:`.scanner_process`      is the process of such a recovery.
 :mod:`.without_ledger`       destroys the ledger of three-phase commits, and ends them from the participants.

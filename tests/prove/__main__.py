@@ -38,6 +38,7 @@ PROOFS = {
     "partition": "tests.prove.partition",
     "poison": "tests.prove.poison",
     "relay": "tests.prove.relay",
+    "runbook": "tests.prove.runbook",
     "setback": "tests.prove.setback",
     "shadowed": "tests.prove.shadowed",
     "types": "tests.prove.sql_types",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,14 +13,17 @@ import click
 import msgspec
 
 from undoubt.cli.context import Context, ask_about_lost, common, note_option, pass_context, yes_option
+from undoubt.cli.duration import Duration
 from undoubt.cli.exits import CommandError, Exit
 from undoubt.cli.members import OPERATIONS
 from undoubt.participants.ids import check_ledger_id
 from undoubt.participants.plural import plural
 from undoubt.report import shapes
+from undoubt.report.times import show_duration
 
 if TYPE_CHECKING:
     from undoubt.coordinator.ledger.cluster.status import ClusterStatus
+    from undoubt.coordinator.settings import LedgerSettings
     from undoubt.serve.certs import Folder, Issued
 
 CLIENT_ROLES = ("observe", "transact", "operate")
@@ -28,6 +32,8 @@ CLIENT_ROLES = ("observe", "transact", "operate")
 
 SOON_DAYS = 30
 """``cluster status`` reports a certificate that expires within this time."""
+
+WAIT_PAUSE_S = 0.2
 
 
 @click.group()
@@ -74,29 +80,58 @@ def init(context: Context, ticket: str, note: str, yes: bool) -> None:
 
 
 @cluster.command()
+@click.option(
+    "--wait",
+    "wait_s",
+    type=Duration(),
+    metavar="DURATION",
+    help="Wait, at most so long, until a node leads and all members answer and are level.",
+)
 @common
 @pass_context
-def status(context: Context) -> None:
+def status(context: Context, wait_s: float | None) -> None:
     """Show the leader, the followers, their progress, and the agreed version.
 
     Asks all nodes that the ledger's URL names, and all members that they name. Exit status 4 if no node
     leads.
 
+    With --wait: until a node leads, and each member answers, can write its disk, and has applied what was in
+    the leader's log when the leader was first asked. Exit status 6, with the reason, if this takes longer.
+
     \b
     Example:
       undoubt cluster status
+      undoubt cluster status --wait 2m
       undoubt cluster status -o json
     """
-    from undoubt.coordinator.ledger.cluster.status import survey  # noqa: PLC0415 - as above
-
     settings = context.settings()
-    found = context.run(survey(settings.ledger))
+    found, lacking = context.run(_status(settings.ledger, wait_s))
     if context.output.json:
         context.output.document(shapes.cluster(found))
     else:
         _page(context, found)
+    if wait_s is not None and lacking:
+        raise CommandError(Exit.TIMEOUT, f"after {show_duration(wait_s)}: {'; '.join(lacking)}")
     if not found.leader:
         raise CommandError(Exit.UNREACHABLE, "no node leads: no transaction can be decided now")
+
+
+async def _status(settings: LedgerSettings, wait_s: float | None) -> tuple[ClusterStatus, list[str]]:
+    """The status, and what is lacking after the wait. What another leader's log holds may be less: in a new
+    term the members have to reach the new leader."""
+    from undoubt.coordinator.ledger.cluster.status import survey  # noqa: PLC0415 - as above
+
+    started = time.monotonic()
+    term = index = 0
+    while True:
+        found = await survey(settings)
+        if (leading := found.leading) is not None and leading.term != term:
+            term, index = leading.term, leading.last_index
+        lacking = found.lacking(index)
+        left = (wait_s or 0.0) - (time.monotonic() - started)
+        if not lacking or left <= 0:
+            return found, lacking
+        await asyncio.sleep(min(WAIT_PAUSE_S, left))
 
 
 def _page(context: Context, found: ClusterStatus) -> None:

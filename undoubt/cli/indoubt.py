@@ -75,29 +75,40 @@ def indoubt() -> None:
 
 
 @indoubt.command("list")
+@click.option(
+    "--older-than",
+    type=Duration(),
+    default=0.0,
+    show_default="0s",
+    metavar="DURATION",
+    help="List only what is at least this old.",
+)
 @common
 @pass_context
-def list_(context: Context) -> None:
+def list_(context: Context, older_than: float) -> None:
     """List everything that is prepared, and open heuristic outcomes.
 
     All participants are asked, then the ledger. Foreign prepared transactions and impostors are listed too,
     with what is wrong with each; undoubt changes neither. If a participant does not answer, the others are
     listed, with exit status 4. If the ledger does not answer, prepared branches are listed without decisions,
-    with exit status 4; heuristic outcomes are not known then (`null` in JSON).
+    with exit status 4; heuristic outcomes are not known then (`null` in JSON). The oldest comes first. Live
+    traffic prepares branches for milliseconds all the time: --older-than leaves these out.
 
     \b
     Example:
       undoubt indoubt list
+      undoubt indoubt list --older-than 5m
       undoubt indoubt list -o json | jq '.branches[] | select(.action == "decide")'
     """
-    seen = context.run(_survey_anyhow(context))
+    seen = context.run(_survey_anyhow(context)).older_than(older_than)
     if context.output.json:
         context.output.document(shapes.survey(seen))
     else:
         _tables(context, seen, seen.found)
         if not seen.found and not seen.heuristics and not seen.unreachable:
             open_ones = "" if seen.ledger_error else ", and no heuristic outcome is open"
-            context.output.note(f"nothing is prepared{open_ones}")
+            old = f" for {show_duration(older_than)} or longer" if older_than else ""
+            context.output.note(f"nothing is prepared{open_ones}{old}")
     _end_unless_all_answered(seen)
 
 
@@ -291,15 +302,13 @@ def check(context: Context, older_than: float) -> None:
       undoubt indoubt check --older-than 5m
     """
     seen = context.run(_survey(context))
-    late = seen.in_doubt(older_than)
-    open_ones = [one for one in seen.heuristics if time.time() - one.found_at >= older_than]
+    old = seen.older_than(older_than)
+    late, open_ones = old.in_doubt(), old.heuristics
     if context.output.json:
         counted = {"in_doubt": len(late) + len(open_ones), "older_than_s": older_than}
-        context.output.document(
-            counted | shapes.survey(replace(seen, found=tuple(late), heuristics=tuple(open_ones)))
-        )
+        context.output.document(counted | shapes.survey(replace(old, found=tuple(late))))
     else:
-        _tables(context, Survey((), tuple(open_ones), seen.unreachable), late)
+        _tables(context, Survey((), open_ones, seen.unreachable), late)
     if late or open_ones:
         raise CommandError(
             Exit.IN_DOUBT,

@@ -63,6 +63,27 @@ class ClusterStatus(msgspec.Struct, frozen=True):
         highest_of = {seen.status.node: seen.status.highest_version for seen in self.nodes if seen.status}
         return tuple(node for node in sorted(leading.nodes) if highest_of.get(node, 0) < highest)
 
+    def lacking(self, index: int) -> list[str]:
+        """Why not each member answers, can write its disk, and has applied the log up to ``index``; empty if
+        each does."""
+        if (leading := self.leading) is None:
+            return ["no node leads"]
+        answers = {seen.status.node: seen.status for seen in self.nodes if seen.status}
+        reasons = (_lacks(number, answers.get(number), index) for number in sorted(leading.nodes))
+        return [each for each in reasons if each]
+
+
+def _lacks(number: int, node: NodeStatus | None, index: int) -> str:
+    if node is None:
+        return f"node {number} does not answer"
+    if node.disk_full:
+        return f"the disk of node {number} is full"
+    if node.disk_stalled:
+        return f"the disk of node {number} does not finish a write"
+    if node.applied_index < index:
+        return f"node {number} has applied {node.applied_index} of {index}"
+    return ""
+
 
 async def survey(settings: LedgerSettings, wire: WireSettings | None = None) -> ClusterStatus:
     """Ask the nodes of the URL for their status, then the members that they name. Raises

@@ -46,6 +46,26 @@ def test_list_shows_every_standing_with_its_safe_action(stage: Stage) -> None:
     assert first["prepared_at"].endswith("Z")
 
 
+def test_list_leaves_out_what_is_younger(stage: Stage) -> None:
+    """Broken if an operator who asks for what is stuck is shown live traffic, whose branches must be left
+    alone, or is not shown what is stuck: of this ledger, of another owner, or as a heuristic outcome."""
+    stuck, _ = stage.prepare(1, Verdict.ACTIVE)
+    aged(stage, stuck, 301)
+    stage.foreign(Foreign("someone's"), age_s=300)
+    late, new = stage.gid(2), stage.gid(3)
+    for gid, age_s in ((late, 330), (new, 30)):
+        stage.ledger.known[gid] = Heuristic(
+            gid, Settled.HEURISTIC_HAZARD, Decision.COMMIT, time.time() - age_s
+        )
+    shown = stage.json("indoubt", "list", "--older-than", "5m")
+    assert [one["gid"] for one in shown["branches"]] == [str(stuck), "someone's"]
+    assert [one["gid"] for one in shown["heuristics"]] == [str(late)]
+    assert len(stage.json("indoubt", "list")["branches"]) == 3
+    told = stage.run("indoubt", "list", "--older-than", "1h")
+    assert (told.status, told.out) == (0, "")
+    assert "nothing is prepared, and no heuristic outcome is open for 1h 00m or longer" in told.err
+
+
 def impostors(stage: Stage) -> tuple[Gid, Gid, Gid]:
     """In orders, for two hours: under a name that was made up, under another database's, and under one of a
     branch that is committed, with its transaction id not the one that was recorded."""

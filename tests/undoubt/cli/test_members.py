@@ -1,4 +1,4 @@
-"""``undoubt cluster add|promote|remove|transfer|snapshot|backup|restore`` on real processes."""
+"""``undoubt cluster status|add|promote|remove|transfer|snapshot|backup|restore`` on real processes."""
 
 from __future__ import annotations
 
@@ -7,14 +7,18 @@ import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from tests.coordinator.ledger.signing import Signing
+from tests.ports import free_ports
 from tests.prove.nodes import CommandFailed, Nodes
 from tests.undoubt.cli.harness import undoubt
 from undoubt.coordinator.ledger.acting import DONE, system_user
 from undoubt.coordinator.ledger.backup import NOT_IN_BACKUP
 from undoubt.coordinator.ledger.cluster.ledger import ClusterLedger
+from undoubt.coordinator.ledger.cluster.messages import NodeStatus
+from undoubt.coordinator.ledger.cluster.status import Seen, survey
 from undoubt.coordinator.ledger.contract import Act, BranchRecord, RecordedDecision, Verdict
 from undoubt.coordinator.node.storage.node_storage import lives_in
 from undoubt.coordinator.settings import LedgerSettings
@@ -92,6 +96,50 @@ async def test_a_cluster_grows_hands_over_and_shrinks(tmp_path: Path) -> None:
         nodes.url = nodes.addresses[2]
         async with client(nodes) as other:
             assert (await other.records([session.txid(1)]))[session.txid(1)] is RecordedDecision.COMMIT
+
+
+async def test_status_waits_until_the_members_are_level(tmp_path: Path) -> None:
+    """Broken if an operator who upgrades node after node is told to go on while a second node is down, or
+    waits for an address that is no member's."""
+    async with cluster(tmp_path, 3) as nodes:
+        nodes.url += f",127.0.0.1:{free_ports(1)[0]}"
+        await nodes.run(0, "cluster", "status", "--wait", "1m")
+        await nodes.end(3)
+        await nodes.run(0, "cluster", "status")
+        status, told = await refused(nodes, 0, "cluster", "status", "--wait", "0s")
+        assert (status, "after 0.0s: node 3 does not answer" in told) == (6, True)
+        waiting = asyncio.create_task(nodes.run(0, "cluster", "status", "--wait", "1m"))
+        await nodes.start(3)
+        assert {one.get("node") for one in (await waiting)["nodes"]} == {1, 2, 3, None}
+        await nodes.end(2, 3)
+        status, told = await refused(nodes, 0, "cluster", "status", "--wait", "0s")
+        while "no node leads" not in told:  # a leader notices after an election timeout that it is alone
+            assert status == 6
+            status, told = await refused(nodes, 0, "cluster", "status", "--wait", "0s")
+        assert (await refused(nodes, 0, "cluster", "status"))[0] == 4
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"applied_index": 6}, "node 2 has applied 6 of 7"),
+        ({"disk_full": True}, "the disk of node 2 is full"),
+        ({"disk_stalled": True}, "the disk of node 2 does not finish a write"),
+    ],
+)
+async def test_what_the_members_lack(change: dict[str, object], reason: str, tmp_path: Path) -> None:
+    """Broken if a node that is behind, or cannot write, counts as one that may replace another."""
+    async with cluster(tmp_path, 2) as nodes:
+        found = await survey(LedgerSettings(url=f"raft://{nodes.url}", request_timeout_s=30.0))
+    level = {"applied_index": 7, "nodes": nodes.addresses}
+    statuses = [msgspec.structs.replace(seen.status, **level) for seen in found.nodes if seen.status]
+
+    def lacking(second: NodeStatus) -> list[str]:
+        seen = tuple(Seen("", one) for one in (statuses[0], second))
+        return msgspec.structs.replace(found, leader=1, nodes=seen).lacking(7)
+
+    assert lacking(statuses[1]) == []
+    assert lacking(msgspec.structs.replace(statuses[1], **change)) == [reason]
 
 
 async def test_refusals(tmp_path: Path) -> None:
