@@ -54,6 +54,7 @@ LEDGER = Schema(
         "ledger",
         "lock",
         "migration",
+        "move",
         "precommitted",
         "secret",
         "session",

@@ -78,6 +78,8 @@ class SqliteStore:
         """The mark of the last durable record."""
         self._file = SqliteFile(path, f"ledger {path}")
         self._places: dict[Path, tuple[int, int] | None] = {}
+        self._removed: str | None = None
+        """Why nothing may be written any more: a file was removed while it was in use."""
         self._connection = self._file.connection
 
     @classmethod
@@ -159,6 +161,7 @@ class SqliteStore:
 
     def append(self, first_index: int, commands: Sequence[bytes]) -> None:
         """Write log entries durably, all or none. Raises ``StoreFull`` or ``StoreBroken``."""
+        self._check_not_removed()
         rows = [
             (number, _checksum(number, command), command)
             for number, command in enumerate(commands, first_index)
@@ -181,6 +184,7 @@ class SqliteStore:
     ) -> None:
         """Replace the entries up to ``index`` by a snapshot of the state after entry ``index``, and store the
         finished records that only those entries contained. Raises ``StoreFull`` or ``StoreBroken``."""
+        self._check_not_removed()
         if self._anchor is not None:
             self._anchor.sync()
         with self._file.writing():
@@ -234,16 +238,23 @@ class SqliteStore:
                 )
             else:
                 what_to_do = self._saved_from_wal()
-            raise LedgerUnusable(
+            self._removed = (
                 f"{path} was removed or replaced while it was in use: the ledger records nothing from now on."
                 f" {what_to_do}"
             )
+            raise LedgerUnusable(self._removed)
         if self._anchor is not None and self._anchor.astray:
             log.error("%s was removed while the ledger was in use, and is made again", self._anchor.path)
             try:
                 self._anchor.put_back()
             except OSError as error:
                 log.warning("%s cannot be made: %s", self._anchor.path, error)
+
+    def _check_not_removed(self) -> None:
+        """Refuse a write that was on its way when :meth:`check_in_place` found a file removed. It would move
+        the anchor beyond what is in the file, which could not be opened then."""
+        if self._removed is not None:
+            raise disk.StoreBroken(self._removed)
 
     def _saved_from_wal(self) -> str:
         """Copy the content of the removed WAL into the file. Returns what to do, for operators."""

@@ -292,7 +292,7 @@ async def test_default_privileges_give_nothing_away(ground: Ground) -> None:
         await maintenance.init(ground.settings)
         assert await rights(ground.settings) == []
         await ground.admin.execute(_AS_BEFORE)
-        assert await maintenance.migrate(ground.settings) == ["g002", "g003", "g004", "g005", "g006"]
+        assert await maintenance.migrate(ground.settings) == ["g002", "g003", "g004", "g005", "g006", "g007"]
     finally:
         await ground.admin.execute(
             f"alter default privileges revoke all on schemas from {OWNER};"
@@ -307,11 +307,12 @@ _AS_BEFORE = """
     drop table undoubt_ledger.act;
     drop table undoubt_ledger.key;
     drop table undoubt_ledger.lock;
+    drop table undoubt_ledger.move;
     alter table undoubt_ledger.ledger drop column next_token, drop column token_incarnation;
     drop table undoubt_ledger.secret;
     drop table undoubt_ledger.doomed;
     alter table undoubt_ledger.session drop column tagged, drop column agent;
-    alter table undoubt_ledger.decision drop column cause;
+    alter table undoubt_ledger.decision drop column cause, drop column fingerprint;
     update undoubt_ledger.migration set version_num = 'g001';
 """
 

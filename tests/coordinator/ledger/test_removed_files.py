@@ -13,7 +13,7 @@ import pytest
 
 from tests.coordinator.ledger.signing import Signing
 from undoubt.coordinator import ledger as ledgers
-from undoubt.coordinator.errors import LedgerLocked, LedgerUnavailable
+from undoubt.coordinator.errors import LedgerLocked, LedgerUnavailable, LedgerUnusable
 from undoubt.coordinator.ledger import maintenance
 from undoubt.coordinator.ledger.contract import BranchRecord, RecordedDecision
 from undoubt.coordinator.ledger.sqlite import anchored
@@ -66,6 +66,30 @@ async def test_a_wal_that_is_removed_takes_nothing_with_it(path: Path, settings:
     records = await again.records(decided)
     await again.close()
     assert set(records.values()) == {RecordedDecision.COMMIT}
+
+
+async def test_a_write_on_its_way_is_refused_once_a_wal_is_missed(
+    path: Path, settings: LedgerSettings
+) -> None:
+    """Broken if a decision is written between the look at the files and the stop of the ledger: it is in no
+    file, but the anchor names it, and the ledger, which has all that was acknowledged, is not opened."""
+    ledger = await opened(settings, create=True)
+    session = await ledger.open_session("application", 600)
+    await ledger.decide(session.txid(1), Decision.COMMIT, BRANCHES)
+    wal(path).unlink()
+    owned = ledger.owned
+    look = asyncio.ensure_future(owned.in_thread(owned.store.check_in_place))
+    deciding = asyncio.ensure_future(ledger.decide(session.txid(2), Decision.COMMIT, BRANCHES))
+    with pytest.raises(LedgerUnusable, match="-wal was removed"):
+        await look
+    with pytest.raises(LedgerUnavailable, match="-wal was removed"):
+        await deciding
+    await ledger.close()
+    again = await opened(settings)
+    records = await again.records([session.txid(1)])
+    info = await again.info()
+    await again.close()
+    assert (set(records.values()), info.incarnation) == ({RecordedDecision.COMMIT}, 1)
 
 
 async def test_an_anchor_that_is_removed_in_use_is_made_anew(path: Path, settings: LedgerSettings) -> None:

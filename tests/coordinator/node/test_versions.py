@@ -69,7 +69,7 @@ from undoubt.coordinator.wire import (
 )
 from undoubt.coordinator.wire import PeerIdentity as Named
 from undoubt.participants.contract import Decision, Settled
-from undoubt.participants.ids import Gid, Protocol, TxId
+from undoubt.participants.ids import Gid, Protocol, TxId, new_nonce
 from undoubt.participants.registry import Registry
 from undoubt.participants.scripted import ScriptedParticipant
 
@@ -173,7 +173,7 @@ async def test_a_leader_of_the_former_version_is_asked_nothing_new(tmp_path: Pat
     async with mixed(tmp_path, 1, 2, 3) as cluster, client(cluster) as ledger:
         with pytest.raises(VersionHeldBack, match="which leads, uses version 1"):
             await ledger.acceptors.open_session("shop", 300.0)
-        txid = TxId(1, "0" * 16, 1)
+        txid = TxId(1, new_nonce(), 1)  # of no session whose key another test has
         with pytest.raises(VersionHeldBack):
             await ledger.outcomes([txid], protocol=Protocol.PAXOS)
         await decided(ledger, 5)
