@@ -544,7 +544,8 @@ class Coordinator:
 
     def _finish(self, context: CommitContext) -> None:
         if context.state in FINISHED:
-            self._finisher.add(context.txid)
+            self._finisher.finished.append(context.txid)
+            self._finisher.filled.set()
         if context.rows and context.state in NOTHING_LEFT:
             self._finisher.forget(context.rows)
         if (

@@ -36,31 +36,28 @@ class Finisher:
         self._rows: list[Gid] = []
         self._agent_rows: list[tuple[str, AgentEntry]] = []
         self._observer = observer
-        self._waiting: list[TxId] = []
-        self._filled = asyncio.Event()
+        self.finished: list[TxId] = []
+        """Transactions that are finished, in this order. Who adds one sets :attr:`filled`."""
+        self.filled = asyncio.Event()
         self._emptied = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         self._task = Supervised("finish", self._deliver_batches).start("undoubt-finish")
 
-    def add(self, txid: TxId) -> None:
-        self._waiting.append(txid)
-        self._filled.set()
-
     def forget(self, rows: Iterable[Gid]) -> None:
         """Delete these rows once everything that was added before is delivered."""
         self._rows += rows
-        self._filled.set()
+        self.filled.set()
 
     def forget_agent_row(self, participant: str, entry: AgentEntry) -> None:
         """Delete the row of a COMMIT, which the ledger has recorded."""
         self._agent_rows.append((participant, entry))
-        self._filled.set()
+        self.filled.set()
 
     @property
     def _idle(self) -> bool:
-        return not (self._waiting or self._rows or self._agent_rows)
+        return not (self.finished or self._rows or self._agent_rows)
 
     async def flush(self) -> None:
         """Return once everything that was added so far is delivered, or left to recovery."""
@@ -77,11 +74,11 @@ class Finisher:
 
     async def _deliver_batches(self) -> None:
         while True:
-            await self._filled.wait()
+            await self.filled.wait()
             await asyncio.sleep(BATCH_DELAY_S)
             await self._deliver()
             if self._idle:
-                self._filled.clear()
+                self.filled.clear()
                 self._emptied.set()
 
     async def _deliver(self) -> None:
@@ -125,8 +122,8 @@ class Finisher:
                 log.warning("%d rows of finished transactions are left in %r: %s", len(gids), name, error)
 
     async def _finish(self) -> None:
-        while self._waiting:
-            batch = self._waiting[:BATCH_TRANSACTIONS_MAX]
+        while self.finished:
+            batch = self.finished[:BATCH_TRANSACTIONS_MAX]
             await self._reach(TwoPhaseStep.BEFORE_FINISH, batch)
             try:
                 await self._ledger.finish(batch)
@@ -134,7 +131,7 @@ class Finisher:
                 log.warning("%d transactions are left for recovery to finish: %s", len(batch), error)
                 left = set(batch)
                 self._rows = [gid for gid in self._rows if gid.txid not in left]
-            del self._waiting[: len(batch)]
+            del self.finished[: len(batch)]
             await self._reach(TwoPhaseStep.AFTER_FINISH, batch)
 
     async def _reach(self, step: TwoPhaseStep | LastAgentStep, batch: list[TxId]) -> None:

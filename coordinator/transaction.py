@@ -312,7 +312,8 @@ class Transaction:
         self._host.check_here()
         if self.repeated:
             return CommitResult(self.id, repeated=True)
-        await join_agent(self)
+        if self._agent:
+            await join_agent(self)
         await self._undone()
         self._check_active()
         if self._opening and self._doom is None:

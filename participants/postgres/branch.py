@@ -54,7 +54,6 @@ from undoubt.participants.postgres.pipeline import (
     ROLLBACK,
     end_reading_steps,
     guards_of_prepare,
-    last_result,
     note_steps,
     one_phase_steps,
     reset_steps,
@@ -70,6 +69,7 @@ from undoubt.participants.postgres.session import (
     ServerError,
     ServerSession,
     Step,
+    standby_warning,
 )
 from undoubt.participants.postgres.session_setup import branch_name, known_pid, marker
 from undoubt.participants.postgres.sql import fill, query
@@ -230,7 +230,7 @@ class PostgresBranch:
             answers = answered.result()
         except (ServerError, NotSent, NoAnswer) as error:
             return self._not_prepared(error)
-        if (failure := self._look_at_prepared(last_result(answers))) is not None:
+        if (failure := self._look_at_prepared(_last_result(answers))) is not None:
             self._asked = False
             return PrepareResult(Vote.ABORT, reason=failure)
         self._evidence = self._evidence_of(answers)
@@ -277,8 +277,7 @@ class PostgresBranch:
         return self.session.pipeline(steps, timeout_s=self._timeout_s)
 
     def _evidence_of(self, answers: Answers) -> Evidence | None:
-        """The evidence that the guard has given in its row before PREPARE. None if the row is not one that
-        the guard gives: the guard has been replaced."""
+        """The evidence in the guard's row before PREPARE; None if the guard has been replaced."""
         rows = answers.rows[-4 if self._note_proof else -2]
         guard = rows[0] if len(rows) == 1 else ()
         if len(guard) != GUARD_COLUMNS or guard[0] is None or not guard[0].isdecimal():
@@ -446,7 +445,7 @@ class PostgresBranch:
     def _committed(self, answered: Answered[Answers]) -> Settled | Coroutine[Any, Any, Settled]:
         """What the answer to the pipeline of COMMIT PREPARED means."""
         try:
-            warning = last_result(answered.result()).unconfirmed
+            warning = _last_result(answered.result()).unconfirmed
         except ServerError as error:
             if error.sqlstate != IN_USE:
                 return self._commit_elsewhere()
@@ -512,8 +511,7 @@ class PostgresBranch:
         return Settled.APPLIED
 
     async def _undo(self) -> Settled:
-        """Roll back a branch whose PREPARE was never sent: the server rolls it back even if the session is
-        lost."""
+        """Roll back a branch whose PREPARE was never sent; if the session is lost, the server does."""
         if self._handle.undoubt_end():
             self.session.discard()
             return Settled.APPLIED
@@ -532,7 +530,7 @@ class PostgresBranch:
 
     async def _last_of(self, steps: Sequence[Step]) -> CommandResult:
         """The answer to the last of ``steps``, which end the transaction; the reset goes behind them."""
-        return last_result(
+        return _last_result(
             await self.session.pipeline(steps, behind=self._reset(), timeout_s=self._timeout_s)
         )
 
@@ -595,3 +593,8 @@ class PostgresBranch:
 
     def _failed(self, message: str) -> BranchFailed:
         return BranchFailed(self._around.name, message)
+
+
+def _last_result(answers: Answers) -> CommandResult:
+    """The answer to the last step of a pipeline."""
+    return CommandResult(answers.tags[-1], standby_warning(answers.notices) if answers.notices else None)

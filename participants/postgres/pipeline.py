@@ -19,11 +19,8 @@ from undoubt.participants.ids import Gid
 from undoubt.participants.postgres.roles import ADMIN_OF_ITSELF_BEFORE_VERSION, guard_role
 from undoubt.participants.postgres.schema_check import same_schema
 from undoubt.participants.postgres.session import (
-    Answers,
-    CommandResult,
     ServerParameters,
     Step,
-    standby_warning,
 )
 from undoubt.participants.postgres.session_setup import mark_statements, setting_statements
 from undoubt.participants.postgres.sql import query
@@ -110,8 +107,3 @@ def note_steps(proof: bytes, intro: ServerParameters) -> Sequence[Step]:
     """Write the note; fails if the schema of its function has been replaced."""
     schema = same_schema(intro).removesuffix("; ")
     return (Step(schema), Step(query("note_commit").replace("{proof}", "$1"), (f"\\x{proof.hex()}",)))
-
-
-def last_result(answers: Answers) -> CommandResult:
-    """The answer to the last step of a pipeline."""
-    return CommandResult(answers.tags[-1], standby_warning(answers.notices) if answers.notices else None)

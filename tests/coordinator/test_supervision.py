@@ -97,7 +97,8 @@ async def test_finished_transactions_are_told_after_a_failure() -> None:
     ledger.finish = once = Once(ledger.finish)
     finisher = Finisher(ledger, Registry(), None)
     finisher.start()
-    finisher.add(TxId(1, "99b2" * 4, 1))
+    finisher.finished.append(TxId(1, "99b2" * 4, 1))
+    finisher.filled.set()
     async with asyncio.timeout(30):
         await once.again.wait()
     await finisher.close()

@@ -1,15 +1,23 @@
 """Waits for a generator of psycopg's (``psycopg.generators``) with callbacks of the event loop: without a
-task, and without a timer of its own."""
+task, and without a timer of its own.
+
+An event loop may not tell of a connection that was reset: with uvloop, libuv stops to look at a socket on
+which it finds an error (``uv__poll_io`` in ``src/unix/poll.c``), and no reader is called. So a socket that
+was waited for in vain is looked at again and again, as psycopg's own ``wait_async`` does."""
 
 from __future__ import annotations
 
 import asyncio
+import select
 from collections.abc import Generator
 from typing import Any
 
 from psycopg.waiting import Ready, Wait
 
 from undoubt.participants.deadlines import deadlines
+
+LOOK_S = 0.5
+"""How long to wait for the event loop before the socket is looked at."""
 
 
 class Polling(asyncio.Future[Any]):
@@ -24,7 +32,8 @@ class Polling(asyncio.Future[Any]):
         self._fd = fd
         self._waits = 0
         """What the loop looks for at the socket: a :class:`Wait`, or nothing."""
-        self._deadline = deadlines().call_at(loop.time() + timeout_s, self._expire)
+        self._expires = loop.time() + timeout_s
+        self._deadline = deadlines().call_at(min(self._expires, loop.time() + LOOK_S), self._look)
         self._step(None)
 
     def cancel(self, msg: Any | None = None) -> bool:
@@ -38,8 +47,16 @@ class Polling(asyncio.Future[Any]):
             self._end()
             self.set_exception(error)
 
-    def _expire(self) -> None:
-        self.fail(TimeoutError("no answer in time"))
+    def _look(self) -> None:
+        now = self.get_loop().time()
+        if self._waits & Wait.R and _is_readable(self._fd):
+            self._step(Ready.R)
+        if self.done():
+            return
+        if now >= self._expires:
+            self.fail(TimeoutError("no answer in time"))
+        else:
+            self._deadline = deadlines().call_at(min(self._expires, now + LOOK_S), self._look)
 
     def _step(self, ready: Ready | None) -> None:
         if self.done():
@@ -71,3 +88,10 @@ class Polling(asyncio.Future[Any]):
         self._deadline.cancel()
         self._look_for(0)
         self._generator.close()
+
+
+def _is_readable(fd: int) -> bool:
+    """Whether something can be read from the socket, if only its end or its error."""
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(0))
