@@ -1,9 +1,10 @@
 """Waits for a generator of psycopg's (``psycopg.generators``) with callbacks of the event loop: without a
 task, and without a timer of its own.
 
-An event loop may not tell of a connection that was reset: with uvloop, libuv stops to look at a socket on
-which it finds an error (``uv__poll_io`` in ``src/unix/poll.c``), and no reader is called. So a socket that
-was waited for in vain is looked at again and again, as psycopg's own ``wait_async`` does."""
+An event loop may not tell of all that happens: if libuv finds data and an error at a socket, as of a server
+that has told why it ends the session and has not read everything, it looks at the socket no more
+(``uv__poll_io`` in ``src/unix/poll.c``), and with uvloop the reader is called once, for the data. So a socket
+that was waited for in vain is looked at again and again, as psycopg's own ``wait_async`` does."""
 
 from __future__ import annotations
 
