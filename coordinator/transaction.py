@@ -304,10 +304,9 @@ class Transaction:
         """Commit the transaction in all participants, or in none.
 
         Returns once COMMIT is certain (recorded in the ledger; in three-phase commit, in every participant;
-        in Paxos Commit, by the acceptors; in last-agent commit, by the agent) and was sent to every
-        participant. Raises ``TransactionAborted`` (no participant has committed), ``OutcomeUnknown`` (no
-        answer within the timeout: the commit goes on in the background), or ``HeuristicOutcome``. Cancelling
-        the caller does not stop the commit: it is in a note of ``CancelledError``.
+        in Paxos Commit, by the acceptors; in last-agent commit, by the agent) and was sent to all. Raises
+        ``TransactionAborted`` (no participant has committed), ``OutcomeUnknown`` (no answer within the
+        timeout: the commit goes on), or ``HeuristicOutcome``. A cancellation has a note.
         """
         self._host.check_here()
         if self.repeated:
