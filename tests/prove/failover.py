@@ -27,16 +27,15 @@ from pathlib import Path
 from typing import Any
 
 import undoubt
-from tests.prove.bank import TRANSFER_ERRORS, audit, set_up, transfer, transfers
+from tests.prove.bank import TRANSFER_ERRORS, audit, transfer, transfers
 from tests.prove.control import control
 from tests.prove.standby import (
-    REPLICATION,
     WITHIN_S,
     ask,
+    bank_with_standby,
     either,
     promote,
     rewound,
-    standby_of,
     streaming,
     until,
 )
@@ -44,8 +43,6 @@ from undoubt import wiring
 from undoubt.config import load
 from undoubt.coordinator.protocols.steps import TwoPhaseStep
 from undoubt.embedded import EmbeddedServer
-from undoubt.participants.postgres.schema import migrate
-from undoubt.participants.settings import ParticipantSettings
 from undoubt.recovery.service import RecoveryService
 
 DATABASE = "bank"
@@ -117,19 +114,9 @@ class Pair:
     async def run(self) -> dict[str, int]:
         async with asyncio.timeout(WITHIN_S * 3), AsyncExitStack() as stack:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="undoubt-failover-")))
-            orders = await stack.enter_async_context(EmbeddedServer())
             # pg_rewind needs hints in the WAL, or checksums.
-            wanted = {"wal_log_hints": "on"}
-            primary = await stack.enter_async_context(EmbeddedServer(wanted, hba=REPLICATION))
-            dsns = {
-                "orders": await orders.create_database(DATABASE),
-                "payments": await primary.create_database(DATABASE),
-            }
-            await set_up(dsns)
-            for name, dsn in dsns.items():
-                await migrate(name, ParticipantSettings(dsn=dsn))
-            await primary.stop()
-            standby = await stack.enter_async_context(standby_of(primary))
+            made = await bank_with_standby(stack, DATABASE, {"wal_log_hints": "on"})
+            dsns, primary, standby = made
             await primary.start()
             settings = self._settings(
                 folder, {"orders": dsns["orders"], "payments": either(dsns["payments"], standby.port)}

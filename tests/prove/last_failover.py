@@ -24,14 +24,12 @@ from pathlib import Path
 from typing import Any
 
 import undoubt
-from tests.prove.bank import TRANSFER_ERRORS, audit, set_up, transfer
+from tests.prove.bank import TRANSFER_ERRORS, audit, transfer
 from tests.prove.control import control
-from tests.prove.standby import REPLICATION, WITHIN_S, ask, either, standby_of, until
+from tests.prove.standby import WITHIN_S, ask, bank_with_standby, either, until
 from undoubt import wiring
 from undoubt.config import load
 from undoubt.embedded import EmbeddedServer
-from undoubt.participants.postgres.schema import migrate
-from undoubt.participants.settings import ParticipantSettings
 from undoubt.recovery.service import RecoveryService
 
 DATABASE = "bank"
@@ -81,17 +79,7 @@ class Failover:
     async def run(self) -> dict[str, int]:
         async with asyncio.timeout(WITHIN_S * 2), AsyncExitStack() as stack:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="undoubt-failover-")))
-            orders = await stack.enter_async_context(EmbeddedServer())
-            primary = await stack.enter_async_context(EmbeddedServer(hba=REPLICATION))
-            dsns = {
-                "orders": await orders.create_database(DATABASE),
-                "payments": await primary.create_database(DATABASE),
-            }
-            await set_up(dsns)
-            for name, dsn in dsns.items():
-                await migrate(name, ParticipantSettings(dsn=dsn))
-            await primary.stop()
-            standby = await stack.enter_async_context(standby_of(primary))
+            dsns, primary, standby = await bank_with_standby(stack, DATABASE)
             if self._synchronous:
                 primary.settings["synchronous_standby_names"] = "*"
             await primary.start()

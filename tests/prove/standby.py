@@ -5,19 +5,21 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-import subprocess
 import tempfile
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
 
+from tests.prove.bank import set_up
 from undoubt.embedded import EmbeddedServer
 from undoubt.embedded.binaries import bin_folder
-from undoubt.embedded.places import server_user
+from undoubt.embedded.server import run_program
+from undoubt.participants.postgres.schema import migrate
+from undoubt.participants.settings import ParticipantSettings
 
 WITHIN_S = 120.0
 REPLICATION = ["host replication all 127.0.0.1/32 scram-sha-256"]
@@ -42,6 +44,24 @@ async def standby_of(primary: EmbeddedServer) -> AsyncIterator[EmbeddedServer]:
         yield standby
 
 
+async def bank_with_standby(
+    stack: AsyncExitStack, database: str, settings: dict[str, str] | None = None
+) -> tuple[dict[str, str], EmbeddedServer, EmbeddedServer]:
+    """The databases of :mod:`.bank` on servers that end with ``stack``: their dsns, the primary of
+    ``payments``, which is stopped, and its standby."""
+    orders = await stack.enter_async_context(EmbeddedServer())
+    primary = await stack.enter_async_context(EmbeddedServer(settings, hba=REPLICATION))
+    dsns = {
+        "orders": await orders.create_database(database),
+        "payments": await primary.create_database(database),
+    }
+    await set_up(dsns)
+    for name, dsn in dsns.items():
+        await migrate(name, ParticipantSettings(dsn=dsn))
+    await primary.stop()
+    return dsns, primary, await stack.enter_async_context(standby_of(primary))
+
+
 async def rewound(server: EmbeddedServer, primary: EmbeddedServer) -> None:
     """Start ``server``, a former primary that was killed, as a standby of ``primary``, as Patroni does it:
     ``pg_rewind`` (https://www.postgresql.org/docs/current/app-pgrewind.html), then streaming."""
@@ -51,7 +71,7 @@ async def rewound(server: EmbeddedServer, primary: EmbeddedServer) -> None:
         _configure(each)
     command = [str(bin_folder() / "pg_rewind"), f"--target-pgdata={server.folder / 'data'}"]
     command += [f"--source-server={_source(primary)} dbname=postgres", "--no-sync"]
-    await asyncio.to_thread(_run, command)
+    await asyncio.to_thread(run_program, command)
     _follow(server, primary)
     await server.start()
 
@@ -60,7 +80,7 @@ async def promote(standby: EmbeddedServer, *, by_program: bool) -> None:
     """Promote it by ``pg_ctl promote``, or by a statement."""
     if by_program and standby.folder is not None:
         command = [str(bin_folder() / "pg_ctl"), "promote", "-w", "-D", str(standby.folder / "data")]
-        await asyncio.to_thread(_run, command)
+        await asyncio.to_thread(run_program, command)
     else:
         await ask(standby, "select pg_promote()")
 
@@ -121,19 +141,3 @@ def _configure(server: EmbeddedServer) -> None:
 
 def _source(primary: EmbeddedServer) -> str:
     return f"host=127.0.0.1 port={primary.port} user=postgres password={primary.password}"
-
-
-def _run(command: list[str]) -> None:
-    user = server_user()
-    ended = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd="/",
-        user=user,
-        group=user,
-        extra_groups=None if user is None else [],
-    )
-    if ended.returncode != 0:
-        raise RuntimeError(f"{command[0]} failed: {(ended.stdout + ended.stderr)[-2000:]}")

@@ -261,11 +261,13 @@ def _template() -> Path:
     give(place, user)
     command = [str(bin_folder() / "initdb"), "-D", str(data), "-U", "postgres", "-A", "trust", "-E", "UTF8"]
     command += ["--locale=C.UTF-8", "--no-sync", "--no-instructions"]
-    _run(command, user)
+    run_program(command)
     return data
 
 
-def _run(command: Sequence[str], user: int | None) -> None:
+def run_program(command: Sequence[str]) -> None:
+    """Run a program of PostgreSQL as the user of the servers. Raises :class:`ServerFailed`."""
+    user = server_user()
     ended = subprocess.run(
         command,
         capture_output=True,
