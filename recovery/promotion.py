@@ -126,10 +126,11 @@ class PromotionCheck:
             if kind is None or any(known.gid == gid for known in info.heuristics):
                 continue
             check.lost += 1
+            lost = "has lost" if kind is Settled.HEURISTIC_ROLLBACK else "seems to have lost"
             note = (
-                f"the transaction is committed, and {self._participant.name} has lost this branch: it is on"
+                f"the transaction is committed, and {self._participant.name} {lost} this branch: it is on"
+                f" timeline {check.history.timeline}, and has left timeline {branch.timeline}"
             )
-            note += f" timeline {check.history.timeline}, which left timeline {branch.timeline} before"
             log.error("%s: %s (%s)", kind, gid, note)
             found = Heuristic(gid, kind, Decision.COMMIT, time.time(), note)
             await self._ledger.record_heuristic(found)
